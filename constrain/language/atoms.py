@@ -1,0 +1,356 @@
+"""The atom table: one record per function that the language knows in depth.
+
+A record says everything the rest of the package asks about a function: its shape rule, its sign, its
+monotonicity and curvature (the ingredients of disciplined convex programming, Grant, Boyd & Ye 2006), the torch
+function that computes it, and for each other backend either nothing (the backend has a lowering under the same
+name) or the written reason for refusing. Adding a function is adding a record and a row in the test table.
+
+Shapes here are shapes of one row: the axis of rows (or of group levels) always comes first and is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+__all__ = ["ATOMS", "Atom", "Curvature", "Shape", "ShapeProblem", "Sign", "broadcast", "register"]
+
+Shape: TypeAlias = tuple[int, ...]
+Sign: TypeAlias = Literal["zero", "nonneg", "nonpos", "any"]
+Curvature: TypeAlias = Literal["affine", "convex", "concave", "multilinear", "special", "none"]
+Monotone: TypeAlias = Literal["up", "down", "by-sign", "none"]
+ShapeRule: TypeAlias = Callable[[tuple[Shape, ...], Mapping[str, Any]], Shape]
+SignRule: TypeAlias = Callable[[tuple[Sign, ...]], Sign]
+
+
+class ShapeProblem(ValueError):
+    """Shapes that do not fit; `fix` is what to write instead."""
+
+    def __init__(self, message: str, fix: str | None = None) -> None:
+        super().__init__(message)
+        self.fix = fix
+
+
+@dataclass(frozen=True)
+class Atom:
+    """What is known about one function.
+
+    Attributes:
+        name: key of the table, and name of the lowering in every backend.
+        shape: row shapes and options to the row shape of the result; raises `ShapeProblem`.
+        sign: signs of the arguments to the sign of the result.
+        curvature: `multilinear` is affine in each argument when the others are constant; `special` has a rule of
+            its own in `analysis/curvature.py`; `none` is neither convex nor concave on its domain.
+        monotone: per argument; `by-sign` means nondecreasing on nonneg arguments, nonincreasing on nonpos ones.
+        torch: path of the torch function, or `rowwise.NAME` for one in `runtime/rowwise.py` that is told how many
+            leading axes are rows or levels.
+        refusals: backend name to the reason why it cannot take this function.
+    """
+
+    name: str
+    shape: ShapeRule
+    sign: SignRule
+    curvature: Curvature
+    monotone: tuple[Monotone, ...]
+    torch: str
+    refusals: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+# ---------------------------------------------------------------------------------------- shape rules
+def broadcast(shapes: tuple[Shape, ...], _options: Mapping[str, Any] | None = None) -> Shape:
+    """NumPy broadcasting of row shapes."""
+    rank = max(map(len, shapes), default=0)
+    result: list[int] = []
+    for position in range(-rank, 0):
+        sizes = {s[position] for s in shapes if len(s) >= -position} - {1}
+        if len(sizes) > 1:
+            raise ShapeProblem("shapes do not broadcast: " + " and ".join(map(str, shapes)))
+        result.append(sizes.pop() if sizes else 1)
+    return tuple(result)
+
+
+def _first(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
+    return shapes[0]
+
+
+def _scalar(_shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
+    return ()
+
+
+def _reduce(shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> Shape:
+    shape, axes, keep = shapes[0], options.get("axis"), options.get("keepdims", False)
+    if axes is None:
+        return tuple(1 for _ in shape) if keep else ()
+    for axis in axes:
+        if not -len(shape) <= axis < 0:
+            raise ShapeProblem(f"axis {axis} is outside of an expression with shape {shape}")
+    drop = {axis + len(shape) for axis in axes}
+    return tuple(1 if i in drop else n for i, n in enumerate(shape) if keep or i not in drop)
+
+
+def _matmul(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
+    a, b = shapes
+    if not a or not b:
+        raise ShapeProblem(f"@ needs vectors or matrices, got shapes {a} and {b}", "use * for a scalar factor")
+    inner_a, inner_b = a[-1], b[-2] if len(b) > 1 else b[0]
+    if inner_a != inner_b:
+        raise ShapeProblem(f"inner sizes of @ differ: {a} @ {b} ({inner_a} against {inner_b})")
+    batch = broadcast((a[:-2], b[:-2]))
+    return (*batch, *(a[-2:-1] if len(a) > 1 else ()), *(b[-1:] if len(b) > 1 else ()))
+
+
+def _linear(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
+    x, weight = shapes[0], shapes[1]
+    if not x or x[-1] != weight[-1]:
+        raise ShapeProblem(f"a linear layer with weight {weight} cannot take a row of shape {x}")
+    return (*x[:-1], *weight[:-1])
+
+
+def _classes(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
+    scores, target = shapes[0], shapes[1]
+    if len(scores) != 1:
+        raise ShapeProblem(f"cross_entropy needs one score per class and row, got a row of shape {scores}")
+    if target not in ((), scores):
+        raise ShapeProblem(f"the target of cross_entropy has row shape {target}; expected () or {scores}")
+    return ()
+
+
+def _index(shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> Shape:
+    shape, key = shapes[0], options["key"]
+    used = sum(1 for k in key if k not in ("...", None))
+    if used > len(shape):
+        raise ShapeProblem(f"{used} indices for an expression with shape {shape}")
+    result: list[int] = []
+    position = 0
+    for k in key:
+        if k == "...":
+            skip = len(shape) - used
+            result += shape[position : position + skip]
+            position += skip
+        elif k is None:
+            result.append(1)
+        elif isinstance(k, int):
+            if not -shape[position] <= k < shape[position]:
+                raise ShapeProblem(f"index {k} is outside of an axis with {shape[position]} entries")
+            position += 1
+        elif isinstance(k, tuple) and k[0] == "list":
+            result.append(len(k[1]))
+            position += 1
+        else:
+            result.append(len(range(*slice(*k[1:]).indices(shape[position]))))
+            position += 1
+    return (*result, *shape[position:])
+
+
+def _reshape(shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> Shape:
+    new, size = options["shape"], math.prod(shapes[0])
+    if -1 in new:
+        known = -math.prod(new)
+        new = tuple(size // known if n == -1 and known else n for n in new)
+    if math.prod(new) != size:
+        raise ShapeProblem(f"cannot reshape {shapes[0]} ({size} entries) to {tuple(options['shape'])}")
+    return tuple(new)
+
+
+def _transpose(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
+    return tuple(reversed(shapes[0]))
+
+
+def _stack(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
+    return (len(shapes), *broadcast(shapes))
+
+
+def _quad_form(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
+    x, p = shapes
+    if len(x) != 1 or p != (x[0], x[0]):
+        raise ShapeProblem(f"quad_form(x, P) needs x:(n,) and P:(n, n), got {x} and {p}")
+    return ()
+
+
+def _square_matrix(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
+    if len(shapes[0]) != 2 or shapes[0][0] != shapes[0][1]:
+        raise ShapeProblem(f"a square matrix is needed, got shape {shapes[0]}")
+    return shapes[0]
+
+
+def _trace(shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> Shape:
+    _square_matrix(shapes, options)
+    return ()
+
+
+def _einsum(shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> Shape:
+    inputs, _, output = options["equation"].replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if len(terms) != len(shapes) or "." in inputs:
+        raise ShapeProblem(f"einsum {options['equation']!r} does not name {len(shapes)} operands letter by letter")
+    sizes: dict[str, int] = {}
+    for term, shape in zip(terms, shapes, strict=True):
+        if len(term) != len(shape):
+            raise ShapeProblem(f"einsum term {term!r} has {len(term)} letters for shape {shape}")
+        for letter, size in zip(term, shape, strict=True):
+            if sizes.setdefault(letter, size) != size:
+                raise ShapeProblem(f"einsum letter {letter!r} has sizes {sizes[letter]} and {size}")
+    return tuple(sizes[letter] for letter in output)
+
+
+# ----------------------------------------------------------------------------------------- sign rules
+def _fixed(sign: Sign) -> SignRule:
+    return lambda _signs: sign
+
+
+def _same(signs: tuple[Sign, ...]) -> Sign:
+    return signs[0]
+
+
+def _flip(sign: Sign) -> Sign:
+    flipped: dict[Sign, Sign] = {"nonneg": "nonpos", "nonpos": "nonneg", "zero": "zero", "any": "any"}
+    return flipped[sign]
+
+
+def _sum_sign(signs: tuple[Sign, ...]) -> Sign:
+    real = set(signs) - {"zero"}
+    if not real:
+        return "zero"
+    return real.pop() if len(real) == 1 else "any"
+
+
+def _product_sign(signs: tuple[Sign, ...]) -> Sign:
+    if "zero" in signs:
+        return "zero"
+    if "any" in signs:
+        return "any"
+    return "nonpos" if sum(s == "nonpos" for s in signs) % 2 else "nonneg"
+
+
+def _max_sign(signs: tuple[Sign, ...]) -> Sign:
+    if "nonneg" in signs:
+        return "nonneg"
+    if "any" in signs:
+        return "any"
+    return "zero" if "zero" in signs else "nonpos"
+
+
+def _min_sign(signs: tuple[Sign, ...]) -> Sign:
+    return _flip(_max_sign(tuple(_flip(s) for s in signs)))
+
+
+# ----------------------------------------------------------------------------------------------- table
+_NO_CVXPY = "has no disciplined convex form"
+ATOMS: dict[str, Atom] = {}
+
+
+def register(atom: Atom) -> Atom:
+    """Adds a record to the table.
+
+    Raises:
+        ValueError: when the name is taken.
+    """
+    if atom.name in ATOMS:
+        raise ValueError(f"an atom named {atom.name!r} is already registered")
+    ATOMS[atom.name] = atom
+    return atom
+
+
+def _add(
+    name: str,
+    curvature: Curvature,
+    monotone: tuple[Monotone, ...] | Monotone,
+    sign: SignRule | Sign,
+    torch: str | None = None,
+    shape: ShapeRule = broadcast,
+    cvxpy: str | None = None,
+) -> None:
+    register(
+        Atom(
+            name=name,
+            shape=shape,
+            sign=_fixed(sign) if isinstance(sign, str) else sign,
+            curvature=curvature,
+            monotone=(monotone,) if isinstance(monotone, str) else monotone,
+            torch=torch or f"torch.{name}",
+            refusals={} if cvxpy is None else {"cvxpy": cvxpy},
+        )
+    )
+
+
+# arithmetic
+_add("add", "affine", ("up", "up"), _sum_sign)
+_add("sub", "affine", ("up", "down"), lambda s: _sum_sign((s[0], _flip(s[1]))))
+_add("neg", "affine", "down", lambda s: _flip(s[0]))
+_add("mul", "multilinear", ("none", "none"), _product_sign)
+_add("div", "special", ("none", "none"), _product_sign)
+_add("pow", "special", ("none", "none"), "any")
+_add("matmul", "multilinear", ("none", "none"), "any", "rowwise.matmul", _matmul)
+_add("linear", "multilinear", ("none", "none", "none"), "any", "rowwise.linear", _linear)
+_add("einsum", "multilinear", ("none", "none"), "any", "rowwise.einsum", _einsum)
+# elementwise, one argument
+_add("abs", "convex", "by-sign", "nonneg")
+_add("square", "convex", "by-sign", "nonneg")
+_add("exp", "convex", "up", "nonneg")
+_add("expm1", "convex", "up", "any")
+_add("log", "concave", "up", "any")
+_add("log1p", "concave", "up", _same)
+_add("sqrt", "concave", "up", "nonneg")
+_add("reciprocal", "special", "down", _same)
+_add("entr", "concave", "none", "any", "rowwise.entr")
+_add("relu", "convex", "up", "nonneg", "torch.relu")
+_add("softplus", "convex", "up", "nonneg", "torch.nn.functional.softplus")
+_add("logsigmoid", "concave", "up", "nonpos", "torch.nn.functional.logsigmoid")
+_add("sigmoid", "none", "up", "nonneg", cvxpy=f"sigmoid {_NO_CVXPY}: it is convex below 0 and concave above")
+_add("tanh", "none", "up", _same, cvxpy=f"tanh {_NO_CVXPY}")
+_add("sin", "none", "none", "any", cvxpy=f"sin {_NO_CVXPY}")
+_add("cos", "none", "none", "any", cvxpy=f"cos {_NO_CVXPY}")
+_add("erf", "none", "up", _same, "torch.erf", cvxpy=f"erf {_NO_CVXPY}")
+_add("gelu", "none", "none", "any", "torch.nn.functional.gelu", cvxpy=f"gelu {_NO_CVXPY}")
+_add("silu", "none", "none", "any", "torch.nn.functional.silu", cvxpy=f"silu {_NO_CVXPY}")
+_add("elu", "none", "up", "any", "torch.nn.functional.elu", cvxpy=f"elu {_NO_CVXPY} that cvxpy has an atom for")
+_add("sign", "none", "up", _same, cvxpy=f"sign {_NO_CVXPY}: it jumps at 0")
+_add("floor", "none", "up", "any", cvxpy=f"floor {_NO_CVXPY}: it jumps")
+# elementwise, two arguments
+_add("maximum", "convex", ("up", "up"), _max_sign)
+_add("minimum", "concave", ("up", "up"), _min_sign)
+_add("kl_div", "convex", ("none", "none"), "nonneg", "rowwise.kl_div")
+_add("rel_entr", "convex", ("none", "down"), "any", "rowwise.rel_entr")
+_add("huber", "convex", "by-sign", "nonneg", "rowwise.huber")
+# losses, one value per row
+_add(
+    "binary_cross_entropy_with_logits",
+    "special",
+    ("none", "none"),
+    "any",
+    "rowwise.binary_cross_entropy_with_logits",
+)
+_add("binary_cross_entropy", "special", ("none", "none"), "nonneg", "rowwise.binary_cross_entropy")
+_add("cross_entropy", "special", ("none", "none"), "nonneg", "rowwise.cross_entropy", _classes)
+_add("mse_loss", "convex", ("none", "none"), "nonneg", "rowwise.mse_loss")
+_add("l1_loss", "convex", ("none", "none"), "nonneg", "rowwise.l1_loss")
+# reductions; `axis` is a tuple of negative axes of the row shape, None for all of them
+_add("sum", "affine", "up", _same, "rowwise.sum", _reduce)
+_add("mean", "affine", "up", _same, "rowwise.mean", _reduce)
+_add("max", "convex", "up", _same, "rowwise.max", _reduce)
+_add("min", "concave", "up", _same, "rowwise.min", _reduce)
+_add("logsumexp", "convex", "up", "any", "rowwise.logsumexp", _reduce)
+_add("norm", "convex", "by-sign", "nonneg", "rowwise.norm", _reduce)
+_add("sum_squares", "convex", "by-sign", "nonneg", "rowwise.sum_squares", _reduce)
+_add("count_nonzero", "none", "none", "nonneg", "rowwise.count_nonzero", _reduce,
+     cvxpy="count_nonzero is an integer function: it needs the mixed-integer route")  # fmt: skip
+_add("softmax", "none", "none", "nonneg", "rowwise.softmax", _first, cvxpy=f"softmax {_NO_CVXPY}")
+_add("log_softmax", "concave", "none", "nonpos", "rowwise.log_softmax", _first)
+# structure
+_add("index", "affine", "up", _same, "rowwise.index", _index)
+_add("reshape", "affine", "up", _same, "rowwise.reshape", _reshape)
+_add("transpose", "affine", "up", _same, "rowwise.transpose", _transpose)
+_add("stack", "affine", "up", _sum_sign, "rowwise.stack", _stack)
+_add("where", "special", ("none", "none", "none"), lambda s: _sum_sign(s[1:]), "torch.where")
+# matrices and quadratic forms
+_add("quad_form", "special", ("none", "none"), "any", "rowwise.quad_form", _quad_form)
+_add("trace", "affine", "up", "any", "rowwise.trace", _trace)
+_add("matrix_exp", "none", "none", "any", "torch.matrix_exp", _square_matrix, cvxpy=f"matrix_exp {_NO_CVXPY}")
+_add("logdet", "special", "none", "any", "torch.logdet", _trace)
+# reductions over the levels of `by=`
+_add("max_levels", "convex", "up", _same, "rowwise.max_levels", _first)
+_add("min_levels", "concave", "up", _same, "rowwise.min_levels", _first)
+_add("sum_levels", "affine", "up", _same, "rowwise.sum_levels", _first)
+_add("mean_levels", "affine", "up", _same, "rowwise.mean_levels", _first)

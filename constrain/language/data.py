@@ -1,0 +1,166 @@
+"""Finite samples with named columns."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any
+
+from constrain.errors import DataError, ModelingError
+from constrain.language import nodes as n
+from constrain.language.location import here
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from constrain.language.expr import Expr
+
+__all__ = ["Batch", "Data", "Subset", "static_shape"]
+
+
+def static_shape(value: Any) -> tuple[int, ...] | None:
+    """Shape of an array-like (tensor, array, series, nested list), or None when it has none."""
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return tuple(int(size) for size in shape)
+    if isinstance(value, (list, tuple)):
+        if not value:
+            return (0,)
+        inner = static_shape(value[0])
+        return (len(value),) if inner is None else (len(value), *inner)
+    return None
+
+
+class Data:
+    """A finite sample: named columns of equal length, one row per example.
+
+    `D.x` is a random variable: an expression whose axis is the rows of `D`. Columns may be torch tensors, NumPy
+    arrays, pandas or polars series, or lists; text columns are categorical and keep their level names. Nothing is
+    copied or converted before a problem is compiled.
+
+    Args:
+        name: how reports and messages call the sample.
+        columns: array-likes whose first axis is the row axis.
+
+    Raises:
+        DataError: E112 when the columns differ in length or one has no rows.
+    """
+
+    def __init__(self, name: str, /, **columns: Any) -> None:
+        if not isinstance(name, str):
+            raise ModelingError("E117", "the first argument of cn.Data is its name", fix='cn.Data("train", x=X)')
+        if not columns:
+            raise DataError("E112", f"data {name!r} has no columns", at=here(), fix=f'cn.Data("{name}", x=X, y=y)')
+        self.name = name
+        self._columns = dict(columns)
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        for column, value in columns.items():
+            shape = static_shape(value)
+            if not shape:
+                raise DataError(
+                    "E112",
+                    f"column {column!r} of data {name!r} is a {type(value).__name__} without rows",
+                    at=here(),
+                    fix="a tensor, an array, a series or a list with one entry per row",
+                )
+            self._shapes[column] = shape
+        lengths = {shape[0] for shape in self._shapes.values()}
+        if len(lengths) > 1:
+            listed = ", ".join(f"{c}:{s}" for c, s in self._shapes.items())
+            raise DataError("E112", f"the columns of data {name!r} differ in length: {listed}", at=here())
+        if lengths == {0}:
+            raise DataError("E124", f"data {name!r} has no rows", at=here())
+
+    @classmethod
+    def from_frame(cls, name: str, frame: Any, **roles: str | Sequence[str]) -> Data:
+        """A sample out of a data frame (pandas or polars).
+
+        Args:
+            name: how reports call the sample.
+            frame: the frame.
+            roles: column of the sample to column, or list of columns, of the frame; without roles every column of
+                the frame is taken under its own name.
+
+        Raises:
+            DataError: E106 when the frame has no such column.
+        """
+        known = [str(c) for c in frame.columns]
+        chosen = roles or {c: c for c in known}
+        columns: dict[str, Any] = {}
+        for role, source in chosen.items():
+            for wanted in [source] if isinstance(source, str) else source:
+                if wanted not in known:
+                    raise DataError("E106", f"the frame has no column {wanted!r}{suggest(wanted, known)}", at=here())
+            columns[role] = frame[source].to_numpy() if isinstance(source, str) else frame[list(source)].to_numpy()
+        return cls(name, **columns)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        return tuple(self._columns)
+
+    def __len__(self) -> int:
+        return next(iter(self._shapes.values()))[0]
+
+    def __repr__(self) -> str:
+        listed = ", ".join(f"{c}:{s}" for c, s in self._shapes.items())
+        return f"<Data {self.name} with {len(self)} rows: {listed}>"
+
+    def __getattr__(self, column: str) -> Expr:
+        if column.startswith("_"):
+            raise AttributeError(column)
+        return self[column]
+
+    def __getitem__(self, column: str) -> Expr:
+        from constrain.language.expr import Expr
+
+        if column not in self._columns:
+            raise ModelingError(
+                "E106",
+                f"data {self.name!r} has no column {column!r}{suggest(column, self._columns)}",
+                at=here(),
+                fix=f"one of {', '.join(self._columns)}",
+            )
+        return Expr(n.Column(self, column, loc=here()))
+
+    def row_shape(self, column: str) -> tuple[int, ...]:
+        """Shape of one row of a column."""
+        return self._shapes[column][1:]
+
+    def values(self, column: str) -> Any:
+        """The column as it was given."""
+        return self._columns[column]
+
+    def where(self, event: Expr) -> Subset:
+        """The rows where an event holds, for `forall`."""
+        from constrain.language.expr import as_event
+
+        return Subset(self, as_event(event, "where").node)
+
+    def rows(self, index: Any) -> Batch:
+        """A batch: the same columns, those rows. `index` is an integer array or tensor, a slice or a range."""
+        return Batch(self, index)
+
+
+class Subset:
+    """Rows of a sample selected by an event; made by `Data.where`."""
+
+    def __init__(self, data: Data, event: n.Node) -> None:
+        self.data = data
+        self.event = event
+
+
+class Batch:
+    """Some rows of a sample, by position; made by `Data.rows`."""
+
+    def __init__(self, data: Data, index: Any) -> None:
+        self.data = data
+        self.index = index
+
+    def __repr__(self) -> str:
+        return f"<Batch of {self.data.name}>"
+
+
+def suggest(word: str, known: Any) -> str:
+    """`; did you mean 'group'?` when a known word is close, else nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,206 @@
+"""Functions of expressions that need no torch: `cn.sum`, `cn.quad_form`, `cn.max` and friends.
+
+Axes count within one row: `axis=0` is the first axis of a row, `axis=-1` the last. Over the group levels that
+`by=` makes, `sum`, `mean`, `max` and `min` without an axis reduce the levels: `cn.max(E(loss, by=D.group))` is the
+worst group.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from constrain.errors import ModelingError
+from constrain.language import nodes as n
+from constrain.language.expr import Expr, apply, as_expr, as_node
+from constrain.language.location import here
+from constrain.language.symbols import Model
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "abs",
+    "count_nonzero",
+    "entr",
+    "exp",
+    "kl_div",
+    "log",
+    "logsumexp",
+    "max",
+    "maximum",
+    "mean",
+    "min",
+    "minimum",
+    "norm",
+    "quad_form",
+    "rel_entr",
+    "relu",
+    "sigmoid",
+    "softplus",
+    "sqrt",
+    "square",
+    "stack",
+    "sum",
+    "sum_squares",
+    "trace",
+    "where",
+]
+
+
+def _axis(e: Expr, axis: int | Sequence[int] | None) -> tuple[int, ...] | None:
+    if axis is None:
+        return None
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    if e.shape is None:
+        if any(a >= 0 for a in axes):
+            raise ModelingError("E115", f"the shape of {e} is not known yet", at=here(), fix="a negative axis")
+        return axes
+    rank = len(e.shape)
+    for a in axes:
+        if not -rank <= a < rank:
+            raise ModelingError("E112", f"axis {a} of {e}, which has shape {e.shape}", at=here())
+    return tuple(sorted(a - rank if a >= 0 else a for a in axes))
+
+
+def _reduce(atom: str, expr: Any, axis: int | Sequence[int] | None, keepdims: bool, **options: Any) -> Expr:
+    if isinstance(expr, (list, tuple)):
+        expr = stack(*expr)
+    e = as_expr(expr)
+    if e.type.levels is not None and axis is None and atom in ("sum", "mean", "max", "min"):
+        return apply(f"{atom}_levels", e)
+    return apply(atom, e, axis=_axis(e, axis), keepdims=keepdims, **options)
+
+
+def sum(expr: Any, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Expr:  # noqa: A001
+    """Sum of the entries of one row (over `axis`), or of a list of expressions."""
+    return _reduce("sum", expr, axis, keepdims)
+
+
+def mean(expr: Any, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Expr:
+    """Mean of the entries of one row (over `axis`). The average over rows is `E`."""
+    return _reduce("mean", expr, axis, keepdims)
+
+
+def max(expr: Any, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Expr:  # noqa: A001
+    """Largest entry; of a `by=` block the worst level."""
+    return _reduce("max", expr, axis, keepdims)
+
+
+def min(expr: Any, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Expr:  # noqa: A001
+    """Smallest entry; of a `by=` block the smallest level."""
+    return _reduce("min", expr, axis, keepdims)
+
+
+def logsumexp(expr: Any, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Expr:
+    """log(sum(exp(e)))."""
+    return _reduce("logsumexp", expr, axis, keepdims)
+
+
+def norm(expr: Any, ord: float = 2, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Expr:  # noqa: A002
+    """The `ord`-norm of the entries (1, 2 or inf; as one vector, also for matrices)."""
+    return _reduce("norm", _entries(expr), axis, keepdims, ord=float(ord))
+
+
+def sum_squares(expr: Any, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Expr:
+    """Sum of squared entries; of a `Model`, of all its trainable parameters."""
+    return _reduce("sum_squares", _entries(expr), axis, keepdims)
+
+
+def count_nonzero(expr: Any, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Expr:
+    """Number of non-zero entries (an integer function)."""
+    return _reduce("count_nonzero", expr, axis, keepdims)
+
+
+def _entries(expr: Any) -> Any:
+    return Expr(n.Weights(expr, loc=here())) if isinstance(expr, Model) else expr
+
+
+def maximum(a: Any, b: Any, *more: Any) -> Expr:
+    """The largest of the arguments, entry by entry."""
+    result = apply("maximum", a, b)
+    for c in more:
+        result = apply("maximum", result, c)
+    return result
+
+
+def minimum(a: Any, b: Any, *more: Any) -> Expr:
+    """The smallest of the arguments, entry by entry."""
+    result = apply("minimum", a, b)
+    for c in more:
+        result = apply("minimum", result, c)
+    return result
+
+
+def abs(expr: Any) -> Expr:  # noqa: A001
+    """Absolute value."""
+    return apply("abs", expr)
+
+
+def square(expr: Any) -> Expr:
+    """e**2, entry by entry."""
+    return apply("square", expr)
+
+
+def sqrt(expr: Any) -> Expr:
+    """Square root."""
+    return apply("sqrt", expr)
+
+
+def exp(expr: Any) -> Expr:
+    """Exponential."""
+    return apply("exp", expr)
+
+
+def log(expr: Any) -> Expr:
+    """Natural logarithm."""
+    return apply("log", expr)
+
+
+def sigmoid(expr: Any) -> Expr:
+    """1 / (1 + exp(-e))."""
+    return apply("sigmoid", expr)
+
+
+def softplus(expr: Any) -> Expr:
+    """log(1 + exp(e))."""
+    return apply("softplus", expr)
+
+
+def relu(expr: Any) -> Expr:
+    """max(e, 0)."""
+    return apply("relu", expr)
+
+
+def entr(expr: Any) -> Expr:
+    """Entropy of each entry, -e log e, in nats (0 at 0)."""
+    return apply("entr", expr)
+
+
+def rel_entr(p: Any, q: Any) -> Expr:
+    """p log(p / q), entry by entry; its sum over a distribution is the Kullback-Leibler divergence."""
+    return apply("rel_entr", p, q)
+
+
+def kl_div(p: Any, q: Any) -> Expr:
+    """p log(p / q) - p + q, entry by entry: nonnegative, and zero only at p = q."""
+    return apply("kl_div", p, q)
+
+
+def quad_form(x: Any, P: Any) -> Expr:  # noqa: N803  # the field's name
+    """x' P x for a vector and a square matrix."""
+    return apply("quad_form", x, P)
+
+
+def trace(expr: Any) -> Expr:
+    """Sum of the diagonal of a square matrix."""
+    return apply("trace", expr)
+
+
+def stack(*parts: Any) -> Expr:
+    """Expressions of one shape as entries of a new first axis."""
+    return apply("stack", *parts)
+
+
+def where(event: Expr, a: Any, b: Any) -> Expr:
+    """`a` where the event holds, else `b`, row by row."""
+    return Expr(n.Apply("where", (as_node(event), as_node(a), as_node(b)), loc=here()))

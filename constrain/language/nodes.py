@@ -1,0 +1,421 @@
+"""The closed set of nodes a problem is made of.
+
+A node is frozen, compares by structure and hashes; where it was written (`loc`) is no part of its identity.
+Only `Expr` (see `expr.py`) has operators. Interpreters `match` on the union `AnyNode` and end in
+`assert_never`, so that the type checker lists what a new node still needs.
+
+Standard library only: arrays, tensors and modules are held by symbols that compare by identity.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from constrain.language.data import Data
+    from constrain.language.location import Location
+    from constrain.language.symbols import Model
+
+__all__ = [
+    "AnyNode",
+    "Apply",
+    "Array",
+    "ArraySymbol",
+    "Between",
+    "Call",
+    "CompareOp",
+    "Column",
+    "Comparison",
+    "Constant",
+    "Decision",
+    "ForAll",
+    "Indicator",
+    "Knob",
+    "Logic",
+    "Mean",
+    "Moment",
+    "Node",
+    "Opaque",
+    "ParameterSymbol",
+    "Rate",
+    "Scalar",
+    "VariableSymbol",
+    "Weights",
+    "children",
+    "fold",
+    "intern",
+    "mentions",
+    "postorder",
+    "rebuild",
+]
+
+T = TypeVar("T")
+Scalar: TypeAlias = bool | int | float
+CompareOp: TypeAlias = Literal["<=", ">=", "==", "<", ">", "!="]
+
+
+# --------------------------------------------------------------------------------------------- symbols
+@dataclass(eq=False)
+class VariableSymbol:
+    """A decision tensor: what `Variable` declares. Its `value` is the start before and the result after a solve."""
+
+    name: str
+    shape: tuple[int, ...]
+    nonneg: bool = False
+    boolean: bool = False
+    integer: bool = False
+    bounds: tuple[Any, Any] | None = None
+    value: Any = None
+
+
+@dataclass(eq=False)
+class ParameterSymbol:
+    """A constant that may change between solves: what `Parameter` declares."""
+
+    name: str
+    shape: tuple[int, ...]
+    value: Any = None
+
+
+@dataclass(eq=False)
+class ArraySymbol:
+    """An array or tensor of the user's program, used as a constant."""
+
+    name: str | None
+    shape: tuple[int, ...]
+    value: Any
+
+    _interned = weakref.WeakValueDictionary[int, "ArraySymbol"]()
+
+    @classmethod
+    def of(cls, value: Any, shape: tuple[int, ...], name: str | None) -> ArraySymbol:
+        """The symbol of this very object: the same array captured twice is the same constant."""
+        known = cls._interned.get(id(value))
+        if known is not None and known.value is value:
+            return known
+        symbol = cls(name, shape, value)
+        cls._interned[id(value)] = symbol
+        return symbol
+
+
+# ----------------------------------------------------------------------------------------------- nodes
+@dataclass(frozen=True, eq=False)
+class Node:
+    """Base of all nodes: structural equality with a cached hash, and a source location beside it."""
+
+    loc: Location | None = field(default=None, kw_only=True, repr=False)
+
+    def __post_init__(self) -> None:
+        key = tuple(getattr(self, f.name) for f in fields(self) if f.name != "loc")
+        object.__setattr__(self, "_key", key)
+        object.__setattr__(self, "_hash", hash((type(self).__name__, key)))
+
+    def __hash__(self) -> int:
+        return self._hash  # type: ignore[attr-defined, no-any-return]  # set in __post_init__
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return (
+            type(self) is type(other)
+            and hash(self) == hash(other)
+            and self._key == other._key  # type: ignore[attr-defined]  # set in __post_init__
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Constant(Node):
+    """A number."""
+
+    value: Scalar
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # 1, 1.0 and True are equal in Python but print differently: the type is part of the identity.
+        object.__setattr__(self, "_key", (type(self.value).__name__, self.value))
+
+
+@dataclass(frozen=True, eq=False)
+class Array(Node):
+    """A constant array of the user's program."""
+
+    symbol: ArraySymbol
+
+
+@dataclass(frozen=True, eq=False)
+class Column(Node):
+    """A column of a finite sample: a random variable."""
+
+    data: Data
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Decision(Node):
+    """A `Variable`."""
+
+    symbol: VariableSymbol
+
+
+@dataclass(frozen=True, eq=False)
+class Knob(Node):
+    """A `Parameter`."""
+
+    symbol: ParameterSymbol
+
+
+@dataclass(frozen=True, eq=False)
+class Weights(Node):
+    """All trainable parameters of a model as one flat vector."""
+
+    model: Model
+
+
+@dataclass(frozen=True, eq=False)
+class Call(Node):
+    """A model applied to expressions: per row when they are per row."""
+
+    model: Model
+    args: tuple[Node, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Apply(Node):
+    """A function from the atom table (`atoms.py`) applied to nodes, with static options."""
+
+    atom: str
+    args: tuple[Node, ...]
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def option(self, name: str, default: Any = None) -> Any:
+        """The static option `name`."""
+        return dict(self.options).get(name, default)
+
+
+@dataclass(frozen=True, eq=False)
+class Opaque(Node):
+    """A torch function outside the atom table: usable, curvature unknown.
+
+    `arguments` holds nodes and plain values in the order they were written; `keywords` likewise.
+    """
+
+    path: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    keywords: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison(Node):
+    """`lhs op rhs`: an event when it is random, a constraint when it is deterministic."""
+
+    op: CompareOp
+    lhs: Node
+    rhs: Node
+
+
+@dataclass(frozen=True, eq=False)
+class Logic(Node):
+    """A compound event."""
+
+    op: Literal["and", "or", "not"]
+    args: tuple[Node, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Indicator(Node):
+    """1 where an event holds, else 0.
+
+    Its exact value is used in reports and multiplier updates. `surrogate` names the differentiable stand-in of
+    the primal gradient (None where the event involves no decision).
+    """
+
+    event: Node
+    surrogate: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Mean(Node):
+    """`E(arg, given=, by=)`."""
+
+    arg: Node
+    given: Node | None = None
+    by: tuple[Column, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Rate(Node):
+    """`P(event, given=, by=, surrogate=)`."""
+
+    event: Node
+    given: Node | None = None
+    by: tuple[Column, ...] = ()
+    surrogate: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Between(Node):
+    """`lower <= arg <= upper` as one constraint."""
+
+    lower: Node
+    arg: Node
+    upper: Node
+
+
+@dataclass(frozen=True, eq=False)
+class ForAll(Node):
+    """One constraint per row of `data` (where the event `where` holds)."""
+
+    data: Data
+    where: Node | None
+    relation: Node
+
+
+@dataclass(frozen=True, eq=False)
+class Moment(Node):
+    """The average of a per-row integrand with weights that are known before solving.
+
+    Made by lowering only. Over the rows where `given` holds (an event of the data alone), one value per level
+    of `by`. Linear in the integrand: the weight of row i is 1{i in A, level} / (n * share(A, level)).
+    """
+
+    data: Data
+    integrand: Node
+    given: Node | None = None
+    by: tuple[Column, ...] = ()
+
+
+AnyNode: TypeAlias = (
+    Constant
+    | Array
+    | Column
+    | Decision
+    | Knob
+    | Weights
+    | Call
+    | Apply
+    | Opaque
+    | Comparison
+    | Logic
+    | Indicator
+    | Mean
+    | Rate
+    | Between
+    | ForAll
+    | Moment
+)
+
+
+# ------------------------------------------------------------------------------------------- traversal
+def children(node: Node) -> tuple[Node, ...]:
+    """Direct sub-nodes in the user's order."""
+    match node:
+        case Call(args=args) | Apply(args=args) | Logic(args=args):
+            return args
+        case Opaque(arguments=arguments, keywords=keywords):
+            found = [a for a in arguments if isinstance(a, Node)]
+            return (*found, *(v for _, v in keywords if isinstance(v, Node)))
+        case Comparison(lhs=lhs, rhs=rhs):
+            return (lhs, rhs)
+        case Indicator(event=event):
+            return (event,)
+        case Mean(arg=arg, given=given, by=by) | Rate(event=arg, given=given, by=by):
+            return (arg, *(() if given is None else (given,)), *by)
+        case Moment(integrand=arg, given=given, by=by):
+            return (arg, *(() if given is None else (given,)), *by)
+        case Between(lower=lower, arg=arg, upper=upper):
+            return (lower, arg, upper)
+        case ForAll(where=where, relation=relation):
+            return (relation,) if where is None else (where, relation)
+        case _:
+            return ()
+
+
+def _refill(items: Iterable[Any], new: Iterator[Node]) -> tuple[Any, ...]:
+    return tuple(next(new) if isinstance(item, Node) else item for item in items)
+
+
+def rebuild(node: Node, new: tuple[Node, ...]) -> Node:
+    """The same node with other children, given in the order of `children`."""
+    if all(a is b for a, b in zip(children(node), new, strict=True)):
+        return node
+    it = iter(new)
+    loc = node.loc
+    match node:
+        case Call(model=model):
+            return Call(model, new, loc=loc)
+        case Apply(atom=atom, options=options):
+            return Apply(atom, new, options, loc=loc)
+        case Logic(op=op):
+            return Logic(op, new, loc=loc)
+        case Opaque(path=path, function=function, arguments=arguments, keywords=keywords):
+            filled = _refill(arguments, it)
+            values = _refill((v for _, v in keywords), it)
+            named = tuple((k, v) for (k, _), v in zip(keywords, values, strict=True))
+            return Opaque(path, function, filled, named, loc=loc)
+        case Comparison(op=op):
+            return Comparison(op, new[0], new[1], loc=loc)
+        case Indicator(surrogate=surrogate):
+            return Indicator(new[0], surrogate, loc=loc)
+        case Mean(given=given):
+            arg, event = next(it), None if given is None else next(it)
+            return Mean(arg, event, tuple(it), loc=loc)  # type: ignore[arg-type]  # by stays columns
+        case Rate(given=given, surrogate=surrogate):
+            arg, event = next(it), None if given is None else next(it)
+            return Rate(arg, event, tuple(it), surrogate, loc=loc)  # type: ignore[arg-type]
+        case Moment(data=data, given=given):
+            arg, event = next(it), None if given is None else next(it)
+            return Moment(data, arg, event, tuple(it), loc=loc)  # type: ignore[arg-type]
+        case Between():
+            return Between(new[0], new[1], new[2], loc=loc)
+        case ForAll(data=data, where=where):
+            event = None if where is None else next(it)
+            return ForAll(data, event, next(it), loc=loc)
+        case _:
+            return node
+
+
+def postorder(*roots: Node) -> list[Node]:
+    """Every distinct node under `roots`, children first. Iterative: sums of 10 000 terms are fine."""
+    seen: set[int] = set()
+    order: list[Node] = []
+    stack: list[tuple[Node, bool]] = [(root, False) for root in reversed(roots)]
+    while stack:
+        node, expanded = stack.pop()
+        if expanded:
+            order.append(node)
+            continue
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        stack.append((node, True))
+        stack.extend((child, False) for child in reversed(children(node)))
+    return order
+
+
+def fold(root: Node, step: Callable[[Node, tuple[T, ...]], T], memo: dict[int, T] | None = None) -> T:
+    """Evaluates `step(node, results of its children)` bottom-up, once per distinct node object."""
+    done: dict[int, T] = {} if memo is None else memo
+    for node in postorder(root):
+        if id(node) not in done:
+            done[id(node)] = step(node, tuple(done[id(child)] for child in children(node)))
+    return done[id(root)]
+
+
+def intern(root: Node, table: dict[Node, Node]) -> Node:
+    """The same expression in which equal sub-expressions are one object (common subexpressions)."""
+
+    def step(node: Node, new: tuple[Node, ...]) -> Node:
+        rebuilt = rebuild(node, new)
+        return table.setdefault(rebuilt, rebuilt)
+
+    return fold(root, step)
+
+
+def mentions(root: Node, *kinds: type[Node]) -> bool:
+    """Whether a node of one of these kinds occurs under `root`."""
+    return any(isinstance(node, kinds) for node in postorder(root))

@@ -1,0 +1,192 @@
+"""Problems: an objective and named constraints."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+from constrain._lazy import driver, language_printing
+from constrain.errors import ModelingError
+from constrain.language import nodes as n
+from constrain.language.data import Data
+from constrain.language.expr import Constraint, Expr, as_expr
+from constrain.language.location import here
+from constrain.language.symbols import Model
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from constrain.driver import Explanation
+    from constrain.runtime.lagrangian import Lagrangian
+    from constrain.solution import Solution
+
+__all__ = ["Problem", "find", "maximize", "minimize"]
+
+Sense = Literal["minimize", "maximize", "find"]
+
+
+class Problem:
+    """An objective and named constraints. Immutable: `subject_to` returns a larger problem."""
+
+    def __init__(self, sense: Sense, objective: n.Node | None, constraints: Mapping[str, n.Node]) -> None:
+        self.sense: Sense = sense
+        self.objective = objective
+        self.constraints: Mapping[str, n.Node] = MappingProxyType(dict(constraints))
+
+    # ---- building
+    def subject_to(self, **relations: Constraint) -> Problem:
+        """The problem with these constraints added, under the names of the keywords.
+
+        Raises:
+            ModelingError: E101 (still per row), E109, E110 (a Python bool), E111 (no comparison), E130 (name
+                taken).
+        """
+        added = {name: _constraint(name, relation) for name, relation in relations.items()}
+        taken = sorted(set(added) & set(self.constraints))
+        if taken:
+            raise ModelingError("E130", f"the problem already has a constraint {taken[0]!r}", at=here(), fix="another name")
+        return Problem(self.sense, self.objective, {**self.constraints, **added})
+
+    # ---- structure
+    @property
+    def roots(self) -> tuple[n.Node, ...]:
+        """The objective (if any) and the constraints."""
+        own = () if self.objective is None else (self.objective,)
+        return (*own, *self.constraints.values())
+
+    @property
+    def variables(self) -> tuple[n.VariableSymbol, ...]:
+        """Decision tensors, in order of appearance."""
+        return tuple(dict.fromkeys(x.symbol for x in n.postorder(*self.roots) if isinstance(x, n.Decision)))
+
+    @property
+    def parameters(self) -> tuple[n.ParameterSymbol, ...]:
+        """Parameters, in order of appearance."""
+        return tuple(dict.fromkeys(x.symbol for x in n.postorder(*self.roots) if isinstance(x, n.Knob)))
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """Models, in order of appearance."""
+        found = (x.model for x in n.postorder(*self.roots) if isinstance(x, (n.Call, n.Weights)))
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def populations(self) -> tuple[Data, ...]:
+        """Samples, in order of appearance."""
+        nodes = n.postorder(*self.roots)
+        return tuple(dict.fromkeys(x.data for x in nodes if isinstance(x, (n.Column, n.ForAll))))
+
+    # ---- printing
+    def __str__(self) -> str:
+        return str(language_printing().problem_text(self))
+
+    def __repr__(self) -> str:
+        return str(language_printing().problem_source(self))
+
+    def _repr_latex_(self) -> str:
+        return str(language_printing().problem_latex(self))
+
+    def symbols(self) -> dict[str, Any]:
+        """The names that `repr(problem)` uses: `eval(repr(p), p.symbols())` is an equal problem."""
+        return dict(language_printing().problem_symbols(self))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Problem):
+            return NotImplemented
+        return (self.sense, self.objective, list(self.constraints.items())) == (
+            other.sense,
+            other.objective,
+            list(other.constraints.items()),
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.sense, self.objective, tuple(self.constraints.items())))
+
+    # ---- what the driver does with it
+    def explain(self, **options: Any) -> Explanation:
+        """For each term what it is and why, which routes are open, and why the others are not. Solves nothing."""
+        return driver().explain(self, **options)  # type: ignore[no-any-return]
+
+    def solve(self, method: Any = "auto", **options: Any) -> Solution:
+        """Solves the problem; see `constrain.driver.solve` for the options."""
+        return driver().solve(self, method, **options)  # type: ignore[no-any-return]
+
+    def compile(self, **options: Any) -> Lagrangian:
+        """The Lagrangian as a `torch.nn.Module` for a training loop of your own."""
+        return driver().compile(self, **options)  # type: ignore[no-any-return]
+
+    def kkt(self, point: Any = None, multipliers: Any = None, **options: Any) -> Any:
+        """KKT diagnostics at any point, with given or best-fit multipliers; see `constrain.driver.kkt`."""
+        return driver().kkt(self, point, multipliers, **options)
+
+    def to_cvxpy(self, **options: Any) -> Any:
+        """The sample-average program as a `cvxpy.Problem`."""
+        return driver().to_cvxpy(self, **options)
+
+    def to_cooper(self, **options: Any) -> Any:
+        """The problem as a `cooper.ConstrainedMinimizationProblem`."""
+        return driver().to_cooper(self, **options)
+
+
+def _constraint(name: str, relation: Any) -> n.Node:
+    if isinstance(relation, bool):
+        raise ModelingError(
+            "E110",
+            f"constraint {name!r} is the Python bool {relation}: both sides were plain numbers, "
+            "so Python compared them first",
+            at=here(),
+            fix="an expression with a decision on one side",
+        )
+    if isinstance(relation, Expr) and relation.type.event and relation.type.rows is not None:
+        data = relation.type.rows
+        raise ModelingError(
+            "E101",
+            f"constraint {name!r} ( {relation} ) still depends on every row of {data.name} (n={len(data)})",
+            at=relation.node.loc or here(),
+            fix=f"say which you mean: E(lhs) <= rhs, one constraint on the average (1 multiplier); "
+            f"P(event) >= share, a share of rows; forall({data.name}, {relation}), "
+            f"one per row ({len(data)} multipliers)",
+        )
+    if isinstance(relation, Expr) and not relation.type.event:
+        raise ModelingError(
+            "E111", f"constraint {name!r} is not a comparison: {relation}", at=here(), fix="add <= 0, >= 0 or == 0"
+        )
+    if not isinstance(relation, Constraint):
+        raise ModelingError(
+            "E111", f"constraint {name!r} is a {type(relation).__name__}, not a comparison", at=here(), fix="e <= b"
+        )
+    return relation.node
+
+
+def _objective(expr: Any, word: str) -> n.Node:
+    if isinstance(expr, Constraint) or (isinstance(expr, Expr) and expr.type.event):
+        raise ModelingError("E111", f"the objective of {word} is a comparison: {expr}", at=here(), fix=f"cn.{word}(value)")
+    e = as_expr(expr)
+    if e.type.rows is not None:
+        raise ModelingError(
+            "E101",
+            f"the objective {e} still depends on every row of {e.type.rows.name}",
+            at=here(),
+            fix=f"cn.{word}(E(...))",
+        )
+    if e.type.levels is not None or e.shape not in ((), (1,), None):
+        what = f"levels of {e.type.levels.describe()}" if e.type.levels is not None else f"shape {e.shape}"
+        raise ModelingError(
+            "E112", f"the objective {e} is no single number: it has {what}", at=here(), fix="cn.sum(...) or cn.max(...)"
+        )
+    return e.node if e.shape != (1,) else e.reshape(()).node
+
+
+def minimize(objective: Any) -> Problem:
+    """The problem of making `objective` (a single deterministic number) as small as possible."""
+    return Problem("minimize", _objective(objective, "minimize"), {})
+
+
+def maximize(objective: Any) -> Problem:
+    """The problem of making `objective` (a single deterministic number) as large as possible."""
+    return Problem("maximize", _objective(objective, "maximize"), {})
+
+
+def find() -> Problem:
+    """A feasibility problem: any point that satisfies the constraints."""
+    return Problem("find", None, {})

@@ -1,0 +1,192 @@
+"""Statistics: what closes the axis of rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from constrain.errors import ModelingError
+from constrain.language import nodes as n
+from constrain.language.data import Data, Subset
+from constrain.language.expr import Constraint, Expr, as_event, as_expr, as_node
+from constrain.language.location import here
+from constrain.language.types import type_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["E", "P", "between", "forall", "indicator"]
+
+SURROGATES = ("sigmoid", "hinge")
+
+
+def _conditions(
+    population: Data, given: Any, by: Any, word: str
+) -> tuple[n.Node | None, tuple[n.Column, ...]]:
+    event = None if given is None else as_event(given, f"{word}(..., given=)")
+    if event is not None and event.type.rows is not population:
+        named = event.type.rows.name if event.type.rows is not None else "no data"
+        raise ModelingError(
+            "E107",
+            f"{word}: the expression lives on {population.name!r} and given={event} on {named!r}",
+            at=here(),
+            fix="one population per statistic",
+        )
+    columns: list[n.Column] = []
+    for item in () if by is None else by if isinstance(by, (tuple, list)) else (by,):
+        node = item.node if isinstance(item, Expr) else None
+        if not isinstance(node, n.Column) or population.row_shape(node.name) != ():
+            raise ModelingError(
+                "E118",
+                f"{word}(..., by=) needs columns with one value per row, got {item}",
+                at=here(),
+                fix="by=D.sex, or by=(D.sex, D.race) for their combinations",
+            )
+        if node.data is not population:
+            raise ModelingError(
+                "E107", f"{word}: by={item} lives on another population than {population.name!r}", at=here()
+            )
+        columns.append(node)
+    return None if event is None else event.node, tuple(columns)
+
+
+def _population(e: Expr, word: str) -> Data:
+    if e.type.rows is None:
+        raise ModelingError(
+            "E108",
+            f"{word}({e}) has nothing to average over: it depends on no data column",
+            at=here(),
+            fix=f"{e} itself, without {word}",
+        )
+    nested = next((x for x in n.postorder(e.node) if isinstance(x, (n.Mean, n.Rate))), None)
+    if nested is not None:
+        raise ModelingError(
+            "E114",
+            f"{word}({e}) contains the statistic {Expr(nested)}; a statistic inside a statistic is not supported",
+            at=here(),
+            fix="expand it: the variance is E(g**2) - E(g)**2",
+        )
+    return e.type.rows
+
+
+class _Expectation:
+    """`E(g)`, `E(g, given=event)`, `E(g, by=column)`: averages over rows.
+
+    * `E(g)`: over all rows of the population.
+    * `given`: over the rows where the event holds. When the event involves no decision its share is counted once,
+      else the result is the ratio of two averages (semantics S4).
+    * `by`: one average per level of the column, as one block. Several columns: their combinations.
+
+    `g` has one value (or one array of any shape) per row.
+
+    Raises:
+        ModelingError: E104, E105 (an event: write P), E107 (two populations), E108 (nothing random), E114
+            (statistic inside a statistic), E118 (`by` is no column).
+    """
+
+    def __call__(
+        self, expr: Any, given: Expr | None = None, by: Expr | Sequence[Expr] | None = None
+    ) -> Expr:
+        e = as_expr(expr) if not isinstance(expr, Constraint) else expr
+        if isinstance(e, Constraint) or e.type.event:
+            raise ModelingError("E105", f"E() of the event {e}", at=here(), fix=f"P({e})")
+        population = _population(e, "E")
+        event, columns = _conditions(population, given, by, "E")
+        return Expr(n.Mean(e.node, event, columns, loc=here()))
+
+    def __getitem__(self, item: Any) -> Any:
+        raise ModelingError(
+            "E104",
+            "E[...] is not the syntax; in Python `g | D.a == 1` means `(g | D.a) == 1`",
+            at=here(),
+            fix="E(g), or E(g, given=D.a == 1)",
+        )
+
+    def __repr__(self) -> str:
+        return "E"
+
+
+class _Probability:
+    """`P(event, given=, by=, surrogate=)`: the share of rows where an event holds (semantics S5).
+
+    Its exact value drives multiplier updates, status and reports; the primal gradient uses a differentiable
+    surrogate of the event's margin, scaled to the margin's spread over the data.
+
+    Args:
+        event: a comparison such as `f(D.x) > 0`, or events joined by `&`, `|`, `~`.
+        given: condition on the rows where this event holds.
+        by: one rate per level.
+        surrogate: `"sigmoid"` (default) or `"hinge"`.
+
+    Raises:
+        ModelingError: E104, E105 (no event: write E), E107, E118, E119 (unknown surrogate).
+    """
+
+    def __call__(
+        self,
+        event: Any,
+        given: Expr | None = None,
+        by: Expr | Sequence[Expr] | None = None,
+        surrogate: str | None = None,
+    ) -> Expr:
+        if isinstance(event, Expr) and not event.type.event:
+            raise ModelingError(
+                "E105", f"P() takes an event such as ({event} > 0), got {event}", at=here(), fix=f"E({event})"
+            )
+        e = as_event(event, "P()")
+        if surrogate is not None and surrogate not in SURROGATES:
+            raise ModelingError("E119", f"no surrogate is called {surrogate!r}", at=here(), fix=f"one of {SURROGATES}")
+        population = _population(e, "P")
+        condition, columns = _conditions(population, given, by, "P")
+        return Expr(n.Rate(e.node, condition, columns, surrogate, loc=here()))
+
+    __getitem__ = _Expectation.__getitem__
+
+    def __repr__(self) -> str:
+        return "P"
+
+
+E = _Expectation()
+P = _Probability()
+
+
+def indicator(event: Expr) -> Expr:
+    """1 where the event holds, else 0, as a number per row.
+
+    In `E(indicator(a) * cost)` the primal gradient sees the same surrogate that `P(a)` uses.
+    """
+    return Expr(n.Indicator(as_event(event, "indicator()").node, "sigmoid", loc=here()))
+
+
+def forall(where: Data | Subset, relation: Expr | Constraint) -> Constraint:
+    """One constraint per row of a sample, each with its own multiplier.
+
+    Args:
+        where: a sample, or `D.where(event)` for some of its rows.
+        relation: a comparison (`<=`, `>=`, `==`) or `cn.between` of per-row expressions.
+
+    Raises:
+        ModelingError: E107 (another population), E109 (strict), E110, E111.
+    """
+    if not isinstance(where, (Data, Subset)):
+        raise ModelingError("E117", "forall needs a sample first", at=here(), fix="forall(D, relation)")
+    data = where if isinstance(where, Data) else where.data
+    event = None if isinstance(where, Data) else where.event
+    node = relation.node if isinstance(relation, (Expr, Constraint)) else None
+    if not isinstance(node, (n.Comparison, n.Between)):
+        raise ModelingError("E111", f"forall({data.name}, {relation}) needs a comparison per row", at=here())
+    if isinstance(node, n.Comparison) and node.op in ("<", ">", "!="):
+        raise ModelingError("E109", f"a constraint cannot be strict: {relation}", at=here(), fix="<=, >= or ==")
+    if type_of(node).rows is not data:
+        raise ModelingError(
+            "E107", f"the relation {relation} does not depend on the rows of {data.name!r}", at=here()
+        )
+    return Constraint(n.ForAll(data, event, node, loc=here()))
+
+
+def between(lower: Any, e: Any, upper: Any) -> Constraint | Expr:
+    """`lower <= e <= upper` as one constraint (split into its sides before estimation, semantics S7).
+
+    With random arguments it is meant for `forall`.
+    """
+    node = n.Between(as_node(lower), as_node(e), as_node(upper), loc=here())
+    return Expr(node) if type_of(node).random else Constraint(node)

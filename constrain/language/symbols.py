@@ -1,0 +1,146 @@
+"""Decisions, parameters and models as users declare them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from constrain.errors import ModelingError
+from constrain.language import nodes as n
+from constrain.language.data import static_shape
+from constrain.language.expr import Expr, as_node
+from constrain.language.location import here
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Model", "Parameter", "Variable"]
+
+
+def _shape_of(shape: int | Sequence[int]) -> tuple[int, ...]:
+    sizes = (shape,) if isinstance(shape, int) else tuple(int(s) for s in shape)
+    if any(s < 1 for s in sizes):
+        raise ModelingError("E112", f"shape {sizes} has an axis without entries", at=here())
+    return sizes
+
+
+def _name_of(name: Any, kind: str, example: str) -> str:
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ModelingError("E117", f"a {kind} needs a name that is a Python identifier, got {name!r}", at=here(), fix=example)
+    return name
+
+
+class Variable(Expr):
+    """A decision tensor.
+
+    Args:
+        shape: an integer or a sequence of sizes; `()` for a scalar.
+        name: how reports call it.
+        nonneg: entries are >= 0.
+        boolean: entries are 0 or 1.
+        integer: entries are integers.
+        bounds: `(lower, upper)`, numbers or arrays of the shape, None for an open side.
+
+    `value` is the start when set before a solve, and the result after one.
+    """
+
+    __slots__ = ("symbol",)
+
+    def __init__(
+        self,
+        shape: int | Sequence[int] = (),
+        name: str = "x",
+        *,
+        nonneg: bool = False,
+        boolean: bool = False,
+        integer: bool = False,
+        bounds: tuple[Any, Any] | None = None,
+    ) -> None:
+        checked = _name_of(name, "Variable", 'cn.Variable(3, "w")')
+        self.symbol = n.VariableSymbol(checked, _shape_of(shape), nonneg, boolean, integer, bounds)
+        super().__init__(n.Decision(self.symbol, loc=here()))
+
+    @property
+    def name(self) -> str:
+        """The name."""
+        return self.symbol.name
+
+    @property
+    def value(self) -> Any:
+        """The value after a solve (an array of `shape`), or the start that was set; None before."""
+        return self.symbol.value
+
+    @value.setter
+    def value(self, value: Any) -> None:
+        _check_shape(value, self.symbol.shape, f"Variable {self.symbol.name!r}")
+        self.symbol.value = value
+
+
+class Parameter(Expr):
+    """A constant that may change between solves without recompiling.
+
+    Args:
+        name: how reports call it; sensitivities are taken with respect to it.
+        value: a number or an array; may be set later.
+        shape: shape when it is no scalar.
+    """
+
+    __slots__ = ("symbol",)
+
+    def __init__(self, name: str, value: Any = None, shape: int | Sequence[int] | None = None) -> None:
+        checked = _name_of(name, "Parameter", 'cn.Parameter("alpha", 0.05)')
+        inferred = () if value is None else (static_shape(value) or ())
+        self.symbol = n.ParameterSymbol(checked, inferred if shape is None else _shape_of(shape))
+        super().__init__(n.Knob(self.symbol, loc=here()))
+        if value is not None:
+            self.value = value
+
+    @property
+    def name(self) -> str:
+        """The name."""
+        return self.symbol.name
+
+    @property
+    def value(self) -> Any:
+        """The current value, None when it has none yet."""
+        return self.symbol.value
+
+    @value.setter
+    def value(self, value: Any) -> None:
+        _check_shape(value, self.symbol.shape, f"Parameter {self.symbol.name!r}")
+        self.symbol.value = value
+
+
+def _check_shape(value: Any, shape: tuple[int, ...], what: str) -> None:
+    given = static_shape(value)
+    if value is not None and (given or ()) != shape:
+        raise ModelingError("E112", f"{what} has shape {shape}, the value given has {given or ()}", at=here())
+
+
+class Model:
+    """A `torch.nn.Module` as a function symbol: `f(D.x)` is per row, its trainable parameters are decisions.
+
+    Args:
+        module: the module; it is trained in place.
+        name: how reports call it.
+        frozen: its parameters are constants.
+    """
+
+    def __init__(self, module: Any, name: str = "f", *, frozen: bool = False) -> None:
+        if not callable(module) or not hasattr(module, "named_parameters"):
+            raise ModelingError(
+                "E122",
+                f"cn.Model wraps a torch.nn.Module, got a {type(module).__name__}",
+                at=here(),
+                fix='cn.Model(torch.nn.Linear(3, 1), "f")',
+            )
+        self.module = module
+        self.name = _name_of(name, "Model", 'cn.Model(net, "f")')
+        self.frozen = frozen
+
+    def __call__(self, *args: Any) -> Expr:
+        if not args:
+            raise ModelingError("E117", f"{self.name}() needs an argument", at=here(), fix=f"{self.name}(D.x)")
+        return Expr(n.Call(self, tuple(as_node(a) for a in args), loc=here()))
+
+    def __repr__(self) -> str:
+        return f"<Model {self.name}: {type(self.module).__name__}{', frozen' if self.frozen else ''}>"

@@ -1,0 +1,234 @@
+"""What every expression knows about itself: the rows it still depends on, its group levels, its shape.
+
+Semantics S1 (axes) and S2 (events) are decided here, while the user's line is still the running one, so that the
+error can point at it. Nothing here looks at data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from constrain._lazy import loaded, probe
+from constrain.errors import ModelingError
+from constrain.language import nodes as n
+from constrain.language.atoms import ATOMS, ShapeProblem, broadcast
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from constrain.language.data import Data
+
+__all__ = ["Level", "Type", "describe_shape", "type_of"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """The axis made by `by=`: one entry per level of these columns (per combination when several)."""
+
+    data: Data
+    columns: tuple[str, ...]
+
+    def describe(self) -> str:
+        """`adult.sex` or `adult.(sex, race)`."""
+        names = self.columns[0] if len(self.columns) == 1 else f"({', '.join(self.columns)})"
+        return f"{self.data.name}.{names}"
+
+
+@dataclass(frozen=True)
+class Type:
+    """Type of an expression.
+
+    Attributes:
+        rows: the population whose rows it still depends on, or None when it is deterministic.
+        levels: the level axis it carries, or None.
+        shape: shape of one row (of one level); None when only running the model can tell.
+        event: True for events (per row) and for what is a constraint when deterministic.
+    """
+
+    rows: Data | None = None
+    levels: Level | None = None
+    shape: tuple[int, ...] | None = ()
+    event: bool = False
+
+    @property
+    def random(self) -> bool:
+        """Whether the value differs from row to row."""
+        return self.rows is not None
+
+    @property
+    def lead(self) -> int:
+        """How many axes stand before `shape` in the tensor that holds the value (rows or levels)."""
+        return int(self.rows is not None or self.levels is not None)
+
+
+def describe_shape(shape: tuple[int, ...] | None) -> str:
+    """Row shape in words of the user: `()`, `(3,)`, `(?)`."""
+    return "(?)" if shape is None else str(shape)
+
+
+def type_of(node: n.Node) -> Type:
+    """The type of a node, computed once and kept on it.
+
+    Raises:
+        ModelingError: E107 (two populations), E112 (shapes), E116 (levels that do not match).
+    """
+    known: Type | None = getattr(node, "_type", None)
+    if known is None:
+        for sub in n.postorder(node):
+            if getattr(sub, "_type", None) is None:
+                object.__setattr__(sub, "_type", _infer(sub, [type_of(c) for c in n.children(sub)]))
+        known = node._type  # type: ignore[attr-defined]  # just set
+    assert known is not None  # noqa: S101  # narrows the type
+    return known
+
+
+def _show(node: n.Node) -> str:
+    from constrain._lazy import language_printing
+
+    return str(language_printing().text(node, limit=100))
+
+
+def _joined(node: n.Node, parts: Sequence[Type]) -> tuple[Data | None, Level | None]:
+    """The population and level axis of a combination."""
+    populations = list(dict.fromkeys(p.rows for p in parts if p.rows is not None))
+    if len(populations) > 1:
+        names = [d.name for d in populations]
+        raise ModelingError(
+            "E107",
+            f"{_show(node)} mixes the populations {names}; row i of one is not row i of the other",
+            at=node.loc,
+            fix="close one first, e.g. E(...) over it, or put the columns into one cn.Data",
+        )
+    axes = list(dict.fromkeys(p.levels for p in parts if p.levels is not None))
+    if len(axes) > 1:
+        raise ModelingError(
+            "E116",
+            f"{_show(node)} combines the levels of {axes[0].describe()} with those of {axes[1].describe()}",
+            at=node.loc,
+            fix="reduce one of them first, e.g. cn.max(E(..., by=...)), or use by=(a, b) for combinations",
+        )
+    if populations and axes:
+        raise ModelingError(
+            "E116",
+            f"{_show(node)} puts the group levels of {axes[0].describe()} into a per-row expression",
+            at=node.loc,
+            fix="close the rows first: compare E(..., by=...) with other deterministic expressions",
+        )
+    return (populations[0] if populations else None), (axes[0] if axes else None)
+
+
+def _check_alignment(node: n.Node, args: Sequence[n.Node], parts: Sequence[Type]) -> None:
+    """Refuses what torch would silently broadcast to rows x rows (E112)."""
+    if any(p.shape is None for p in parts):
+        return
+    leading = [(a, p) for a, p in zip(args, parts, strict=True) if p.lead]
+    if not leading:
+        return
+    ranks = {len(p.shape or ()) for _, p in leading}
+    what = "row" if any(p.random for _, p in leading) else "level"
+    if len(ranks) > 1:
+        (low, low_type), *_ = sorted(leading, key=lambda item: len(item[1].shape or ()))
+        high, high_type = max(leading, key=lambda item: len(item[1].shape or ()))
+        trailing = "[..., 0]" if (high_type.shape or ())[-1:] == (1,) else ".sum(-1) or [..., i]"
+        raise ModelingError(
+            "E112",
+            f"{_show(high)} has shape {high_type.shape} per {what} but {_show(low)} has shape {low_type.shape}: "
+            f"torch would broadcast them to every {what} against every {what}",
+            at=node.loc,
+            fix=f"({_show(high)}){trailing}, so that both have shape {low_type.shape} per {what}",
+        )
+    rank = ranks.pop()
+    for arg, part in zip(args, parts, strict=True):
+        if not part.lead and len(part.shape or ()) > rank:
+            raise ModelingError(
+                "E112",
+                f"{_show(arg)} has shape {part.shape} but the other side has only shape "
+                f"{leading[0][1].shape} per {what}",
+                at=node.loc,
+                fix="reduce the array to that shape, or add the axis with [..., None]",
+            )
+
+
+def _infer(node: n.Node, parts: list[Type]) -> Type:
+    match node:
+        case n.Constant():
+            return Type()
+        case n.Array(symbol=symbol):
+            return Type(shape=symbol.shape)
+        case n.Column(data=data, name=name):
+            return Type(rows=data, shape=data.row_shape(name))
+        case n.Decision(symbol=symbol) | n.Knob(symbol=symbol):
+            return Type(shape=symbol.shape)
+        case n.Weights():
+            return Type(shape=None)
+        case n.Call():
+            return _call(node, parts)
+        case n.Apply():
+            return _apply(node, parts)
+        case n.Opaque():
+            return _opaque(node, parts)
+        case n.Comparison(lhs=lhs, rhs=rhs):
+            _check_alignment(node, (lhs, rhs), parts)
+            return _elementwise(node, parts, event=True)
+        case n.Logic(args=args):
+            _check_alignment(node, args, parts)
+            return _elementwise(node, parts, event=True)
+        case n.Indicator():
+            return Type(rows=parts[0].rows, levels=parts[0].levels, shape=parts[0].shape)
+        case n.Mean(by=by) | n.Rate(by=by) | n.Moment(by=by):
+            rows, _ = _joined(node, parts)
+            levels = Level(rows, tuple(c.name for c in by)) if by and rows is not None else None
+            return Type(levels=levels, shape=parts[0].shape)
+        case n.Between(lower=lower, arg=arg, upper=upper):
+            _check_alignment(node, (lower, arg, upper), parts)
+            return _elementwise(node, parts, event=True)
+        case n.ForAll():
+            return Type(shape=parts[-1].shape, event=True)
+        case _:
+            raise AssertionError(type(node))
+
+
+def _elementwise(node: n.Node, parts: list[Type], *, event: bool) -> Type:
+    rows, levels = _joined(node, parts)
+    if any(p.shape is None for p in parts):
+        return Type(rows=rows, levels=levels, shape=None, event=event)
+    try:
+        shape = broadcast(tuple(p.shape or () for p in parts))
+    except ShapeProblem as problem:
+        raise ModelingError("E112", f"{problem} in {_show(node)}", at=node.loc, fix=problem.fix) from None
+    return Type(rows=rows, levels=levels, shape=shape, event=event)
+
+
+def _apply(node: n.Apply, parts: list[Type]) -> Type:
+    rows, levels = _joined(node, parts)
+    atom = ATOMS[node.atom]
+    if atom.shape is broadcast:
+        _check_alignment(node, node.args, parts)
+    if node.atom.endswith("_levels"):
+        levels = None
+    if any(p.shape is None for p in parts):
+        unknown = () if node.atom in {"sum_squares", "norm"} and node.option("axis") is None else None
+        return Type(rows=rows, levels=levels, shape=unknown)
+    try:
+        shape = atom.shape(tuple(p.shape or () for p in parts), dict(node.options))
+    except ShapeProblem as problem:
+        raise ModelingError("E112", f"{problem} in {_show(node)}", at=node.loc, fix=problem.fix) from None
+    return Type(rows=rows, levels=levels, shape=shape)
+
+
+def _call(node: n.Call, parts: list[Type]) -> Type:
+    rows, levels = _joined(node, parts)
+    shape = None
+    if loaded("torch") is not None and all(p.shape is not None for p in parts):
+        leads = [p.lead for p in parts]
+        shape = probe().call_shape(node, [p.shape for p in parts], leads, _show(node))
+    return Type(rows=rows, levels=levels, shape=shape)
+
+
+def _opaque(node: n.Opaque, parts: list[Type]) -> Type:
+    rows, levels = _joined(node, parts)
+    shape = None
+    if all(p.shape is not None for p in parts):
+        shape = probe().opaque_shape(node, [p.shape for p in parts], [p.lead for p in parts], _show(node))
+    return Type(rows=rows, levels=levels, shape=shape)
