@@ -1,0 +1,188 @@
+"""From what the user wrote to the moment form."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from constrain._lazy import language_printing
+from constrain.errors import ModelingError
+from constrain.language import nodes as n
+from constrain.language.atoms import ATOMS
+from constrain.language.types import type_of
+from constrain.lowering import rules
+from constrain.lowering.dependence import depends_on_decisions
+from constrain.lowering.program import Form, Part, Program, Trace
+from constrain.lowering.verify import verify
+
+if TYPE_CHECKING:
+    from constrain.language.data import Data
+    from constrain.language.problem import Problem
+
+__all__ = ["EPIGRAPH", "lower"]
+
+EPIGRAPH = "(objective)"
+"""Name of the constraints that the epigraph rule makes; no user can choose it."""
+
+
+class _Lowering:
+    """State of one lowering: the table of common subexpressions and the trace."""
+
+    def __init__(self) -> None:
+        self.table: dict[n.Node, n.Node] = {}
+        self.trace = Trace()
+
+    # ---- expressions
+    def expression(self, root: n.Node, target: str) -> n.Node:
+        """The expression with statistics rewritten to moments."""
+        memo: dict[int, n.Node] = {}
+
+        def step(node: n.Node, new: tuple[n.Node, ...]) -> n.Node:
+            return self._statistic(n.rebuild(node, new), target)
+
+        return n.intern(n.fold(root, step, memo), self.table)
+
+    def _statistic(self, node: n.Node, target: str) -> n.Node:
+        match node:
+            case n.Rate():
+                mean = rules.indicator_mean(node)
+                if isinstance(mean.arg, n.Indicator) and mean.arg.surrogate:
+                    formula = f"gradient of 1[A] by {mean.arg.surrogate}((margin)/scale); values stay exact"
+                    self.trace.add("surrogate", target, formula, exact=False)
+                return self._statistic(mean, target)
+            case n.Mean(arg=arg, given=given):
+                data = type_of(arg).rows
+                assert data is not None  # noqa: S101  # checked when E(...) was written
+                if given is not None and depends_on_decisions(given):
+                    self.trace.add("ratio", target, "E(g | A) = E(g 1[A]) / E(1[A]), A depends on decisions")
+                    return rules.ratio(node, data)
+                return rules.moment(node, data)
+            case n.Indicator(event=event, surrogate=surrogate) if surrogate and not depends_on_decisions(event):
+                return n.Indicator(event, None, loc=node.loc)
+            case _:
+                return node
+
+    # ---- constraints
+    def form(self, name: str, relation: n.Node) -> Form:
+        """A user's constraint with its parts."""
+        rows: Data | None = None
+        where: n.Node | None = None
+        inner = relation
+        if isinstance(relation, n.ForAll):
+            rows, inner = relation.data, relation.relation
+            where = None if relation.where is None else self.expression(relation.where, name)
+        op, lhs, rhs = self._sides(name, inner)
+        kind: Literal["<=", "=="] = "==" if op == "==" else "<="
+        parts = tuple(
+            Part(name, piece.side, kind, n.intern(piece.residual, self.table), piece.rhs_sign, rows, where)
+            for piece in self._pieces(name, op, lhs, rhs)
+        )
+        return Form(name, relation, op, lhs, rhs, parts, rows, where)
+
+    def _sides(
+        self, name: str, relation: n.Node
+    ) -> tuple[Literal["<=", ">=", "==", "between"], n.Node, tuple[n.Node, ...]]:
+        match relation:
+            case n.Between(lower=lower, arg=arg, upper=upper):
+                sides = (self.expression(lower, name), self.expression(upper, name))
+                return "between", self.expression(arg, name), sides
+            case n.Comparison(op="<=" | ">=" | "==" as op, lhs=lhs, rhs=rhs):
+                return op, self.expression(lhs, name), (self.expression(rhs, name),)
+            case _:
+                raise AssertionError(type(relation))
+
+    def _pieces(
+        self, name: str, op: Literal["<=", ">=", "==", "between"], lhs: n.Node, rhs: tuple[n.Node, ...]
+    ) -> list[rules.Piece]:
+        if op == "==":
+            return [rules.Piece(n.Apply("sub", (lhs, rhs[0]), loc=lhs.loc), "", -1.0)]
+        if op == "between":
+            self.trace.add("between", name, "lo <= e <= hi  <=>  e - hi <= 0 and lo - e <= 0")
+            upper = rules.Piece(n.Apply("sub", (lhs, rhs[1]), loc=lhs.loc), "upper", -1.0)
+            lower = rules.Piece(n.Apply("sub", (rhs[0], lhs), loc=lhs.loc), "lower", 1.0)
+            return [upper, lower]
+        if op == ">=":
+            return self._at_least(name, lhs, rhs[0])
+        return self._at_most(name, lhs, rhs[0])
+
+    def _at_most(self, name: str, lhs: n.Node, rhs: n.Node) -> list[rules.Piece]:
+        """`lhs <= rhs`, either side possibly to be split."""
+        pieces = rules.split(lhs, rhs)
+        if len(pieces) > 1:
+            self.trace.add("split", name, "|e| <= b and max_i e_i <= b become one-sided parts")
+            return pieces
+        return [rules.Piece(p.residual, p.side, -1.0) for p in pieces]
+
+    def _at_least(self, name: str, lhs: n.Node, rhs: n.Node) -> list[rules.Piece]:
+        """`lhs >= rhs`: -lhs <= -rhs; a minimum on the left or a maximum on the right is split."""
+        by_rhs = rules.split(rhs, lhs)
+        if len(by_rhs) > 1:
+            self.trace.add("split", name, "b >= |e| and b >= max_i e_i become one-sided parts")
+            return [rules.Piece(p.residual, p.side, 1.0) for p in by_rhs]
+        negated = n.Apply("neg", (lhs,), loc=lhs.loc)
+        pieces = rules.split(negated, n.Apply("neg", (rhs,), loc=rhs.loc))
+        if len(pieces) > 1 or pieces[0].residual.args[0] != negated:  # type: ignore[attr-defined]  # sub node
+            self.trace.add("split", name, "min_i e_i >= b becomes one-sided parts")
+            return [rules.Piece(p.residual, p.side, 1.0) for p in pieces]
+        self.trace.add("flip", name, "lhs >= b  <=>  b - lhs <= 0")
+        return [rules.flip(lhs, rhs)]
+
+
+def _check_names(problem: Problem) -> None:
+    """Two different symbols of one kind may not share a name: reports would be ambiguous (E131)."""
+    symbols = (
+        ("Variable", problem.variables),
+        ("Parameter", problem.parameters),
+        ("Model", problem.models),
+        ("Data", problem.populations),
+    )
+    for kind, found in symbols:
+        names = [symbol.name for symbol in found]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ModelingError("E131", f"two {kind} objects are named {twice[0]!r}", fix="give each its own name")
+
+
+def lower(problem: Problem, *, use_epigraph: bool = True) -> Program:
+    """The moment form of a problem.
+
+    Args:
+        problem: what the user wrote.
+        use_epigraph: rewrite `min max` objectives to a bound variable with constraints.
+
+    Raises:
+        ModelingError: E131 (two symbols with one name), E132 (a form that no rule covers).
+    """
+    _check_names(problem)
+    state = _Lowering()
+    objective: n.Node = n.Constant(0.0) if problem.objective is None else state.expression(problem.objective, "objective")
+    if problem.sense == "maximize":
+        objective = n.Apply("neg", (objective,), loc=objective.loc)
+        state.trace.add("negate", "objective", "max f = -min(-f)")
+    forms = [state.form(name, relation) for name, relation in problem.constraints.items()]
+    auxiliary: list[n.VariableSymbol] = []
+    if use_epigraph:
+
+        def make() -> n.VariableSymbol:
+            auxiliary.append(n.VariableSymbol(EPIGRAPH, ()))
+            return auxiliary[-1]
+
+        bounded, pieces = rules.epigraph(objective, make, state.trace)
+        if pieces:
+            parts = tuple(Part(EPIGRAPH, p.side, "<=", n.intern(p.residual, state.table), 0.0) for p in pieces)
+            relation = n.Comparison("<=", objective, bounded, loc=objective.loc)
+            forms.append(Form(EPIGRAPH, relation, "<=", objective, (bounded,), parts))
+            objective = bounded
+        else:
+            auxiliary.clear()
+    objective = n.intern(objective, state.table)
+    roots = (objective, *(part.residual for form in forms for part in form.parts))
+    sides = tuple(side for form in forms for side in (form.lhs, *form.rhs))
+    moments = tuple(dict.fromkeys(x for x in n.postorder(*roots, *sides) if isinstance(x, n.Moment)))
+    program = Program(problem, objective, tuple(forms), moments, tuple(state.trace.steps), tuple(auxiliary))
+    verify(program, ATOMS)
+    return program
+
+
+def shown(node: n.Node, limit: int = 80) -> str:
+    """Short text of a node for messages."""
+    return str(language_printing().text(node, limit=limit))

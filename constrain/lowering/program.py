@@ -1,0 +1,169 @@
+"""The moment form: what every problem is after lowering, and what every solver and backend receives.
+
+    minimize  phi_0(m, theta)   subject to   phi_c(m, theta) <= 0  or  == 0
+
+`m` are moments: averages over rows of integrands, with weights known before solving (`nodes.Moment`). Each `phi`
+is a deterministic node whose leaves are moments, decisions, parameters and constants. A constraint per row keeps
+its rows: its residual is a per-row node (`Part.rows`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from constrain.language import nodes as n
+
+if TYPE_CHECKING:
+    from constrain.language.data import Data
+    from constrain.language.problem import Problem
+    from constrain.language.symbols import Model
+
+__all__ = ["Form", "Part", "Program", "Step"]
+
+Kind = Literal["<=", "=="]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A one-sided piece of a user's constraint: `residual <= 0` or `residual == 0`.
+
+    Attributes:
+        constraint: the user's name.
+        side: which piece: `""` when there is one, else `"upper"`, `"lower"`, `"max 0"` ...
+        kind: `<=` or `==`.
+        residual: an outer expression over moments; with `rows` set, an expression per row of that sample.
+        rhs_sign: derivative of the residual with respect to the right-hand side as the user wrote it: -1 for
+            `lhs <= b`, +1 for `lhs >= b`. The pulled-back shadow price is the sum over parts of
+            multiplier * rhs_sign (envelope theorem).
+        rows: the sample of a constraint per row, else None.
+        where: the event that selects its rows, else None.
+    """
+
+    constraint: str
+    side: str
+    kind: Kind
+    residual: n.Node
+    rhs_sign: float
+    rows: Data | None = None
+    where: n.Node | None = None
+
+    @property
+    def key(self) -> str:
+        """`parity`, or `parity:upper`: the key of multipliers in state dicts and tables."""
+        return f"{self.constraint}:{self.side}" if self.side else self.constraint
+
+
+@dataclass(frozen=True)
+class Form:
+    """A user's constraint: the sides as written (lowered), and its parts.
+
+    The user's multiplier is the sum of the parts' multipliers, reduced to the shape of the constraint as written
+    (a worst-group constraint has one multiplier: the sum over its groups).
+
+    Attributes:
+        name: the user's name.
+        relation: the node as written, for printing.
+        op: `<=`, `>=`, `==` or `between`.
+        lhs: left side as written (the middle of `between`), lowered; per row for `forall`.
+        rhs: right side as written; `(lower, upper)` for `between`.
+        parts: the one-sided pieces.
+        rows: the sample of a constraint per row, else None.
+        where: the event that selects its rows, else None.
+    """
+
+    name: str
+    relation: n.Node
+    op: Literal["<=", ">=", "==", "between"]
+    lhs: n.Node
+    rhs: tuple[n.Node, ...]
+    parts: tuple[Part, ...]
+    rows: Data | None = None
+    where: n.Node | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One application of a rewrite rule, for `explain()`."""
+
+    rule: str
+    target: str
+    formula: str
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Program:
+    """A problem in moment form.
+
+    Attributes:
+        problem: what the user wrote.
+        objective: the outer expression to MINIMIZE (negated when the user maximizes; 0 for `find`).
+        forms: the constraints, in the user's order.
+        moments: every distinct moment, in order of appearance; equal moments are one object.
+        trace: the rules that were applied.
+        auxiliary: variables that lowering introduced (epigraph); they are no decisions of the user.
+    """
+
+    problem: Problem
+    objective: n.Node
+    forms: tuple[Form, ...]
+    moments: tuple[n.Moment, ...]
+    trace: tuple[Step, ...] = ()
+    auxiliary: tuple[n.VariableSymbol, ...] = ()
+
+    @property
+    def sign(self) -> float:
+        """+1 when the user minimizes, -1 when the user maximizes: user value = sign * program value."""
+        return -1.0 if self.problem.sense == "maximize" else 1.0
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All one-sided pieces, in the user's order."""
+        return tuple(part for form in self.forms for part in form.parts)
+
+    @property
+    def roots(self) -> tuple[n.Node, ...]:
+        """Every expression that has to be evaluated: objective, residuals, and sides as written."""
+        sides = tuple(node for form in self.forms for node in (form.lhs, *form.rhs))
+        wheres = tuple(part.where for part in self.parts if part.where is not None)
+        return (self.objective, *(part.residual for part in self.parts), *sides, *wheres)
+
+    @property
+    def variables(self) -> tuple[n.VariableSymbol, ...]:
+        """Decision tensors, the user's and auxiliary ones."""
+        found = (x.symbol for x in n.postorder(*self.roots) if isinstance(x, n.Decision))
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """Models, frozen ones included."""
+        found = (x.model for x in n.postorder(*self.roots) if isinstance(x, (n.Call, n.Weights)))
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def parameters(self) -> tuple[n.ParameterSymbol, ...]:
+        """Parameters."""
+        return tuple(dict.fromkeys(x.symbol for x in n.postorder(*self.roots) if isinstance(x, n.Knob)))
+
+    @property
+    def populations(self) -> tuple[Data, ...]:
+        """Samples that the problem averages over or constrains per row."""
+        nodes = n.postorder(*self.roots)
+        return tuple(dict.fromkeys(x.data for x in nodes if isinstance(x, (n.Column, n.Moment))))
+
+    @property
+    def has_rates(self) -> bool:
+        """Whether an indicator that depends on decisions occurs (its gradient is a surrogate's)."""
+        return any(isinstance(x, n.Indicator) and x.surrogate for x in n.postorder(*self.roots))
+
+
+@dataclass
+class Trace:
+    """Collects the steps of one lowering."""
+
+    steps: list[Step] = field(default_factory=list[Step])
+
+    def add(self, rule: str, target: str, formula: str, *, exact: bool = True) -> None:
+        """Records one application."""
+        self.steps.append(Step(rule, target, formula, exact))

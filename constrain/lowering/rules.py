@@ -1,0 +1,131 @@
+"""Rewrite rules. The first line of each docstring is the formula, the second says exact or approximate.
+
+Rules on constraints return one-sided parts with the sign that pulls multipliers back. One law tests them all
+(`tests/lowering/test_rules.py`): the same feasible set on random points, and the pulled-back multiplier is the
+finite-difference shadow price.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from constrain.language import nodes as n
+from constrain.language.types import type_of
+from constrain.lowering.dependence import depends_on_decisions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from constrain.language.data import Data
+    from constrain.lowering.program import Trace
+
+__all__ = ["Piece", "epigraph", "flip", "indicator_mean", "moment", "ratio", "split"]
+
+
+class Piece:
+    """A one-sided piece under construction: `residual kind 0`, its side label and sign towards the rhs."""
+
+    def __init__(self, residual: n.Node, side: str, rhs_sign: float) -> None:
+        self.residual = residual
+        self.side = side
+        self.rhs_sign = rhs_sign
+
+
+def _sub(a: n.Node, b: n.Node) -> n.Node:
+    return n.Apply("sub", (a, b), loc=a.loc)
+
+
+def _neg(a: n.Node) -> n.Node:
+    return n.Apply("neg", (a,), loc=a.loc)
+
+
+# ------------------------------------------------------------------------------------- statistics
+def indicator_mean(node: n.Rate) -> n.Mean:
+    """P(A | B) = E(1[A] | B).
+
+    Exact; where A involves decisions the primal gradient of 1[A] is that of a surrogate.
+    """
+    surrogate = (node.surrogate or "sigmoid") if depends_on_decisions(node.event) else None
+    return n.Mean(n.Indicator(node.event, surrogate, loc=node.loc), node.given, node.by, loc=node.loc)
+
+
+def moment(node: n.Mean, data: Data) -> n.Moment:
+    """E(g | A, level) = mean of g 1{A, level} / share(A, level).
+
+    Exact: the shares are counted before solving, so the moment is linear in g and unbiased on minibatches.
+    """
+    return n.Moment(data, node.arg, node.given, node.by, loc=node.loc)
+
+
+def ratio(node: n.Mean, data: Data) -> n.Node:
+    """E(g | A) = E(g 1[A]) / E(1[A]) when the event A involves decisions.
+
+    Exact; not affine in the averages, and the gradient of 1[A] is that of a surrogate.
+    """
+    assert node.given is not None  # noqa: S101  # narrows the type
+    mask: n.Node = n.Indicator(node.given, "sigmoid", loc=node.loc)
+    shape = type_of(node.arg).shape or ()
+    weight = mask if not shape else n.Apply("index", (mask,), (("key", ("...", *(None for _ in shape))),))
+    top = n.Moment(data, n.Apply("mul", (node.arg, weight), loc=node.loc), None, node.by, loc=node.loc)
+    bottom: n.Node = n.Moment(data, weight, None, node.by, loc=node.loc)
+    return n.Apply("div", (top, bottom), loc=node.loc)
+
+
+# ------------------------------------------------------------------------------------ constraints
+def flip(lhs: n.Node, rhs: n.Node) -> Piece:
+    """lhs >= b  <=>  b - lhs <= 0.
+
+    Exact; the multiplier stays, the shadow price changes sign.
+    """
+    return Piece(_sub(rhs, lhs), "", 1.0)
+
+
+def split(residual_of: n.Node, rhs: n.Node, label: str = "") -> list[Piece]:
+    """|e| <= b  <=>  e <= b and -e <= b;  max(a, c) <= b  <=>  a <= b and c <= b;  levels likewise.
+
+    Exact; the multipliers of the pieces add up. Splitting comes before estimation, so that affine pieces stay
+    unbiased on minibatches (semantics S7).
+    """
+
+    def named(suffix: str) -> str:
+        return f"{label} {suffix}".strip()
+
+    match residual_of:
+        case n.Apply(atom="abs", args=(e,)):
+            return [*split(e, rhs, named("upper")), *split(_neg(e), rhs, named("lower"))]
+        case n.Apply(atom="maximum", args=(a, b)):
+            return [*split(a, rhs, named("first")), *split(b, rhs, named("second"))]
+        case n.Apply(atom="max_levels", args=(e,)):
+            return split(e, rhs, label)
+        case n.Apply(atom="max", args=(e,)) if residual_of.option("axis") is None and not residual_of.option("keepdims"):
+            return split(e, rhs, label)
+        case n.Apply(atom="neg", args=(n.Apply(atom="minimum", args=(a, b)),)):
+            return [*split(_neg(a), rhs, named("first")), *split(_neg(b), rhs, named("second"))]
+        case n.Apply(atom="neg", args=(n.Apply(atom="min_levels" | "min", args=(e,)) as inner,)) if (
+            inner.option("axis") is None and not inner.option("keepdims")
+        ):
+            return split(_neg(e), rhs, label)
+        case n.Apply(atom="neg", args=(n.Apply(atom="neg", args=(e,)),)):
+            return split(e, rhs, label)
+        case _:
+            return [Piece(_sub(residual_of, rhs), label, -1.0)]
+
+
+def epigraph(objective: n.Node, make: Callable[[], n.VariableSymbol], trace: Trace) -> tuple[n.Node, list[Piece]]:
+    """min max_i e_i  =  min t  subject to  e_i <= t.
+
+    Exact; the multipliers of the pieces are the weights of the e_i and sum to one. Also for |e|.
+    """
+    match objective:
+        case n.Apply(atom="max" | "max_levels" | "maximum" | "abs"):
+            pass
+        case n.Apply(atom="neg", args=(n.Apply(atom="min" | "min_levels" | "minimum"),)):
+            pass
+        case _:
+            return objective, []
+    bound = n.Decision(make(), loc=objective.loc)
+    pieces = split(objective, bound)
+    if len(pieces) == 1 and pieces[0].residual == _sub(objective, bound):
+        return objective, []
+    trace.add("epigraph", "objective", "min max_i e_i = min t subject to e_i <= t")
+    return bound, pieces

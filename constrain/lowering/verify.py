@@ -1,0 +1,44 @@
+"""Checks the invariants of the moment form. A failure is a bug of a rule, not of the user."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from constrain.errors import ModelingError
+from constrain.language import nodes as n
+from constrain.language.types import type_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from constrain.language.atoms import Atom
+    from constrain.lowering.program import Program
+
+__all__ = ["verify"]
+
+
+def _fail(message: str, at: n.Node) -> ModelingError:
+    return ModelingError("E132", f"lowering produced an invalid program: {message}", at=at.loc)
+
+
+def verify(program: Program, atoms: Mapping[str, Atom]) -> None:
+    """Every statistic is a moment, outer expressions are deterministic, moments do not nest, atoms are known.
+
+    Raises:
+        ModelingError: E132 with the offending expression.
+    """
+    for root in program.roots:
+        for node in n.postorder(root):
+            if isinstance(node, (n.Mean, n.Rate, n.ForAll)):
+                raise _fail(f"a {type(node).__name__} is left", node)
+            if isinstance(node, n.Apply) and node.atom not in atoms:
+                raise _fail(f"unknown function {node.atom!r}", node)
+            if isinstance(node, n.Moment) and (
+                type_of(node.integrand).rows is not node.data or n.mentions(node.integrand, n.Moment)
+            ):
+                raise _fail("a moment over no rows, or inside another", node)
+    if type_of(program.objective).random:
+        raise _fail("the objective depends on rows", program.objective)
+    for part in program.parts:
+        if type_of(part.residual).rows is not part.rows:
+            raise _fail(f"the residual of {part.key!r} depends on the wrong rows", part.residual)
