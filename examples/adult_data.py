@@ -1,8 +1,8 @@
 """UCI Adult ("Census Income") as arrays: the official train and test splits, complete rows only.
 
 The features of each split are 5 standardized numbers followed by 90 indicator columns. Means, standard
-deviations and category levels are those of the training split, so that both splits have the same 95 columns
-with the same meaning. The data files and their license are described in `data/NOTICE.md`.
+deviations and category levels are those of the training split, so that both splits have the same 95
+columns with the same meaning. The data files and their license are described in `data/NOTICE.md`.
 """
 
 from __future__ import annotations
