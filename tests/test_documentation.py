@@ -150,6 +150,15 @@ def test_page_runs_and_prints_what_it_says(page, tmp_path, monkeypatch):
     run_page(page, page.read_text(encoding="utf-8"))
 
 
+def test_the_page_of_errors_lists_exactly_the_codes_that_are_raised():
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "constrain").rglob("*.py"))
+    raised = set(re.findall(r'"([EWC]\d{3})"', sources))
+    listed = re.findall(
+        r"^\| ([EWC]\d{3}) \|", (ROOT / "docs" / "errors.md").read_text(encoding="utf-8"), re.M
+    )
+    assert listed == sorted(raised)
+
+
 # --- the rules above, tested on small pages ---------------------------------------------------------------
 
 
