@@ -41,7 +41,7 @@ lint: $(STAMP) ## style, format, types, import contracts, spelling
 	$(BIN)/typos
 
 docs: $(STAMP) ## build the documentation into site/ (warnings are errors)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove what the other targets make
 	rm -rf $(VENV) site dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov
