@@ -23,7 +23,9 @@ class ConstrainError(Exception):
         fix: what to write instead.
     """
 
-    def __init__(self, code: str, message: str, *, at: Location | None = None, fix: str | None = None) -> None:
+    def __init__(
+        self, code: str, message: str, *, at: Location | None = None, fix: str | None = None
+    ) -> None:
         self.code = code
         self.at = at
         self.fix = fix

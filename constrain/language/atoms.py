@@ -93,7 +93,9 @@ def _reduce(shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> Shape:
 def _matmul(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
     a, b = shapes
     if not a or not b:
-        raise ShapeProblem(f"@ needs vectors or matrices, got shapes {a} and {b}", "use * for a scalar factor")
+        raise ShapeProblem(
+            f"@ needs vectors or matrices, got shapes {a} and {b}", "use * for a scalar factor"
+        )
     inner_a, inner_b = a[-1], b[-2] if len(b) > 1 else b[0]
     if inner_a != inner_b:
         raise ShapeProblem(f"inner sizes of @ differ: {a} @ {b} ({inner_a} against {inner_b})")
@@ -184,7 +186,9 @@ def _einsum(shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> Shape:
     inputs, _, output = options["equation"].replace(" ", "").partition("->")
     terms = inputs.split(",")
     if len(terms) != len(shapes) or "." in inputs:
-        raise ShapeProblem(f"einsum {options['equation']!r} does not name {len(shapes)} operands letter by letter")
+        raise ShapeProblem(
+            f"einsum {options['equation']!r} does not name {len(shapes)} operands letter by letter"
+        )
     sizes: dict[str, int] = {}
     for term, shape in zip(terms, shapes, strict=True):
         if len(term) != len(shape):
@@ -305,7 +309,9 @@ _add("cos", "none", "none", "any", cvxpy=f"cos {_NO_CVXPY}")
 _add("erf", "none", "up", _same, "torch.erf", cvxpy=f"erf {_NO_CVXPY}")
 _add("gelu", "none", "none", "any", "torch.nn.functional.gelu", cvxpy=f"gelu {_NO_CVXPY}")
 _add("silu", "none", "none", "any", "torch.nn.functional.silu", cvxpy=f"silu {_NO_CVXPY}")
-_add("elu", "none", "up", "any", "torch.nn.functional.elu", cvxpy=f"elu {_NO_CVXPY} that cvxpy has an atom for")
+_add(
+    "elu", "none", "up", "any", "torch.nn.functional.elu", cvxpy=f"elu {_NO_CVXPY} that cvxpy has an atom for"
+)
 _add("sign", "none", "up", _same, cvxpy=f"sign {_NO_CVXPY}: it jumps at 0")
 _add("floor", "none", "up", "any", cvxpy=f"floor {_NO_CVXPY}: it jumps")
 # elementwise, two arguments

@@ -47,9 +47,13 @@ class Data:
 
     def __init__(self, name: str, /, **columns: Any) -> None:
         if not isinstance(name, str):
-            raise ModelingError("E117", "the first argument of cn.Data is its name", fix='cn.Data("train", x=X)')
+            raise ModelingError(
+                "E117", "the first argument of cn.Data is its name", fix='cn.Data("train", x=X)'
+            )
         if not columns:
-            raise DataError("E112", f"data {name!r} has no columns", at=here(), fix=f'cn.Data("{name}", x=X, y=y)')
+            raise DataError(
+                "E112", f"data {name!r} has no columns", at=here(), fix=f'cn.Data("{name}", x=X, y=y)'
+            )
         self.name = name
         self._columns = dict(columns)
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -89,8 +93,12 @@ class Data:
         for role, source in chosen.items():
             for wanted in [source] if isinstance(source, str) else source:
                 if wanted not in known:
-                    raise DataError("E106", f"the frame has no column {wanted!r}{suggest(wanted, known)}", at=here())
-            columns[role] = frame[source].to_numpy() if isinstance(source, str) else frame[list(source)].to_numpy()
+                    raise DataError(
+                        "E106", f"the frame has no column {wanted!r}{suggest(wanted, known)}", at=here()
+                    )
+            columns[role] = (
+                frame[source].to_numpy() if isinstance(source, str) else frame[list(source)].to_numpy()
+            )
         return cls(name, **columns)
 
     @property

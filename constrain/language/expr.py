@@ -29,7 +29,9 @@ def as_node(value: Any) -> n.Node:
     if isinstance(value, (bool, int, float)):
         return n.Constant(value, loc=here())
     if isinstance(value, Constraint):
-        raise ModelingError("E111", f"{value} is a constraint and has no value", at=here(), fix="pass its sides instead")
+        raise ModelingError(
+            "E111", f"{value} is a constraint and has no value", at=here(), fix="pass its sides instead"
+        )
     shape = static_shape(value)
     if shape is None:
         item = getattr(value, "item", None)
@@ -66,7 +68,10 @@ def apply(atom: str, *args: Any, **options: Any) -> Expr:
         if type_of(node).event:
             shown = language_printing().text(node, limit=80)
             raise ModelingError(
-                "E105", f"the event {shown} is used as a number", at=here(), fix=f"P({shown}), or cn.indicator({shown})"
+                "E105",
+                f"the event {shown} is used as a number",
+                at=here(),
+                fix=f"P({shown}), or cn.indicator({shown})",
             )
     return Expr(n.Apply(atom, nodes, tuple(sorted(options.items())), loc=here()))
 
@@ -75,7 +80,9 @@ def as_event(value: Any, where: str) -> Expr:
     """Checks that `value` is an event of random variables (E105)."""
     if isinstance(value, Constraint):
         raise ModelingError(
-            "E108", f"{where} needs an event of random variables; {value} depends on no data column", at=here()
+            "E108",
+            f"{where} needs an event of random variables; {value} depends on no data column",
+            at=here(),
         )
     if not isinstance(value, Expr) or not value.type.event:
         raise ModelingError(
@@ -237,7 +244,9 @@ class Expr:
     def squeeze(self, dim: int = -1) -> Expr:
         """Drops an axis of size one; `dim` counts from the right (negative)."""
         if dim >= 0 or self.shape is None or self.shape[dim:][:1] != (1,):
-            raise ModelingError("E112", f"axis {dim} of {self} with shape {self.shape} is no axis of size one", at=here())
+            raise ModelingError(
+                "E112", f"axis {dim} of {self} with shape {self.shape} is no axis of size one", at=here()
+            )
         kept = list(self.shape)
         del kept[dim]
         return self.reshape(tuple(kept))
@@ -252,25 +261,36 @@ class Expr:
         raise truth_error(self)
 
     def __iter__(self) -> Iterator[Expr]:
-        raise ModelingError("E113", f"{self} cannot be iterated", at=here(), fix="index it, or use cn.sum and friends")
+        raise ModelingError(
+            "E113", f"{self} cannot be iterated", at=here(), fix="index it, or use cn.sum and friends"
+        )
 
     def __len__(self) -> int:
         raise ModelingError("E113", f"{self} has no length before a solve", at=here(), fix=".shape")
 
     def __float__(self) -> float:
         raise ModelingError(
-            "E121", f"{self} has no numeric value before a solve", at=here(), fix="solution['name'].value, w.value"
+            "E121",
+            f"{self} has no numeric value before a solve",
+            at=here(),
+            fix="solution['name'].value, w.value",
         )
 
     __int__ = __index__ = __complex__ = __float__  # type: ignore[assignment]
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        raise ModelingError("E113", f"expressions are immutable; {self} cannot be assigned to", at=here(), fix="cn.where")
+        raise ModelingError(
+            "E113", f"expressions are immutable; {self} cannot be assigned to", at=here(), fix="cn.where"
+        )
 
     # ---- other libraries
     @classmethod
     def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """torch hands its functions over here; they are recorded, in the order their arguments were written."""
         from constrain.language.record import record
@@ -284,7 +304,10 @@ class Expr:
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         raise ModelingError(
-            "E121", f"{self} cannot become a NumPy array: it has no value yet", at=here(), fix="torch functions record it"
+            "E121",
+            f"{self} cannot become a NumPy array: it has no value yet",
+            at=here(),
+            fix="torch functions record it",
         )
 
 
@@ -311,7 +334,10 @@ class Constraint:
 
     def _chained(self, other: object) -> Any:
         raise ModelingError(
-            "E102", f"{self} is compared once more", at=here(), fix="cn.between(lower, e, upper), or two constraints"
+            "E102",
+            f"{self} is compared once more",
+            at=here(),
+            fix="cn.between(lower, e, upper), or two constraints",
         )
 
     __le__ = __ge__ = __lt__ = __gt__ = _chained
@@ -340,7 +366,9 @@ def compare(op: n.CompareOp, lhs: Any, rhs: Any) -> Expr | Constraint:
 
 def _compare_text(op: n.CompareOp, column: n.Node, text: str) -> Expr:
     if not isinstance(column, n.Column) or op not in ("==", "!="):
-        raise ModelingError("E117", f"only a column can be compared with the text {text!r}, by == or !=", at=here())
+        raise ModelingError(
+            "E117", f"only a column can be compared with the text {text!r}, by == or !=", at=here()
+        )
     symbol = n.ArraySymbol(repr(text), (), text)
     return Expr(n.Comparison(op, column, n.Array(symbol, loc=here()), loc=here()))
 
@@ -373,7 +401,9 @@ def _index_key(key: Any) -> tuple[Any, ...]:
         elif isinstance(k, (list, range)) or getattr(k, "shape", None):
             encoded.append(("list", tuple(int(i) for i in k)))
         elif isinstance(k, Expr):
-            raise ModelingError("E117", f"{k} cannot be used as an index", at=here(), fix="cn.where, or a mask: e * mask")
+            raise ModelingError(
+                "E117", f"{k} cannot be used as an index", at=here(), fix="cn.where, or a mask: e * mask"
+            )
         else:
             encoded.append(int(k))
     return tuple(encoded)

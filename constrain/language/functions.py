@@ -53,7 +53,9 @@ def _axis(e: Expr, axis: int | Sequence[int] | None) -> tuple[int, ...] | None:
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
     if e.shape is None:
         if any(a >= 0 for a in axes):
-            raise ModelingError("E115", f"the shape of {e} is not known yet", at=here(), fix="a negative axis")
+            raise ModelingError(
+                "E115", f"the shape of {e} is not known yet", at=here(), fix="a negative axis"
+            )
         return axes
     rank = len(e.shape)
     for a in axes:

@@ -121,9 +121,7 @@ class Node:
         if self is other:
             return True
         return (
-            type(self) is type(other)
-            and hash(self) == hash(other)
-            and self._key == other._key  # type: ignore[attr-defined]  # set in __post_init__
+            type(self) is type(other) and hash(self) == hash(other) and self._key == other._key  # type: ignore[attr-defined]  # set in __post_init__
         )
 
 

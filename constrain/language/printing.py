@@ -1,2 +1,5 @@
-def text(node, limit=None): return repr(node)[:limit or 1000]
-source=latex=text
+def text(node, limit=None):
+    return repr(node)[: limit or 1000]
+
+
+source = latex = text

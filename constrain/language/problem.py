@@ -44,7 +44,9 @@ class Problem:
         added = {name: _constraint(name, relation) for name, relation in relations.items()}
         taken = sorted(set(added) & set(self.constraints))
         if taken:
-            raise ModelingError("E130", f"the problem already has a constraint {taken[0]!r}", at=here(), fix="another name")
+            raise ModelingError(
+                "E130", f"the problem already has a constraint {taken[0]!r}", at=here(), fix="another name"
+            )
         return Problem(self.sense, self.objective, {**self.constraints, **added})
 
     # ---- structure
@@ -149,18 +151,26 @@ def _constraint(name: str, relation: Any) -> n.Node:
         )
     if isinstance(relation, Expr) and not relation.type.event:
         raise ModelingError(
-            "E111", f"constraint {name!r} is not a comparison: {relation}", at=here(), fix="add <= 0, >= 0 or == 0"
+            "E111",
+            f"constraint {name!r} is not a comparison: {relation}",
+            at=here(),
+            fix="add <= 0, >= 0 or == 0",
         )
     if not isinstance(relation, Constraint):
         raise ModelingError(
-            "E111", f"constraint {name!r} is a {type(relation).__name__}, not a comparison", at=here(), fix="e <= b"
+            "E111",
+            f"constraint {name!r} is a {type(relation).__name__}, not a comparison",
+            at=here(),
+            fix="e <= b",
         )
     return relation.node
 
 
 def _objective(expr: Any, word: str) -> n.Node:
     if isinstance(expr, Constraint) or (isinstance(expr, Expr) and expr.type.event):
-        raise ModelingError("E111", f"the objective of {word} is a comparison: {expr}", at=here(), fix=f"cn.{word}(value)")
+        raise ModelingError(
+            "E111", f"the objective of {word} is a comparison: {expr}", at=here(), fix=f"cn.{word}(value)"
+        )
     e = as_expr(expr)
     if e.type.rows is not None:
         raise ModelingError(
@@ -172,7 +182,10 @@ def _objective(expr: Any, word: str) -> n.Node:
     if e.type.levels is not None or e.shape not in ((), (1,), None):
         what = f"levels of {e.type.levels.describe()}" if e.type.levels is not None else f"shape {e.shape}"
         raise ModelingError(
-            "E112", f"the objective {e} is no single number: it has {what}", at=here(), fix="cn.sum(...) or cn.max(...)"
+            "E112",
+            f"the objective {e} is no single number: it has {what}",
+            at=here(),
+            fix="cn.sum(...) or cn.max(...)",
         )
     return e.node if e.shape != (1,) else e.reshape(()).node
 

@@ -94,7 +94,10 @@ def _extremum(reduce: str, pairwise: str) -> _Rule:
             return apply(reduce, as_expr(input), axis=_axes(as_expr(input), None, reduce), keepdims=False)
         if isinstance(other, int) or dim is not _UNSET:
             raise ModelingError(
-                "E115", f"torch.{reduce} with a dim returns values and indices", at=here(), fix=f"torch.a{reduce}(e, dim)"
+                "E115",
+                f"torch.{reduce} with a dim returns values and indices",
+                at=here(),
+                fix=f"torch.a{reduce}(e, dim)",
             )
         return apply(pairwise, input, other)
 
@@ -110,11 +113,17 @@ def _along(atom: str) -> _Rule:
     return rule
 
 
-def _norm(input: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, p: Any = None, dtype: Any = None) -> Expr:
+def _norm(
+    input: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, p: Any = None, dtype: Any = None
+) -> Expr:
     order = ord if p is None else p
     e = as_expr(input)
     return apply(
-        "norm", e, ord=float(2 if order in (None, "fro") else order), axis=_axes(e, dim, "norm"), keepdims=keepdim
+        "norm",
+        e,
+        ord=float(2 if order in (None, "fro") else order),
+        axis=_axes(e, dim, "norm"),
+        keepdims=keepdim,
     )
 
 
@@ -142,7 +151,11 @@ def _loss(atom: str) -> _Rule:
         label_smoothing: float = 0.0,
     ) -> Expr:
         _no_reduction(atom, reduction)
-        if any(extra is not None for extra in (weight, pos_weight)) or ignore_index != -100 or label_smoothing:
+        if (
+            any(extra is not None for extra in (weight, pos_weight))
+            or ignore_index != -100
+            or label_smoothing
+        ):
             raise _NotInTable
         return apply(atom, input, target)
 
@@ -239,7 +252,10 @@ def _compare(op: n.CompareOp) -> _Rule:
 def _no_value(what: str) -> _Rule:
     def rule(*_args: Any, **_kwargs: Any) -> Any:
         raise ModelingError(
-            "E121", f"{what} needs a value, but the expression has none before a solve", at=here(), fix="leave it out"
+            "E121",
+            f"{what} needs a value, but the expression has none before a solve",
+            at=here(),
+            fix="leave it out",
         )
 
     return rule
@@ -318,7 +334,10 @@ RULES: Mapping[str, _Rule] = {
     **{name: _compare(">") for name in ("gt", "greater", "__gt__")},
     **{name: _compare("==") for name in ("eq", "__eq__")},
     **{name: _compare("!=") for name in ("ne", "not_equal", "__ne__")},
-    **{name: _no_value(f".{name}()") for name in ("item", "detach", "numpy", "tolist", "backward", "cpu", "cuda")},
+    **{
+        name: _no_value(f".{name}()")
+        for name in ("item", "detach", "numpy", "tolist", "backward", "cpu", "cuda")
+    },
 }
 
 _REDUCING_LOSSES = ("_loss", "_cross_entropy", "kl_div", "cross_entropy")
@@ -388,7 +407,9 @@ _METHODS = frozenset(
 def method(e: Expr, name: str) -> Callable[..., Any]:
     """`e.exp()` and the other tensor methods that the table knows."""
     if name.startswith("__") or name not in _METHODS:
-        raise AttributeError(f"an expression has no attribute {name!r}; torch functions apply to it: torch.{name}(e)")
+        raise AttributeError(
+            f"an expression has no attribute {name!r}; torch functions apply to it: torch.{name}(e)"
+        )
     if name == "unsqueeze":
         return lambda dim=-1: _unsqueeze(e, dim)
     rule = RULES[name]
@@ -397,7 +418,9 @@ def method(e: Expr, name: str) -> Callable[..., Any]:
 
 def _unsqueeze(e: Expr, dim: int) -> Expr:
     if dim >= 0 or e.shape is None:
-        raise ModelingError("E115", f"unsqueeze({dim}) of {e}", at=here(), fix="a negative dim counts from one row's end")
+        raise ModelingError(
+            "E115", f"unsqueeze({dim}) of {e}", at=here(), fix="a negative dim counts from one row's end"
+        )
     shape = list(e.shape)
     shape.insert(len(shape) + 1 + dim, 1)
     return e.reshape(tuple(shape))
@@ -433,5 +456,8 @@ def record_ufunc(ufunc: Any, how: str, inputs: tuple[Any, ...], kwargs: Mapping[
         if name in _UCOMPARE:
             return compare(_UCOMPARE[name], *inputs)
     raise ModelingError(
-        "E121", f"the NumPy function {name} cannot be recorded", at=here(), fix=f"torch.{name}(...), same arguments"
+        "E121",
+        f"the NumPy function {name} cannot be recorded",
+        at=here(),
+        fix=f"torch.{name}(...), same arguments",
     )

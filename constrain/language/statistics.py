@@ -83,9 +83,7 @@ class _Expectation:
             (statistic inside a statistic), E118 (`by` is no column).
     """
 
-    def __call__(
-        self, expr: Any, given: Expr | None = None, by: Expr | Sequence[Expr] | None = None
-    ) -> Expr:
+    def __call__(self, expr: Any, given: Expr | None = None, by: Expr | Sequence[Expr] | None = None) -> Expr:
         e = as_expr(expr) if not isinstance(expr, Constraint) else expr
         if isinstance(e, Constraint) or e.type.event:
             raise ModelingError("E105", f"E() of the event {e}", at=here(), fix=f"P({e})")
@@ -134,7 +132,9 @@ class _Probability:
             )
         e = as_event(event, "P()")
         if surrogate is not None and surrogate not in SURROGATES:
-            raise ModelingError("E119", f"no surrogate is called {surrogate!r}", at=here(), fix=f"one of {SURROGATES}")
+            raise ModelingError(
+                "E119", f"no surrogate is called {surrogate!r}", at=here(), fix=f"one of {SURROGATES}"
+            )
         population = _population(e, "P")
         condition, columns = _conditions(population, given, by, "P")
         return Expr(n.Rate(e.node, condition, columns, surrogate, loc=here()))
@@ -175,7 +175,9 @@ def forall(where: Data | Subset, relation: Expr | Constraint) -> Constraint:
     if not isinstance(node, (n.Comparison, n.Between)):
         raise ModelingError("E111", f"forall({data.name}, {relation}) needs a comparison per row", at=here())
     if isinstance(node, n.Comparison) and node.op in ("<", ">", "!="):
-        raise ModelingError("E109", f"a constraint cannot be strict: {relation}", at=here(), fix="<=, >= or ==")
+        raise ModelingError(
+            "E109", f"a constraint cannot be strict: {relation}", at=here(), fix="<=, >= or =="
+        )
     if type_of(node).rows is not data:
         raise ModelingError(
             "E107", f"the relation {relation} does not depend on the rows of {data.name!r}", at=here()

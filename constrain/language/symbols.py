@@ -25,7 +25,9 @@ def _shape_of(shape: int | Sequence[int]) -> tuple[int, ...]:
 
 def _name_of(name: Any, kind: str, example: str) -> str:
     if not isinstance(name, str) or not name.isidentifier():
-        raise ModelingError("E117", f"a {kind} needs a name that is a Python identifier, got {name!r}", at=here(), fix=example)
+        raise ModelingError(
+            "E117", f"a {kind} needs a name that is a Python identifier, got {name!r}", at=here(), fix=example
+        )
     return name
 
 
@@ -139,7 +141,9 @@ class Model:
 
     def __call__(self, *args: Any) -> Expr:
         if not args:
-            raise ModelingError("E117", f"{self.name}() needs an argument", at=here(), fix=f"{self.name}(D.x)")
+            raise ModelingError(
+                "E117", f"{self.name}() needs an argument", at=here(), fix=f"{self.name}(D.x)"
+            )
         return Expr(n.Call(self, tuple(as_node(a) for a in args), loc=here()))
 
     def __repr__(self) -> str:
