@@ -39,6 +39,17 @@ def _neg(a: n.Node) -> n.Node:
     return n.Apply("neg", (a,), loc=a.loc)
 
 
+def _full(reduction: n.Node) -> bool:
+    """Whether a reduction runs over everything and leaves a single number."""
+    return isinstance(reduction, n.Apply) and reduction.option("axis") is None and not reduction.option("keepdims")
+
+
+def _single(rhs: n.Node) -> bool:
+    """Whether a bound is one number."""
+    kind = type_of(rhs)
+    return kind.shape == () and kind.levels is None
+
+
 # ------------------------------------------------------------------------------------- statistics
 def indicator_mean(node: n.Rate) -> n.Mean:
     """P(A | B) = E(1[A] | B).
@@ -95,14 +106,12 @@ def split(residual_of: n.Node, rhs: n.Node, label: str = "") -> list[Piece]:
             return [*split(e, rhs, named("upper")), *split(_neg(e), rhs, named("lower"))]
         case n.Apply(atom="maximum", args=(a, b)):
             return [*split(a, rhs, named("first")), *split(b, rhs, named("second"))]
-        case n.Apply(atom="max_levels", args=(e,)):
-            return split(e, rhs, label)
-        case n.Apply(atom="max", args=(e,)) if residual_of.option("axis") is None and not residual_of.option("keepdims"):
+        case n.Apply(atom="max_levels" | "max", args=(e,)) if _full(residual_of) and _single(rhs):
             return split(e, rhs, label)
         case n.Apply(atom="neg", args=(n.Apply(atom="minimum", args=(a, b)),)):
             return [*split(_neg(a), rhs, named("first")), *split(_neg(b), rhs, named("second"))]
         case n.Apply(atom="neg", args=(n.Apply(atom="min_levels" | "min", args=(e,)) as inner,)) if (
-            inner.option("axis") is None and not inner.option("keepdims")
+            _full(inner) and _single(rhs)
         ):
             return split(_neg(e), rhs, label)
         case n.Apply(atom="neg", args=(n.Apply(atom="neg", args=(e,)),)):

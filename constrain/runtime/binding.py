@@ -1,0 +1,271 @@
+"""Data bound to a program: columns as tensors on one device, group codes, shares of conditions.
+
+This is the one place that looks at the data before solving. It refuses missing values, empty groups and unknown
+levels (E124, E135), counts the shares that make conditional moments unbiased on minibatches, and keeps the level
+names for the reports.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from constrain.errors import DataError, ModelingError
+from constrain.language import nodes as n
+from constrain.language.data import Data, suggest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["Population", "Stratum", "as_array", "bind_population", "level_codes"]
+
+
+def as_array(value: Any) -> NDArray[Any]:
+    """A column (tensor, array, series, list) as a NumPy array on the host, without copying where possible."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().numpy()
+    to_numpy = getattr(value, "to_numpy", None)
+    return np.asarray(value if to_numpy is None else to_numpy())
+
+
+def _is_text(array: NDArray[Any]) -> bool:
+    return array.dtype.kind in "OUS"
+
+
+def level_codes(
+    data: Data, columns: Sequence[str], reference: Sequence[Any] | None = None
+) -> tuple[NDArray[np.int64], list[Any]]:
+    """Integer codes of the levels of one column, or of the combinations that occur of several.
+
+    Args:
+        data: the sample.
+        columns: one or more columns with one value per row.
+        reference: levels of the training sample, which a hold-out sample must reuse.
+
+    Returns:
+        Codes of shape (rows,) and the sorted levels (tuples when there are several columns).
+
+    Raises:
+        DataError: E135 when the sample has a level that the reference has not.
+    """
+    parts = [as_array(data.values(c)) for c in columns]
+    parts = [p.astype(str) if _is_text(p) else p for p in parts]
+    uniques, inverses = zip(*(np.unique(p, return_inverse=True) for p in parts), strict=True)
+    if len(parts) == 1:
+        levels: list[Any] = uniques[0].tolist()
+        codes = inverses[0]
+    else:
+        flat = np.ravel_multi_index(inverses, tuple(len(u) for u in uniques))
+        found, codes = np.unique(flat, return_inverse=True)
+        places = zip(*np.unravel_index(found, tuple(len(u) for u in uniques)), strict=True)
+        levels = [tuple(u[i].item() for u, i in zip(uniques, place, strict=True)) for place in places]
+    if reference is not None:
+        known = {level: i for i, level in enumerate(reference)}
+        unknown = [level for level in levels if level not in known]
+        if unknown:
+            raise DataError(
+                "E135",
+                f"{data.name}.{'/'.join(columns)} has the level {unknown[0]!r}, which the training sample lacks",
+                fix="drop those rows, or merge rare levels before training",
+            )
+        codes = np.asarray([known[level] for level in levels], dtype=np.int64)[codes]
+        levels = list(reference)
+    return codes.reshape(-1).astype(np.int64), levels
+
+
+@dataclass
+class Stratum:
+    """What a moment's condition and groups come to on one sample.
+
+    Attributes:
+        codes: (rows,) int64 level of each row, None without `by`.
+        levels: level names, empty without `by`.
+        mask: (rows,) bool, None without a condition.
+        counts: (levels,) or () number of rows that count, float.
+        weight: (rows,) 1{row counts} * rows / counts[level of row]: a moment is the plain mean of
+            weight * integrand, summed per level. None without condition and groups.
+    """
+
+    codes: Tensor | None
+    levels: list[Any]
+    mask: Tensor | None
+    counts: Tensor
+    weight: Tensor | None
+
+
+@dataclass
+class Population:
+    """A sample on a device.
+
+    Attributes:
+        data: the sample as the user gave it.
+        rows: number of rows.
+        columns: used columns as tensors with rows first; text columns as int64 codes.
+        levels: names of the codes of text columns.
+        strata: per (condition, group columns) its stratum.
+    """
+
+    data: Data
+    rows: int
+    columns: dict[str, Tensor]
+    levels: dict[str, list[Any]]
+    device: torch.device
+    dtype: torch.dtype
+    strata: dict[tuple[n.Node | None, tuple[str, ...]], Stratum] = field(
+        default_factory=dict[tuple[n.Node | None, tuple[str, ...]], Stratum]
+    )
+
+    def level_code(self, column: str, text: str) -> int:
+        """Code of a text level.
+
+        Raises:
+            DataError: E106 for a level that does not occur.
+        """
+        levels = self.levels.get(column)
+        if levels is None:
+            raise DataError(
+                "E106", f"{self.data.name}.{column} is numeric and is compared with the text {text!r}", fix="a number"
+            )
+        if text not in levels:
+            raise DataError(
+                "E106",
+                f"{self.data.name}.{column} has no level {text!r}{suggest(text, levels)}",
+                fix=f"one of {', '.join(map(repr, levels[:8]))}",
+            )
+        return levels.index(text)
+
+    def stratum(self, given: n.Node | None, by: tuple[n.Column, ...]) -> Stratum:
+        """The stratum of a moment."""
+        return self.strata[given, tuple(c.name for c in by)]
+
+    def add_stratum(
+        self,
+        given: n.Node | None,
+        by: tuple[n.Column, ...],
+        mask: Tensor | None,
+        shown: str,
+        *,
+        reference: Population | None = None,
+    ) -> None:
+        """Counts the rows of a condition and its groups.
+
+        Raises:
+            DataError: E124 for a condition or group without rows (on a training sample).
+        """
+        names = tuple(c.name for c in by)
+        known = None if reference is None else reference.strata[given, names].levels
+        codes, levels = None, []
+        if names:
+            host, levels = level_codes(self.data, names, known)
+            codes = torch.as_tensor(host, device=self.device)
+        ones = torch.ones(self.rows, device=self.device) if mask is None else mask.to(torch.float32)
+        ones = ones.to(torch.float64) if self.device.type != "mps" else ones
+        counts = ones.sum() if codes is None else ones.new_zeros(len(levels)).index_add(0, codes, ones)
+        if reference is None and self.device.type != "meta":
+            self._refuse_empty(counts, levels, names, shown)
+        weight = None
+        if mask is not None or codes is not None:
+            per_row = counts if codes is None else counts[codes]
+            weight = torch.where(ones > 0, self.rows / per_row, torch.zeros_like(ones)).to(self.dtype)
+        self.strata[given, names] = Stratum(codes, levels, mask, counts, weight)
+
+    def _refuse_empty(self, counts: Tensor, levels: list[Any], names: tuple[str, ...], shown: str) -> None:
+        empty = (counts == 0).reshape(-1).nonzero().reshape(-1).tolist()
+        if not empty:
+            return
+        if names:
+            group = f"{'/'.join(names)}={levels[empty[0]]!r}"
+            raise DataError(
+                "E124",
+                f"the group {group} of {self.data.name!r} has no row for {shown}: its average does not exist",
+                fix="merge the group with another, or drop its rows",
+            )
+        raise DataError("E124", f"no row of {self.data.name!r} satisfies the condition of {shown}", fix="another condition")
+
+
+def _refuse_missing(data: Data, column: str, array: NDArray[Any]) -> None:
+    """E124 for NaN, infinities and missing text."""
+    if array.dtype.kind in "fc":
+        bad = ~np.isfinite(array.reshape(len(array), -1)).all(axis=1)
+    elif array.dtype.kind == "O":
+        bad = np.asarray([v is None or v != v for v in array.reshape(-1)]).reshape(len(array), -1).any(axis=1)
+    else:
+        return
+    if bad.any():
+        rows = np.flatnonzero(bad)
+        listed = ", ".join(map(str, rows[:3].tolist())) + (", …" if len(rows) > 3 else "")
+        raise DataError(
+            "E124",
+            f"{data.name}.{column} has {len(rows)} missing or infinite value{'s'[: len(rows) > 1]} (rows {listed})",
+            fix="drop those rows or impute them before cn.Data",
+        )
+
+
+def bind_population(
+    data: Data,
+    used: Sequence[str],
+    device: torch.device,
+    dtype: torch.dtype,
+    reference: Population | None = None,
+) -> Population:
+    """Moves the used columns of a sample to a device.
+
+    Floating columns take `dtype`; integer and boolean ones become int64; text becomes codes.
+
+    Raises:
+        DataError: E106 (column missing in a hold-out), E124 (missing values), E135 (unknown level).
+    """
+    columns: dict[str, Tensor] = {}
+    levels: dict[str, list[Any]] = {}
+    for name in used:
+        if name not in data.columns:
+            raise DataError("E106", f"data {data.name!r} has no column {name!r}{suggest(name, data.columns)}")
+        raw = data.values(name)
+        if isinstance(raw, Tensor) and raw.device.type != "cpu":
+            finite = bool(torch.isfinite(raw).all()) if raw.is_floating_point() and raw.device.type != "meta" else True
+            if not finite:
+                _refuse_missing(data, name, as_array(raw))
+            columns[name] = raw.detach().to(device=device, dtype=dtype if raw.is_floating_point() else torch.int64)
+            continue
+        array = as_array(raw)
+        _refuse_missing(data, name, array)
+        if _is_text(array):
+            known = None if reference is None else reference.levels.get(name)
+            codes, levels[name] = level_codes(data, [name], known)
+            columns[name] = torch.as_tensor(codes, device=device)
+        else:
+            tensor = torch.as_tensor(array.copy() if not array.flags.writeable else array)
+            columns[name] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else torch.int64)
+    return Population(data, len(data), columns, levels, device, dtype)
+
+
+def parameter_values(
+    symbols: Sequence[n.ParameterSymbol], overrides: Mapping[str, Any] | None = None
+) -> dict[n.ParameterSymbol, Any]:
+    """Current values of parameters.
+
+    Raises:
+        ModelingError: E127 for one without a value, or an override of an unknown name.
+    """
+    given = dict(overrides or {})
+    unknown = sorted(set(given) - {s.name for s in symbols})
+    if unknown:
+        names = [s.name for s in symbols]
+        raise ModelingError("E127", f"no Parameter is named {unknown[0]!r}{suggest(unknown[0], names)}")
+    values: dict[n.ParameterSymbol, Any] = {}
+    for symbol in symbols:
+        value = given.get(symbol.name, symbol.value)
+        if value is None:
+            raise ModelingError(
+                "E127",
+                f"Parameter {symbol.name!r} has no value",
+                fix=f'{symbol.name}.value = ..., or solve(params={{"{symbol.name}": ...}})',
+            )
+        values[symbol] = value
+    return values

@@ -1,0 +1,278 @@
+"""Generates one Python function per sample (and one for the outer expressions) out of a program's nodes.
+
+Every shared sub-expression and every model call appears once. The source is kept (`Generated.source`), so that what
+runs can be read. Indicators that depend on decisions come in two versions: exact, and the differentiable surrogate
+of the primal gradient.
+
+Names inside generated code: `c` columns, `v` variables, `f` models, `k` parameters, `a` constants, `m` moments,
+`s` surrogate scales, `w` flattened model parameters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from constrain.errors import ModelingError
+from constrain.language import nodes as n
+from constrain.language.atoms import ATOMS
+from constrain.language.types import type_of
+from constrain.runtime import rowwise
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Generated", "Tables", "generate", "margin_events"]
+
+Mode = str  # "exact" or "primal"
+
+
+def surrogate_sigmoid(margin: Tensor, scale: Tensor) -> Tensor:
+    """Sigmoid of the margin in units of `scale`: the stand-in of 1[margin > 0]."""
+    return torch.sigmoid(margin / scale)
+
+
+def surrogate_hinge(margin: Tensor, scale: Tensor) -> Tensor:
+    """max(0, 1 + margin / scale): a convex upper bound of 1[margin > 0]."""
+    return torch.relu(1 + margin / scale)
+
+
+@dataclass
+class Tables:
+    """What generated code refers to by position; shared by all functions of one program."""
+
+    variables: list[n.VariableSymbol] = field(default_factory=list[n.VariableSymbol])
+    models: list[Any] = field(default_factory=list[Any])
+    parameters: list[n.ParameterSymbol] = field(default_factory=list[n.ParameterSymbol])
+    arrays: list[n.ArraySymbol] = field(default_factory=list[n.ArraySymbol])
+    moments: list[n.Moment] = field(default_factory=list[n.Moment])
+    margins: list[n.Node] = field(default_factory=list[n.Node])
+
+    @staticmethod
+    def place(table: list[Any], item: Any) -> int:
+        """Position of an item, appended when new."""
+        for i, known in enumerate(table):
+            if known is item or (isinstance(item, n.Node) and known == item):
+                return i
+        table.append(item)
+        return len(table) - 1
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A generated function and its source."""
+
+    function: Callable[..., list[Any]]
+    source: str
+    operations: int
+
+
+def margin_events(event: n.Node) -> list[n.Comparison]:
+    """The comparisons inside a compound event."""
+    return [x for x in n.postorder(event) if isinstance(x, n.Comparison)]
+
+
+class _Writer:
+    """Writes lines; remembers the name of every node already written in each mode."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self.lines: list[str] = []
+        self.names: dict[tuple[int, Mode], str] = {}
+        self.scope: dict[str, Any] = {
+            "torch": torch,
+            "rowwise": rowwise,
+            "surrogate_sigmoid": surrogate_sigmoid,
+            "surrogate_hinge": surrogate_hinge,
+        }
+        self.kept: list[n.Node] = []
+        self.sensitive: dict[int, bool] = {}
+
+    # ---- helpers
+    def emit(self, code: str) -> str:
+        name = f"t{len(self.lines)}"
+        self.lines.append(f"    {name} = {code}")
+        return name
+
+    def constant(self, value: Any, hint: str) -> str:
+        name = f"{hint}_{len(self.scope)}"
+        self.scope[name] = value
+        return name
+
+    def mark(self, root: n.Node) -> None:
+        """Finds the nodes whose value differs between the two modes."""
+        for node in n.postorder(root):
+            if id(node) not in self.sensitive:
+                own = isinstance(node, n.Indicator) and node.surrogate is not None
+                below = any(self.sensitive[id(c)] for c in n.children(node)) and not isinstance(node, n.Moment)
+                self.sensitive[id(node)] = own or below
+
+    def write(self, root: n.Node, mode: Mode) -> str:
+        """Name of the value of `root` in this mode."""
+        self.kept.append(root)
+        self.mark(root)
+        for node in self._needed(root):
+            key = self._key(node, mode)
+            if key not in self.names:
+                self.names[key] = self._line(node, mode)
+        return self.names[self._key(root, mode)]
+
+    def _needed(self, root: n.Node) -> list[n.Node]:
+        """Nodes under `root`, children first; what is inside a moment belongs to another function."""
+        order: list[n.Node] = []
+        seen: set[int] = set()
+        stack: list[tuple[n.Node, bool]] = [(root, False)]
+        while stack:
+            node, done = stack.pop()
+            if done:
+                order.append(node)
+            elif id(node) not in seen:
+                seen.add(id(node))
+                stack.append((node, True))
+                if not isinstance(node, n.Moment):
+                    stack.extend((c, False) for c in reversed(n.children(node)))
+        return order
+
+    def _key(self, node: n.Node, mode: Mode) -> tuple[int, Mode]:
+        return id(node), mode if self.sensitive[id(node)] else "exact"
+
+    def ref(self, node: n.Node, mode: Mode) -> str:
+        return self.names[self._key(node, mode)]
+
+    # ---- one line per node
+    def _line(self, node: n.Node, mode: Mode) -> str:
+        match node:
+            case n.Constant(value=value):
+                return repr(value)
+            case n.Array(symbol=symbol):
+                if isinstance(symbol.value, str):
+                    return repr(symbol.value)
+                return f"a[{Tables.place(self.tables.arrays, symbol)}]"
+            case n.Column(name=name):
+                return f"c[{name!r}]"
+            case n.Decision(symbol=symbol):
+                return f"v[{Tables.place(self.tables.variables, symbol)}]"
+            case n.Knob(symbol=symbol):
+                return f"k[{Tables.place(self.tables.parameters, symbol)}]"
+            case n.Weights(model=model):
+                return f"w[{Tables.place(self.tables.models, model)}]"
+            case n.Moment():
+                return f"m[{Tables.place(self.tables.moments, node)}]"
+            case n.Call(model=model, args=args):
+                listed = ", ".join(self.ref(x, mode) for x in args)
+                return self.emit(f"f[{Tables.place(self.tables.models, model)}]({listed})")
+            case n.Apply():
+                return self._apply(node, mode)
+            case n.Opaque():
+                return self._opaque(node, mode)
+            case n.Comparison():
+                return self._comparison(node, mode)
+            case n.Logic(op=op, args=args):
+                parts = [self.ref(x, mode) for x in args]
+                return self.emit(f"~{parts[0]}" if op == "not" else (" & " if op == "and" else " | ").join(parts))
+            case n.Indicator(event=event, surrogate=surrogate):
+                if surrogate is not None and mode == "primal":
+                    return self._surrogate(event, surrogate, mode)
+                return self.emit(f"{self.ref(event, mode)}.to(dtype)")
+            case _:
+                raise AssertionError(type(node))
+
+    def _apply(self, node: n.Apply, mode: Mode) -> str:
+        atom = ATOMS[node.atom]
+        refs = [self.ref(x, mode) for x in node.args]
+        infix = {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**"}.get(node.atom)
+        if infix is not None:
+            return self.emit(f"{refs[0]} {infix} {refs[1]}")
+        if not atom.torch.startswith("rowwise."):
+            refs = [self._tensor(r, x) for r, x in zip(refs, node.args, strict=True)]
+            return self.emit(f"{atom.torch}({', '.join(refs)})")
+        refs = [self._tensor(r, x) for r, x in zip(refs, node.args, strict=True)]
+        lead = tuple(type_of(x).lead for x in node.args)
+        options = "".join(f", {key}={value!r}" for key, value in node.options)
+        return self.emit(f"{atom.torch}({', '.join(refs)}{options}, lead={lead!r})")
+
+    def _tensor(self, ref: str, node: n.Node) -> str:
+        """Functions want tensors where operators take numbers."""
+        return f"number({ref})" if isinstance(node, n.Constant) else ref
+
+    def _opaque(self, node: n.Opaque, mode: Mode) -> str:
+        def item(value: Any) -> str:
+            return self.ref(value, mode) if isinstance(value, n.Node) else self.constant(value, "value")
+
+        function = self.constant(node.function, "function")
+        parts = [item(x) for x in node.arguments] + [f"{key}={item(x)}" for key, x in node.keywords]
+        return self.emit(f"{function}({', '.join(parts)})")
+
+    def _comparison(self, node: n.Comparison, mode: Mode) -> str:
+        rhs = node.rhs
+        if isinstance(rhs, n.Array) and isinstance(rhs.symbol.value, str) and isinstance(node.lhs, n.Column):
+            code = f"code({node.lhs.name!r}, {rhs.symbol.value!r})"
+            return self.emit(f"c[{node.lhs.name!r}] {node.op} {code}")
+        return self.emit(f"{self.ref(node.lhs, mode)} {node.op} {self.ref(rhs, mode)}")
+
+    # ---- surrogates
+    def _surrogate(self, event: n.Node, kind: str, mode: Mode) -> str:
+        """a & b is the product, a | b = 1 - (1 - a)(1 - b), ~a = 1 - a of the sides' surrogates."""
+        memo: dict[int, str] = {}
+        for node in n.postorder(event):
+            match node:
+                case n.Comparison():
+                    memo[id(node)] = self._margin(node, kind, mode)
+                case n.Logic(op="not", args=args):
+                    memo[id(node)] = self.emit(f"1 - {memo[id(args[0])]}")
+                case n.Logic(op="and", args=args):
+                    memo[id(node)] = self.emit(" * ".join(memo[id(x)] for x in args))
+                case n.Logic(op="or", args=args):
+                    product = " * ".join(f"(1 - {memo[id(x)]})" for x in args)
+                    memo[id(node)] = self.emit(f"1 - {product}")
+                case _:
+                    pass
+        return memo[id(event)]
+
+    def _margin(self, node: n.Comparison, kind: str, mode: Mode) -> str:
+        if not any(isinstance(x, (n.Decision, n.Call)) for x in n.postorder(node)):
+            return self.emit(f"{self._comparison(node, mode)}.to(dtype)")
+        if node.op in ("==", "!="):
+            raise ModelingError(
+                "E133",
+                "the event of a continuous quantity being equal to a number has no usable surrogate",
+                at=node.loc,
+                fix="abs(e - b) <= tolerance as the event",
+            )
+        a, b = (node.lhs, node.rhs) if node.op in (">", ">=") else (node.rhs, node.lhs)
+        margin = n.Apply("sub", (a, b), loc=node.loc)
+        place = Tables.place(self.tables.margins, margin)
+        value = self.emit(f"{self.ref(a, mode)} - {self.ref(b, mode)}")
+        return self.emit(f"surrogate_{kind}({value}, s[{place}])")
+
+
+def _live(lines: list[str], results: list[str]) -> list[str]:
+    """The lines whose value is used: an event is not computed where only its surrogate is."""
+    used = set(re.findall(r"\bt\d+\b", " ".join(results)))
+    kept: list[str] = []
+    for line in reversed(lines):
+        target, _, code = line.strip().partition(" = ")
+        if target in used:
+            used.update(re.findall(r"\bt\d+\b", code))
+            kept.append(line)
+    return kept[::-1]
+
+
+def generate(name: str, tables: Tables, outputs: Sequence[tuple[n.Node | None, Mode]]) -> Generated:
+    """A function that computes the outputs, each in its mode; None stays None.
+
+    The generated function takes `(c, v, f, w, k, a, m, s, dtype, number, code)` and returns a list.
+    """
+    writer = _Writer(tables)
+    results = ["None" if node is None else writer.write(node, mode) for node, mode in outputs]
+    header = f"def {name}(c, v, f, w, k, a, m, s, dtype, number, code):"
+    lines = _live(writer.lines, results)
+    source = "\n".join([header, *lines, f"    return [{', '.join(results)}]"]) + "\n"
+    namespace: dict[str, Any] = writer.scope
+    exec(compile(source, f"<constrain:{name}>", "exec"), namespace)  # noqa: S102  # our own generated source
+    return Generated(namespace[name], source, len(lines))

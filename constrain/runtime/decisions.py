@@ -1,0 +1,193 @@
+"""The decisions of a program as tensors: `Variable`s and the trainable parameters of its models."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from constrain.errors import ModelingError
+from constrain.language.data import suggest
+from constrain.lowering.lower import EPIGRAPH
+from constrain.runtime.binding import as_array
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from constrain.language import nodes as n
+    from constrain.lowering.program import Program
+
+__all__ = ["Block", "Decisions"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One decision tensor.
+
+    Attributes:
+        name: `w` for a variable, `f.0.weight` for a parameter of model `f`.
+        tensor: the leaf that solvers change in place.
+        lower: lower bounds of the tensor's shape, or None.
+        upper: upper bounds, or None.
+    """
+
+    name: str
+    tensor: Tensor
+    lower: NDArray[Any] | None = None
+    upper: NDArray[Any] | None = None
+
+
+def _bounds(symbol: n.VariableSymbol) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
+    low, high = symbol.bounds if symbol.bounds is not None else (None, None)
+    if symbol.boolean:
+        low, high = 0.0, 1.0
+    lower = None if low is None else np.broadcast_to(np.asarray(as_array(low), dtype=np.float64), symbol.shape)
+    upper = None if high is None else np.broadcast_to(np.asarray(as_array(high), dtype=np.float64), symbol.shape)
+    if symbol.nonneg:
+        lower = np.zeros(symbol.shape) if lower is None else np.maximum(lower, 0.0)
+    if lower is not None and upper is not None and (lower > upper).any():
+        raise ModelingError("E136", f"Variable {symbol.name!r} has a lower bound above its upper bound")
+    return lower, upper
+
+
+def _start(symbol: n.VariableSymbol, lower: NDArray[Any] | None, upper: NDArray[Any] | None) -> NDArray[Any]:
+    """The user's start, else a point inside of the bounds."""
+    if symbol.value is not None:
+        value = np.array(as_array(symbol.value), dtype=np.float64).reshape(symbol.shape)
+        return np.clip(value, -np.inf if lower is None else lower, np.inf if upper is None else upper)
+    if lower is None and upper is None:
+        return np.zeros(symbol.shape)
+    if lower is None:
+        assert upper is not None  # noqa: S101  # narrows the type
+        return np.minimum(0.0, upper - 1.0)
+    high = np.full(symbol.shape, np.inf) if upper is None else upper
+    return np.where(np.isfinite(high), (lower + np.minimum(high, lower + 2.0)) / 2, lower + 1.0)
+
+
+class Decisions:
+    """All decision tensors of a program, in a fixed order: variables first, then models by parameter name.
+
+    Solvers read and write `blocks`; full-batch solvers use the flat float64 vector of `get` and `set`.
+    """
+
+    def __init__(self, program: Program, device: torch.device, dtype: torch.dtype) -> None:
+        self.program = program
+        self.device = device
+        self.variables: dict[n.VariableSymbol, Tensor] = {}
+        self.blocks: list[Block] = []
+        for symbol in program.variables:
+            lower, upper = _bounds(symbol)
+            start = torch.as_tensor(_start(symbol, lower, upper), dtype=dtype, device=device)
+            self.variables[symbol] = start.clone().requires_grad_(True)
+            self.blocks.append(Block(symbol.name, self.variables[symbol], lower, upper))
+        for model in program.models:
+            if not model.frozen:
+                for name, parameter in model.module.named_parameters():
+                    if parameter.requires_grad:
+                        self.blocks.append(Block(f"{model.name}.{name}", parameter))
+        if not self.blocks:
+            raise ModelingError(
+                "W201", "the problem has no decisions: every model is frozen and there is no Variable", fix="cn.Model(net)"
+            )
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The leaves."""
+        return [block.tensor for block in self.blocks]
+
+    @property
+    def size(self) -> int:
+        """Number of scalar decisions."""
+        return sum(t.numel() for t in self.tensors)
+
+    # ---- the flat vector
+    def get(self) -> NDArray[np.float64]:
+        """All decisions as one float64 vector (a copy)."""
+        return np.concatenate([t.detach().cpu().double().numpy().reshape(-1) for t in self.tensors])
+
+    def set(self, flat: NDArray[Any]) -> None:
+        """Writes a flat vector into the tensors, in place."""
+        start = 0
+        with torch.no_grad():
+            for t in self.tensors:
+                piece = flat[start : start + t.numel()]
+                t.copy_(torch.as_tensor(piece, dtype=t.dtype).reshape(t.shape))
+                start += t.numel()
+
+    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Lower and upper bounds of the flat vector, infinite where there are none."""
+        lows: list[NDArray[np.float64]] = []
+        highs: list[NDArray[np.float64]] = []
+        for block in self.blocks:
+            size = block.tensor.numel()
+            lows.append(np.full(size, -np.inf) if block.lower is None else block.lower.reshape(-1))
+            highs.append(np.full(size, np.inf) if block.upper is None else block.upper.reshape(-1))
+        return np.concatenate(lows), np.concatenate(highs)
+
+    def project(self) -> None:
+        """Clips bounded variables in place (no host synchronization)."""
+        with torch.no_grad():
+            for block in self.blocks:
+                if block.lower is not None or block.upper is not None:
+                    low = None if block.lower is None else torch.as_tensor(block.lower).to(block.tensor)
+                    high = None if block.upper is None else torch.as_tensor(block.upper).to(block.tensor)
+                    block.tensor.clamp_(low, high)
+
+    # ---- snapshots
+    def snapshot(self) -> dict[str, Tensor]:
+        """Copies of all decisions and of the models' buffers, by name."""
+        state = {block.name: block.tensor.detach().clone() for block in self.blocks}
+        for model in self.program.models:
+            for name, buffer in model.module.named_buffers():
+                state[f"{model.name}.{name}"] = buffer.detach().clone()
+        return state
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Writes a snapshot back, in place.
+
+        Raises:
+            ModelingError: E137 when the snapshot lacks a decision or has another shape.
+        """
+        with torch.no_grad():
+            for block in self.blocks:
+                value = state.get(block.name)
+                if value is None or value.shape != block.tensor.shape:
+                    raise ModelingError(
+                        "E137", f"the saved point has no {block.name!r} of this shape{suggest(block.name, state)}"
+                    )
+                block.tensor.copy_(value)
+            for model in self.program.models:
+                for name, buffer in model.module.named_buffers():
+                    value = state.get(f"{model.name}.{name}")
+                    if value is not None:
+                        buffer.copy_(value)
+
+    def write_back(self) -> None:
+        """Gives the user's `Variable`s their values as NumPy arrays (models are trained in place)."""
+        for symbol, tensor in self.variables.items():
+            if symbol.name != EPIGRAPH:
+                symbol.value = tensor.detach().cpu().numpy().copy()
+
+    @contextmanager
+    def precision(self, dtype: torch.dtype) -> Iterator[None]:
+        """Runs a block with the models in another floating type, and returns them to their own."""
+        modules = [model.module for model in self.program.models]
+        before = [
+            {name: t.dtype for name, t in [*m.named_parameters(), *m.named_buffers()] if t.is_floating_point()}
+            for m in modules
+        ]
+        try:
+            for module in modules:
+                module.to(dtype)
+            yield
+        finally:
+            for module, types in zip(modules, before, strict=True):
+                tensors = dict([*module.named_parameters(), *module.named_buffers()])
+                for name, original in types.items():
+                    tensors[name].data = tensors[name].data.to(original)

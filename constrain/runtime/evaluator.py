@@ -1,0 +1,541 @@
+"""Evaluates a program: minibatch estimates, exact full-data values, exact gradients in bounded memory.
+
+The full-data gradient of any outer function of moments takes two passes. Pass one streams the rows and accumulates
+the moments m. The outer function is then differentiated with respect to m, a few numbers. Pass two streams the rows
+again and back-propagates sum_j (d phi / d m_j) * (contribution of these rows to m_j). The result is exact for any
+outer function (ratios, products, absolute values), and memory is that of one chunk of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from constrain._lazy import language_printing
+from constrain.errors import DataError, ModelingError
+from constrain.language import nodes as n
+from constrain.language.types import type_of
+from constrain.runtime.binding import Population, as_array, bind_population, parameter_values
+from constrain.runtime.codegen import Generated, Tables, generate
+from constrain.runtime.decisions import Decisions
+
+if TYPE_CHECKING:
+    from constrain.language.data import Data
+    from constrain.lowering.program import Program
+
+__all__ = ["Evaluator", "Outer", "RowTerm", "Rows"]
+
+Rows = Tensor | slice
+RowTerm = Callable[[int, Tensor, Rows], Tensor]
+"""(index of the part, residual of some rows, which rows) -> a scalar to add to the objective."""
+
+SURROGATE_TEMPERATURE = 0.25
+"""Width of a rate's surrogate in robust standard deviations of its margin."""
+
+CHUNK = 16_384
+"""Rows per chunk of a full pass."""
+
+
+@dataclass
+class Outer:
+    """Values of the outer functions: the objective to minimize, and one residual per part (None per row)."""
+
+    objective: Tensor
+    residuals: list[Tensor | None]
+
+
+@dataclass
+class Estimate:
+    """A minibatch estimate: with gradient for the primal, exact and detached for the dual.
+
+    `rows` holds, per part that is a constraint per row, its residuals on the batch (primal and exact) and which of
+    the batch rows it selects.
+    """
+
+    primal: Outer
+    exact: Outer
+    rows: dict[int, tuple[Tensor, Tensor, Tensor | None]]
+
+
+@dataclass
+class _Job:
+    """What one sample contributes: positions of its moments and of its row parts."""
+
+    data: Data
+    moments: list[int]
+    parts: list[int]
+
+
+class Evaluator:
+    """A program with data on a device.
+
+    Args:
+        program: the moment form.
+        decisions: the decision tensors, shared between evaluators of one problem.
+        data: replaces samples by name (a hold-out); columns are re-bound by name.
+        params: values of parameters by name.
+        reference: evaluator of the training data, whose levels a hold-out must reuse.
+        chunk: rows per chunk of a full pass.
+
+    Raises:
+        DataError: E106, E124, E135 (see `binding.py`).
+        ModelingError: E122 (rows depend on each other), E127 (parameter without value).
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        decisions: Decisions,
+        *,
+        dtype: torch.dtype,
+        data: Mapping[str, Data] | None = None,
+        params: Mapping[str, Any] | None = None,
+        reference: Evaluator | None = None,
+        chunk: int = CHUNK,
+    ) -> None:
+        self.program = program
+        self.decisions = decisions
+        self.device = decisions.device
+        self.dtype = dtype
+        self.chunk = chunk
+        self.tables = Tables()
+        self.tables.moments.extend(program.moments)
+        self.jobs = self._plan()
+        self._generated: dict[tuple[str, str], Generated] = {}
+        self._numbers: dict[Any, Tensor] = {}
+        self._arrays: list[Tensor] = []
+        self._parameters = parameter_values(program.parameters, params)
+        replaced = dict(data or {})
+        self.populations: dict[Data, Population] = {}
+        self.scales = torch.ones(0, dtype=dtype, device=self.device)
+        for job in self.jobs:
+            self._bind(job, replaced.get(job.data.name, job.data), reference)
+        self._generate_all()
+        if reference is not None:
+            self.scales = reference.scales
+        else:
+            self.refresh_scales()
+
+    # ------------------------------------------------------------------------------------ preparation
+    def _plan(self) -> list[_Job]:
+        jobs = {data: _Job(data, [], []) for data in self.program.populations}
+        for i, moment in enumerate(self.program.moments):
+            jobs[moment.data].moments.append(i)
+        for i, part in enumerate(self.program.parts):
+            if part.rows is not None:
+                jobs[part.rows].parts.append(i)
+        return list(jobs.values())
+
+    def _bind(self, job: _Job, data: Data, reference: Evaluator | None) -> None:
+        used = {x.name for root in self.program.roots for x in n.postorder(root)
+                if isinstance(x, n.Column) and x.data is job.data}  # fmt: skip
+        known = None if reference is None else reference.populations[job.data]
+        population = bind_population(data, sorted(used), self.device, self.dtype, known)
+        self.populations[job.data] = population
+        for i in job.moments:
+            moment = self.program.moments[i]
+            key = (moment.given, tuple(c.name for c in moment.by))
+            if key not in population.strata:
+                mask = None if moment.given is None else self._data_event(moment.given, population)
+                shown = str(language_printing().text(moment, limit=80))
+                population.add_stratum(moment.given, moment.by, mask, shown, reference=known)
+
+    def _data_event(self, event: n.Node, population: Population) -> Tensor:
+        """Rows where an event of the data alone holds: (rows,) bool."""
+        function = generate("event", self.tables, [(event, "exact")]).function
+        masks: list[Tensor] = []
+        with torch.no_grad():
+            for start in range(0, population.rows, self.chunk):
+                rows = slice(start, start + self.chunk)
+                columns = {name: c[rows] for name, c in population.columns.items()}
+                masks.append(self._run(function, columns, [], population)[0])
+        return torch.cat(masks)
+
+    def _generate_all(self) -> None:
+        """Generates every function once, so that all tables are complete and errors come before solving."""
+        for job in self.jobs:
+            for mode in ("primal", "exact", "both"):
+                self._population_function(job, mode)
+        self._outer_function("primal")
+        self._outer_function("exact")
+        self._sides_function()
+        self._margin_function()
+        self.scales = torch.ones(len(self.tables.margins), dtype=self.dtype, device=self.device)
+
+    def _population_function(self, job: _Job, mode: str) -> Generated:
+        key = (job.data.name, mode)
+        if key not in self._generated:
+            moments = [self.program.moments[i].integrand for i in job.moments]
+            parts = [self.program.parts[i] for i in job.parts]
+            modes = ("primal", "exact") if mode == "both" else (mode,)
+            outputs: list[tuple[n.Node | None, str]] = []
+            for each in modes:
+                outputs += [(x, each) for x in moments]
+                outputs += [(p.residual, each) for p in parts]
+            outputs += [(p.where, "exact") for p in parts]
+            self._generated[key] = generate(f"rows_{job.data.name}"[:40].replace(" ", "_"), self.tables, outputs)
+        return self._generated[key]
+
+    def _outer_function(self, mode: str) -> Generated:
+        key = ("", mode)
+        if key not in self._generated:
+            outputs: list[tuple[n.Node | None, str]] = [(self.program.objective, mode)]
+            outputs += [(None if p.rows is not None else p.residual, mode) for p in self.program.parts]
+            self._generated[key] = generate("outer", self.tables, outputs)
+        return self._generated[key]
+
+    def _sides_function(self) -> Generated:
+        if ("", "sides") not in self._generated:
+            outputs: list[tuple[n.Node | None, str]] = []
+            for form in self.program.forms:
+                outputs += [(None if form.rows is not None else x, "exact") for x in (form.lhs, *form.rhs)]
+            self._generated["", "sides"] = generate("sides", self.tables, outputs)
+        return self._generated["", "sides"]
+
+    def _margin_function(self) -> dict[Any, Generated]:
+        made: dict[Any, Generated] = {}
+        for job in self.jobs:
+            mine: list[tuple[n.Node | None, str]] = [
+                (x if type_of(x).rows is job.data else None, "exact") for x in self.tables.margins
+            ]
+            made[job.data] = generate("margins", self.tables, mine)
+        self._margins = made
+        return made
+
+    @property
+    def source(self) -> str:
+        """The generated code that runs on a batch, for reading."""
+        return "\n".join(g.source for (_, mode), g in self._generated.items() if mode in ("both", "primal"))
+
+    @property
+    def operations(self) -> int:
+        """Number of torch operations of one training step, forward."""
+        rows = sum(self._population_function(job, "both").operations for job in self.jobs)
+        return rows + self._outer_function("primal").operations + 2 * len(self.program.moments)
+
+    # ---------------------------------------------------------------------------------------- running
+    def number(self, value: Any) -> Tensor:
+        """A number as a tensor on the device, made once."""
+        key = (type(value).__name__, value)
+        if key not in self._numbers:
+            self._numbers[key] = torch.as_tensor(value, dtype=self.dtype, device=self.device)
+        return self._numbers[key]
+
+    def _constants(self) -> list[Tensor]:
+        for symbol in self.tables.arrays[len(self._arrays) :]:
+            value = symbol.value if isinstance(symbol.value, Tensor) else torch.as_tensor(as_array(symbol.value).copy())
+            kind = self.dtype if value.is_floating_point() else value.dtype
+            self._arrays.append(value.detach().to(device=self.device, dtype=kind))
+        return self._arrays
+
+    def _knobs(self) -> list[Tensor]:
+        return [
+            torch.as_tensor(as_array(self._parameters[s]).copy(), dtype=self.dtype, device=self.device)
+            for s in self.tables.parameters
+        ]
+
+    def set_parameters(self, params: Mapping[str, Any] | None = None) -> None:
+        """Takes the current values of parameters (or these overrides) without recompiling."""
+        self._parameters = parameter_values(self.program.parameters, params)
+        self._knob_tensors = None
+
+    _knob_tensors: list[Tensor] | None = None
+
+    def _run(
+        self, function: Callable[..., list[Any]], columns: Mapping[str, Tensor], moments: Sequence[Any], population: Any
+    ) -> list[Any]:
+        if self._knob_tensors is None or len(self._knob_tensors) != len(self.tables.parameters):
+            self._knob_tensors = self._knobs()
+        variables = [self.decisions.variables[s] for s in self.tables.variables]
+        modules = [model.module for model in self.tables.models]
+        flat = _Flattened(self.tables.models)
+        code = None if population is None else population.level_code
+        scales = self.scales
+        return function(
+            columns, variables, modules, flat, self._knob_tensors, self._constants(), moments, scales,
+            self.dtype, self.number, code,
+        )  # fmt: skip
+
+    def rows(self, job: _Job, index: Rows, mode: str) -> list[Any]:
+        """Outputs of a sample's generated function on some rows."""
+        population = self.populations[job.data]
+        columns = {name: c[index] for name, c in population.columns.items()}
+        return self._run(self._population_function(job, mode).function, columns, [], population)
+
+    def outer(self, moments: Sequence[Tensor], mode: str) -> Outer:
+        """The outer functions at given moments."""
+        values = self._run(self._outer_function(mode).function, {}, moments, None)
+        objective, *residuals = values
+        if not isinstance(objective, Tensor):
+            objective = self.number(objective)
+        return Outer(objective, [self.number(r) if isinstance(r, (int, float)) else r for r in residuals])
+
+    def reduce(self, i: int, integrand: Tensor, index: Rows, population: Population, over: float) -> Tensor:
+        """Contribution of some rows to moment `i`: sum of weight * integrand per level, divided by `over`."""
+        moment = self.program.moments[i]
+        stratum = population.stratum(moment.given, moment.by)
+        if integrand.dtype in (torch.float16, torch.bfloat16):
+            integrand = integrand.float()
+        if stratum.weight is not None:
+            weight = stratum.weight[index].to(integrand.dtype)
+            weight = weight.reshape(-1, *(1 for _ in range(integrand.dim() - 1)))
+            weighted = integrand * weight
+            integrand = weighted if stratum.mask is None else torch.where(weight > 0, weighted, weighted.new_zeros(()))
+        if stratum.codes is None:
+            return integrand.sum(0) / over
+        zeros = integrand.new_zeros((len(stratum.levels), *integrand.shape[1:]))
+        return zeros.index_add(0, stratum.codes[index], integrand) / over
+
+    # -------------------------------------------------------------------------------------- minibatch
+    def estimate(self, batches: Mapping[str, Tensor]) -> Estimate:
+        """Estimates on batches: one index tensor per sample name.
+
+        Returns:
+            Primal values with gradient (surrogates), exact values without, residuals of constraints per row.
+        """
+        primal: list[Any] = [None] * len(self.program.moments)
+        exact: list[Any] = [None] * len(self.program.moments)
+        per_row: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
+        rates = self.program.has_rates
+        for job in self.jobs:
+            index = batches[job.data.name]
+            population = self.populations[job.data]
+            values = self.rows(job, index, "both" if rates else "primal")
+            size = len(job.moments) + len(job.parts)
+            first, second = values[:size], values[size : 2 * size] if rates else values[:size]
+            masks = values[-len(job.parts) :] if job.parts else []
+            for place, i in enumerate(job.moments):
+                primal[i] = self.reduce(i, first[place], index, population, float(index.shape[0]))
+                if rates:
+                    with torch.no_grad():
+                        exact[i] = self.reduce(i, second[place].detach(), index, population, float(index.shape[0]))
+                else:
+                    exact[i] = primal[i].detach()
+            for place, i in enumerate(job.parts):
+                at = len(job.moments) + place
+                per_row[i] = (first[at], second[at].detach(), masks[place])
+        value = self.outer(primal, "primal")
+        with torch.no_grad():
+            truth = self.outer(exact, "exact")
+        return Estimate(value, truth, per_row)
+
+    # -------------------------------------------------------------------------------------- full data
+    def _chunks(self, population: Population) -> list[slice]:
+        return [slice(a, min(a + self.chunk, population.rows)) for a in range(0, population.rows, self.chunk)]
+
+    def _accumulator(self, t: Tensor) -> Tensor:
+        return t if self.device.type == "mps" else t.double()
+
+    def moments(self, mode: str = "exact") -> list[Tensor]:
+        """All moments on the full data, accumulated in float64 and returned so."""
+        total: list[Any] = [None] * len(self.program.moments)
+        with torch.no_grad():
+            for job in self.jobs:
+                population = self.populations[job.data]
+                for index in self._chunks(population):
+                    values = self.rows(job, index, mode)
+                    for place, i in enumerate(job.moments):
+                        part = self.reduce(i, self._accumulator(values[place]), index, population, population.rows)
+                        total[i] = part if total[i] is None else total[i] + part
+        return total
+
+    def full(self, mode: str = "exact") -> Outer:
+        """Outer values on the full data, without gradient."""
+        with torch.no_grad():
+            return self.outer(self.moments(mode), mode)
+
+    def row_residuals(self, i: int, mode: str = "exact") -> tuple[Tensor, Tensor | None]:
+        """Residuals of part `i`, a constraint per row, for all rows; and the mask of the rows it selects."""
+        part = self.program.parts[i]
+        job = next(j for j in self.jobs if j.data is part.rows)
+        place = len(job.moments) + job.parts.index(i)
+        found: list[Tensor] = []
+        masks: list[Tensor] = []
+        with torch.no_grad():
+            for index in self._chunks(self.populations[job.data]):
+                values = self.rows(job, index, mode)
+                found.append(values[place])
+                mask = values[len(values) - len(job.parts) + job.parts.index(i)]
+                if mask is not None:
+                    masks.append(mask)
+        return torch.cat(found), torch.cat(masks) if masks else None
+
+    def sides(self) -> list[tuple[Tensor, ...]]:
+        """Exact (lhs, rhs, ...) of every form as written; per-row forms give one value per row."""
+        with torch.no_grad():
+            values = self._run(self._sides_function().function, {}, self.moments("exact"), None)
+        result: list[tuple[Tensor, ...]] = []
+        for form in self.program.forms:
+            count = 1 + len(form.rhs)
+            own, values = values[:count], values[count:]
+            if form.rows is not None:
+                own = self._row_sides(form.rows, (form.lhs, *form.rhs))
+            result.append(tuple(v if isinstance(v, Tensor) else self.number(v) for v in own))
+        return result
+
+    def _row_sides(self, data: Data, nodes: tuple[n.Node, ...]) -> list[Any]:
+        function = generate("row_sides", self.tables, [(x, "exact") for x in nodes]).function
+        population = self.populations[data]
+        pieces: list[list[Any]] = []
+        with torch.no_grad():
+            for index in self._chunks(population):
+                columns = {name: c[index] for name, c in population.columns.items()}
+                pieces.append(self._run(function, columns, [], population))
+        return [
+            torch.cat(list(column)) if isinstance(column[0], Tensor) and column[0].dim() else column[0]
+            for column in zip(*pieces, strict=True)
+        ]
+
+    def pull(
+        self, functions: Sequence[Callable[[Outer], Tensor]], row_term: RowTerm | None = None
+    ) -> list[tuple[float, list[Tensor]]]:
+        """Exact full-data values and gradients of scalar functions of the outer values, in two passes.
+
+        Args:
+            functions: each maps the (primal) outer values to a scalar.
+            row_term: added to the first function: a sum over the rows of constraints per row.
+
+        Returns:
+            For each function its value and its gradient with respect to every decision tensor.
+        """
+        leaves = [m.requires_grad_(True) for m in self.moments("primal")]
+        outer = self.outer(leaves, "primal")
+        tensors = self.decisions.tensors
+        values: list[float] = []
+        cotangents: list[list[Tensor | None]] = []
+        gradients: list[list[Tensor]] = []
+        for function in functions:
+            scalar = function(outer)
+            values.append(float(scalar.detach()))
+            found: Sequence[Tensor | None] = [None] * (len(leaves) + len(tensors))
+            if scalar.requires_grad:
+                found = torch.autograd.grad(scalar, [*leaves, *tensors], retain_graph=True, allow_unused=True)
+            cotangents.append(list(found[: len(leaves)]))
+            direct = found[len(leaves) :]
+            gradients.append([torch.zeros_like(t) if g is None else g.clone() for t, g in zip(tensors, direct, strict=True)])
+        for job in self.jobs:
+            values[0] += self._pull_rows(job, cotangents, gradients, row_term)
+        return list(zip(values, gradients, strict=True))
+
+    def _pull_rows(
+        self,
+        job: _Job,
+        cotangents: list[list[Tensor | None]],
+        gradients: list[list[Tensor]],
+        row_term: RowTerm | None,
+    ) -> float:
+        """Pass two over one sample; returns the value of the row terms."""
+        tensors, population = self.decisions.tensors, self.populations[job.data]
+        added = 0.0
+        for index in self._chunks(population):
+            values = self.rows(job, index, "primal")
+            for r, cotangent in enumerate(cotangents):
+                scalar = self._contraction(job, cotangent, values, index, population)
+                if r == 0 and row_term is not None:
+                    for place, i in enumerate(job.parts):
+                        residual, mask = self._selected(job, values, place)
+                        term = row_term(i, residual if mask is None else torch.where(mask, residual, 0.0), index)
+                        added += float(term.detach())
+                        scalar = term if scalar is None else scalar + term
+                if scalar is None or not scalar.requires_grad:
+                    continue
+                last = r == len(cotangents) - 1
+                found = torch.autograd.grad(scalar, tensors, retain_graph=not last, allow_unused=True)
+                for total, g in zip(gradients[r], found, strict=True):
+                    if g is not None:
+                        total += g
+        return added
+
+    def _selected(self, job: _Job, values: list[Any], place: int) -> tuple[Tensor, Tensor | None]:
+        residual = values[len(job.moments) + place]
+        mask = values[len(values) - len(job.parts) + place]
+        if mask is not None and residual.dim() > 1:
+            mask = mask.reshape(-1, *(1 for _ in range(residual.dim() - 1)))
+        return residual, mask
+
+    def _contraction(
+        self, job: _Job, cotangent: list[Tensor | None], values: list[Any], index: Rows, population: Population
+    ) -> Tensor | None:
+        """sum_j <d phi / d m_j, contribution of these rows to m_j>."""
+        scalar: Tensor | None = None
+        for place, i in enumerate(job.moments):
+            g = cotangent[i]
+            if g is None or not values[place].requires_grad:
+                continue
+            contribution = self.reduce(i, values[place], index, population, population.rows)
+            term = (contribution * g.to(contribution.dtype)).sum()
+            scalar = term if scalar is None else scalar + term
+        return scalar
+
+    # ------------------------------------------------------------------------------------- surrogates
+    def refresh_scales(self, rows: int = CHUNK) -> None:
+        """Sets the surrogates' scales from the robust spread (1.4826 MAD) of their margins over the data."""
+        if not self.tables.margins:
+            return
+        with torch.no_grad():
+            for data, generated in self._margins.items():
+                population = self.populations[data]
+                step = max(1, population.rows // rows)
+                index = slice(0, population.rows, step)
+                columns = {name: c[index] for name, c in population.columns.items()}
+                margins = self._run(generated.function, columns, [], population)
+                for i, margin in enumerate(margins):
+                    if margin is not None:
+                        self.scales[i] = SURROGATE_TEMPERATURE * robust_spread(margin).to(self.dtype)
+
+    # --------------------------------------------------------------------------------------- checking
+    def check_rows(self) -> None:
+        """Refuses integrands in which one row's value depends on other rows, or that change between calls (E122)."""
+        for job in self.jobs:
+            population = self.populations[job.data]
+            if population.rows < 2 or self.device.type == "meta":
+                continue
+            size = min(population.rows, 6)
+            with torch.no_grad():
+                whole = self.rows(job, slice(0, size), "primal")
+                part = self.rows(job, slice(0, size // 2), "primal")
+            nodes = [self.program.moments[i].integrand for i in job.moments]
+            nodes += [self.program.parts[i].residual for i in job.parts]
+            for node, a, b in zip(nodes, whole, part, strict=False):
+                self._compare_rows(node, a, b, size)
+
+    def _compare_rows(self, node: n.Node, whole: Tensor, part: Tensor, size: int) -> None:
+        shown = language_printing().text(node, limit=100)
+        if whole.dim() == 0 or whole.shape[0] != size:
+            raise ModelingError(
+                "E112", f"{shown} has shape {tuple(whole.shape)} on {size} rows: the first axis is not the rows", at=node.loc
+            )
+        if not torch.isfinite(whole).all():
+            raise DataError("E138", f"{shown} is not finite at the starting point", at=node.loc, fix="another start")
+        a, b = whole[: size // 2].double(), part.double()
+        if not torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max()) + 1e-8):
+            raise ModelingError(
+                "E122",
+                f"{shown} of one row changes with the other rows of its batch (batch normalization, dropout, or a "
+                "function along the row axis)",
+                at=node.loc,
+                fix="put the module into eval() mode, use GroupNorm or LayerNorm, or reduce along dim=-1",
+            )
+
+
+class _Flattened:
+    """`w[i]`: all trainable parameters of model i as one vector, made when asked for."""
+
+    def __init__(self, models: Sequence[Any]) -> None:
+        self.models = models
+
+    def __getitem__(self, i: int) -> Tensor:
+        parameters = [p.reshape(-1) for p in self.models[i].module.parameters() if p.requires_grad]
+        return torch.cat(parameters)
+
+
+def robust_spread(margin: Tensor) -> Tensor:
+    """1.4826 times the median absolute deviation, at least a small part of the largest margin."""
+    flat = margin.detach().reshape(-1).float()
+    center = flat.median()
+    spread = 1.4826 * (flat - center).abs().median()
+    return torch.maximum(spread, 1e-3 * flat.abs().amax() + 1e-6)

@@ -1,0 +1,292 @@
+"""torch functions that know which leading axes are rows (or group levels).
+
+Every function takes `lead`, a tuple with one entry per tensor argument: 1 when that argument carries a leading axis
+of rows or levels, else 0. Axes in `axis` are negative, so they count within one row whatever stands before it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # torch's own convention
+from torch import Tensor
+
+__all__ = [
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "count_nonzero",
+    "cross_entropy",
+    "einsum",
+    "entr",
+    "huber",
+    "index",
+    "kl_div",
+    "l1_loss",
+    "linear",
+    "log_softmax",
+    "logsumexp",
+    "matmul",
+    "max",
+    "max_levels",
+    "mean",
+    "mean_levels",
+    "min",
+    "min_levels",
+    "mse_loss",
+    "norm",
+    "quad_form",
+    "rel_entr",
+    "reshape",
+    "softmax",
+    "stack",
+    "sum",
+    "sum_levels",
+    "sum_squares",
+    "trace",
+    "transpose",
+]
+
+Lead = tuple[int, ...]
+
+
+def _common(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in their common dtype (matrix products do not promote by themselves)."""
+    dtype = tensors[0].dtype
+    for t in tensors[1:]:
+        dtype = torch.promote_types(dtype, t.dtype)
+    return tuple(t.to(dtype) for t in tensors)
+
+
+def _tiny(t: Tensor) -> float:
+    return torch.finfo(t.dtype).tiny
+
+
+def _axes(x: Tensor, axis: tuple[int, ...] | None, lead: int) -> tuple[int, ...]:
+    return tuple(range(lead, x.dim())) if axis is None else axis
+
+
+# ------------------------------------------------------------------------------------------ products
+def matmul(a: Tensor, b: Tensor, *, lead: Lead) -> Tensor:
+    """Row-wise `a @ b`; the row axis takes no part."""
+    a, b = _common(a, b)
+    vector_a, vector_b = a.dim() - lead[0] == 1, b.dim() - lead[1] == 1
+    if lead[1] == 0 and not (lead[0] and vector_a and b.dim() > 2):
+        return a @ b
+    left = a.unsqueeze(-2) if vector_a else a
+    right = b.unsqueeze(-1) if vector_b else b
+    result = left @ right
+    if vector_b:
+        result = result.squeeze(-1)
+    if vector_a:
+        result = result.squeeze(-1 if vector_b else -2)
+    return result
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, lead: Lead) -> Tensor:
+    """x W' + b."""
+    del lead
+    x, weight = _common(x, weight)
+    return F.linear(x, weight, bias)
+
+
+def einsum(*operands: Tensor, equation: str, lead: Lead) -> Tensor:
+    """Einstein sum over the axes of one row; the row axis is carried along under its own letter."""
+    operands = _common(*operands)
+    if not any(lead):
+        return torch.einsum(equation, *operands)
+    inputs, _, output = equation.replace(" ", "").partition("->")
+    letter = next(c for c in "ZYXWVUzyxwvu" if c not in equation)
+    terms = [letter * rows + term for rows, term in zip(lead, inputs.split(","), strict=True)]
+    return torch.einsum(f"{','.join(terms)}->{letter}{output}", *operands)
+
+
+def quad_form(x: Tensor, p: Tensor, *, lead: Lead) -> Tensor:
+    """x' P x."""
+    x, p = _common(x, p)
+    return (matmul(x, p, lead=lead) * x).sum(-1)
+
+
+def trace(x: Tensor, *, lead: Lead) -> Tensor:
+    """Sum of the diagonal."""
+    del lead
+    return x.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+# ---------------------------------------------------------------------------------------- elementwise
+def entr(x: Tensor, *, lead: Lead) -> Tensor:
+    """-x log x with value 0 at 0 and a large finite slope there, so that line searches can start at a bound."""
+    del lead
+    value = -x * x.clamp(min=_tiny(x)).log()
+    return torch.where(x < 0, torch.full_like(x, -math.inf), value)
+
+
+def rel_entr(p: Tensor, q: Tensor, *, lead: Lead) -> Tensor:
+    """p log(p / q) with value 0 at p = 0."""
+    del lead
+    p, q = _common(p, q)
+    return p * (p.clamp(min=_tiny(p)).log() - q.clamp(min=_tiny(q)).log())
+
+
+def kl_div(p: Tensor, q: Tensor, *, lead: Lead) -> Tensor:
+    """p log(p / q) - p + q."""
+    return rel_entr(p, q, lead=lead) - p + q
+
+
+def huber(x: Tensor, *, delta: float, lead: Lead) -> Tensor:
+    """x**2 / 2 within delta, linear beyond."""
+    del lead
+    return F.huber_loss(x, torch.zeros_like(x), reduction="none", delta=delta)
+
+
+# --------------------------------------------------------------------------------------------- losses
+def binary_cross_entropy_with_logits(logits: Tensor, target: Tensor, *, lead: Lead) -> Tensor:
+    """log(1 + exp(s)) - y s for logits s and targets y in [0, 1]."""
+    del lead
+    return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
+
+
+def binary_cross_entropy(probability: Tensor, target: Tensor, *, lead: Lead) -> Tensor:
+    """-y log p - (1 - y) log(1 - p)."""
+    del lead
+    return F.binary_cross_entropy(probability, target.to(probability.dtype), reduction="none")
+
+
+def cross_entropy(scores: Tensor, target: Tensor, *, lead: Lead) -> Tensor:
+    """logsumexp(scores) - scores[target]; targets are class indices or distributions."""
+    if target.dim() - lead[1] == 0:
+        if not lead[0]:
+            return F.cross_entropy(scores[None], target.long()[None], reduction="none")[0]
+        return F.cross_entropy(scores, target.long(), reduction="none")
+    return -(target * torch.log_softmax(scores, -1)).sum(-1)
+
+
+def mse_loss(a: Tensor, b: Tensor, *, lead: Lead) -> Tensor:
+    """(a - b)**2."""
+    del lead
+    return (a - b).square()
+
+
+def l1_loss(a: Tensor, b: Tensor, *, lead: Lead) -> Tensor:
+    """|a - b|."""
+    del lead
+    return (a - b).abs()
+
+
+# ----------------------------------------------------------------------------------------- reductions
+def sum(x: Tensor, *, axis: tuple[int, ...] | None, keepdims: bool, lead: Lead) -> Tensor:  # noqa: A001
+    """Sum over axes of one row."""
+    axes = _axes(x, axis, lead[0])
+    return x.sum(axes, keepdim=keepdims) if axes else x
+
+
+def mean(x: Tensor, *, axis: tuple[int, ...] | None, keepdims: bool, lead: Lead) -> Tensor:
+    """Mean over axes of one row."""
+    axes = _axes(x, axis, lead[0])
+    return x.mean(axes, keepdim=keepdims) if axes else x
+
+
+def max(x: Tensor, *, axis: tuple[int, ...] | None, keepdims: bool, lead: Lead) -> Tensor:  # noqa: A001
+    """Largest entry."""
+    axes = _axes(x, axis, lead[0])
+    return x.amax(axes, keepdim=keepdims) if axes else x
+
+
+def min(x: Tensor, *, axis: tuple[int, ...] | None, keepdims: bool, lead: Lead) -> Tensor:  # noqa: A001
+    """Smallest entry."""
+    axes = _axes(x, axis, lead[0])
+    return x.amin(axes, keepdim=keepdims) if axes else x
+
+
+def logsumexp(x: Tensor, *, axis: tuple[int, ...] | None, keepdims: bool, lead: Lead) -> Tensor:
+    """log(sum(exp(x)))."""
+    axes = _axes(x, axis, lead[0])
+    return torch.logsumexp(x, axes, keepdim=keepdims) if axes else x
+
+
+def norm(x: Tensor, *, ord: float, axis: tuple[int, ...] | None, keepdims: bool, lead: Lead) -> Tensor:  # noqa: A002
+    """The `ord`-norm of the entries as one vector."""
+    axes = _axes(x, axis, lead[0])
+    return torch.linalg.vector_norm(x, ord, axes, keepdim=keepdims) if axes else x.abs()
+
+
+def sum_squares(x: Tensor, *, axis: tuple[int, ...] | None, keepdims: bool, lead: Lead) -> Tensor:
+    """Sum of squared entries."""
+    return sum(x.square(), axis=axis, keepdims=keepdims, lead=lead)
+
+
+def count_nonzero(x: Tensor, *, axis: tuple[int, ...] | None, keepdims: bool, lead: Lead) -> Tensor:
+    """Number of entries that are not zero, in the dtype of the entries."""
+    return sum((x != 0).to(x.dtype), axis=axis, keepdims=keepdims, lead=lead)
+
+
+def softmax(x: Tensor, *, axis: tuple[int, ...], lead: Lead) -> Tensor:
+    """exp(x) / sum(exp(x)) along one axis."""
+    del lead
+    return torch.softmax(x, axis[0])
+
+
+def log_softmax(x: Tensor, *, axis: tuple[int, ...], lead: Lead) -> Tensor:
+    """x - logsumexp(x) along one axis."""
+    del lead
+    return torch.log_softmax(x, axis[0])
+
+
+def max_levels(x: Tensor, *, lead: Lead) -> Tensor:
+    """Largest over the group levels."""
+    del lead
+    return x.amax(0)
+
+
+def min_levels(x: Tensor, *, lead: Lead) -> Tensor:
+    """Smallest over the group levels."""
+    del lead
+    return x.amin(0)
+
+
+def sum_levels(x: Tensor, *, lead: Lead) -> Tensor:
+    """Sum over the group levels."""
+    del lead
+    return x.sum(0)
+
+
+def mean_levels(x: Tensor, *, lead: Lead) -> Tensor:
+    """Mean over the group levels, each with the same weight."""
+    del lead
+    return x.mean(0)
+
+
+# ------------------------------------------------------------------------------------------ structure
+def index(x: Tensor, *, key: tuple[Any, ...], lead: Lead) -> Tensor:
+    """`x[key]` within one row."""
+    decoded: list[Any] = [slice(None)] * lead[0]
+    for k in key:
+        if k == "...":
+            decoded.append(Ellipsis)
+        elif isinstance(k, tuple):
+            decoded.append(slice(*k[1:]) if k[0] == "slice" else list(k[1]))
+        else:
+            decoded.append(k)
+    return x[tuple(decoded)]
+
+
+def reshape(x: Tensor, *, shape: tuple[int, ...], lead: Lead) -> Tensor:
+    """The same entries of one row in another shape."""
+    return x.reshape(*x.shape[: lead[0]], *shape)
+
+
+def transpose(x: Tensor, *, lead: Lead) -> Tensor:
+    """Axes of one row in reverse order."""
+    order = (*range(lead[0]), *reversed(range(lead[0], x.dim())))
+    return x.permute(order)
+
+
+def stack(*parts: Tensor, lead: Lead) -> Tensor:
+    """Parts as entries of a new first axis of one row."""
+    leading = 1 if any(lead) else 0
+    if not leading:
+        return torch.stack(torch.broadcast_tensors(*parts), 0)
+    rows = next(p.shape[0] for p, has in zip(parts, lead, strict=True) if has)
+    full = [p if has else p.expand(rows, *p.shape) for p, has in zip(parts, lead, strict=True)]
+    return torch.stack(torch.broadcast_tensors(*full), 1)
