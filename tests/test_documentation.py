@@ -128,9 +128,15 @@ def run_page(page: Path, text: str) -> None:
     """Run the blocks of a page in one namespace and compare what they print."""
     torch = pytest.importorskip("torch", reason="the documentation's programs need torch")
     namespace: dict[str, object] = {"__name__": "__main__"}
-    linecache.cache[str(page)] = (len(text), None, text.splitlines(keepends=True), str(page))
+    found_blocks = blocks(text)
+    # Messages show the source line: the page is a Python file whose lines outside of blocks are empty.
+    source = ["\n"] * len(text.splitlines())
+    for block in found_blocks:
+        lines = block.code.splitlines(keepends=True)
+        source[block.line - 1 : block.line - 1 + len(lines)] = lines
+    linecache.cache[str(page)] = (len(text), None, source, str(page))
     torch.manual_seed(0)
-    for block in blocks(text):
+    for block in found_blocks:
         code = compile("\n" * (block.line - 1) + block.code, str(page), "exec")
         printed = io.StringIO()
         with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
