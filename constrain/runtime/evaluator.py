@@ -36,7 +36,7 @@ RowTerm = Callable[[int, Tensor, Rows], Tensor]
 SURROGATE_TEMPERATURE = 0.25
 """Width of a rate's surrogate in robust standard deviations of its margin."""
 
-CHUNK = 16_384
+CHUNK = 32_768
 """Rows per chunk of a full pass."""
 
 
@@ -59,6 +59,14 @@ class Estimate:
     primal: Outer
     exact: Outer
     rows: dict[int, tuple[Tensor, Tensor, Tensor | None]]
+
+
+@dataclass
+class _Whole:
+    """Outer values on all rows in one graph, and the sum of the row terms."""
+
+    outer: Outer
+    added: Tensor
 
 
 @dataclass
@@ -346,7 +354,8 @@ class Evaluator:
     def full(self, mode: str = "exact") -> Outer:
         """Outer values on the full data, without gradient."""
         with torch.no_grad():
-            return self.outer(self.moments(mode), mode)
+            outer = self.outer(self.moments(mode), mode)
+        return Outer(outer.objective.detach(), [None if r is None else r.detach() for r in outer.residuals])
 
     def row_residuals(self, i: int, mode: str = "exact") -> tuple[Tensor, Tensor | None]:
         """Residuals of part `i`, a constraint per row, for all rows; and the mask of the rows it selects."""
@@ -367,14 +376,22 @@ class Evaluator:
     def sides(self) -> list[tuple[Tensor, ...]]:
         """Exact (lhs, rhs, ...) of every form as written; per-row forms give one value per row."""
         with torch.no_grad():
-            values = self._run(self._sides_function().function, {}, self.moments("exact"), None)
+            found = self.sides_at(self.moments("exact"))
         result: list[tuple[Tensor, ...]] = []
+        for form, own in zip(self.program.forms, found, strict=True):
+            values = self._row_sides(form.rows, (form.lhs, *form.rhs)) if form.rows is not None else list(own or ())
+            result.append(tuple(v if isinstance(v, Tensor) else self.number(v) for v in values))
+        return result
+
+    def sides_at(self, moments: Sequence[Tensor]) -> list[tuple[Tensor, ...] | None]:
+        """(lhs, rhs, ...) of every form as functions of given moments (differentiable); None for per-row forms."""
+        values = self._run(self._sides_function().function, {}, moments, None)
+        result: list[tuple[Tensor, ...] | None] = []
         for form in self.program.forms:
             count = 1 + len(form.rhs)
             own, values = values[:count], values[count:]
-            if form.rows is not None:
-                own = self._row_sides(form.rows, (form.lhs, *form.rhs))
-            result.append(tuple(v if isinstance(v, Tensor) else self.number(v) for v in own))
+            numbers = tuple(v if isinstance(v, Tensor) else self.number(v) for v in own if v is not None)
+            result.append(None if form.rows is not None else numbers)
         return result
 
     def _row_sides(self, data: Data, nodes: tuple[n.Node, ...]) -> list[Any]:
@@ -420,6 +437,39 @@ class Evaluator:
         for job in self.jobs:
             values[0] += self._pull_rows(job, cotangents, gradients, row_term)
         return list(zip(values, gradients, strict=True))
+
+    def hessian(self, function: Callable[[Outer], Tensor], row_term: RowTerm | None = None) -> Tensor:
+        """Dense Hessian of a scalar function of the outer values over all decisions, on the full data.
+
+        One graph over all rows: meant for few decisions (`decisions.size * rows` numbers per operation).
+        """
+        values = self._whole(row_term)
+        scalar = function(values.outer) + values.added
+        tensors = self.decisions.tensors
+        first = torch.autograd.grad(scalar, tensors, create_graph=True, materialize_grads=True)
+        flat = torch.cat([g.reshape(-1) for g in first])
+        size = flat.numel()
+        if not flat.requires_grad:
+            return flat.new_zeros((size, size))
+        eye = torch.eye(size, dtype=flat.dtype, device=flat.device)
+        second = torch.autograd.grad(flat, tensors, eye, is_grads_batched=True, materialize_grads=True)
+        return torch.cat([h.reshape(size, -1) for h in second], 1)
+
+    def _whole(self, row_term: RowTerm | None) -> _Whole:
+        """All rows in one graph."""
+        moments: list[Any] = [None] * len(self.program.moments)
+        added = torch.zeros((), dtype=self.dtype, device=self.device)
+        for job in self.jobs:
+            population = self.populations[job.data]
+            index = slice(0, population.rows)
+            values = self.rows(job, index, "primal")
+            for place, i in enumerate(job.moments):
+                moments[i] = self.reduce(i, self._accumulator(values[place]), index, population, population.rows)
+            if row_term is not None:
+                for place, i in enumerate(job.parts):
+                    residual, mask = self._selected(job, values, place)
+                    added = added + row_term(i, residual if mask is None else torch.where(mask, residual, 0.0), index)
+        return _Whole(self.outer(moments, "primal"), added)
 
     def _pull_rows(
         self,

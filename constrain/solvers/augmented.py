@@ -1,0 +1,339 @@
+"""Augmented Lagrangian on the full data with exact gradients, inner problems by Newton or L-BFGS-B.
+
+Powell (1969), Hestenes (1969), Rockafellar (1973); safeguards after Birgin & Martinez (2014). With r the residual
+of a part divided by its gradient norm and f the objective divided by its own,
+
+    A(theta) = f + sum_eq (y r + rho/2 r^2) + sum_ineq (max(0, y + rho r)^2 - y^2) / (2 rho)
+
+is minimized over the decisions (bounds kept exactly), then y <- y + rho r, clipped at 0 for inequalities. Rows of
+constraints per row are treated alike. Division by gradient norms makes the run independent of the units of the
+objective and of every constraint.
+
+Rates: the inner problem uses the differentiable surrogate, shifted by the difference to the exact rate at the last
+outer iterate, so that at convergence the exact rate meets its bound.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from constrain.runtime.lagrangian import part_shapes
+from constrain.runtime.result import Ending, RawResult
+from constrain.solvers.newton import projected_gradient, projected_newton
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from constrain.lowering.program import Part
+    from constrain.runtime.evaluator import Evaluator, Outer, Rows
+    from constrain.solvers.progress import Progress
+
+__all__ = ["AugmentedLagrangian"]
+
+SECOND_ORDER_SIZE = 1_000
+SECOND_ORDER_NUMBERS = 10_000_000
+"""Most decisions, and decisions times rows, for which a dense Hessian is formed."""
+
+
+@dataclass(frozen=True)
+class AugmentedLagrangian:
+    """Options of the full-data augmented Lagrangian.
+
+    Attributes:
+        tolerance: scaled stationarity, feasibility and complementarity at which it stops.
+        outer: most multiplier updates.
+        inner: most L-BFGS-B iterations per inner problem.
+        memory: stored L-BFGS pairs.
+        penalty: first penalty on the scaled problem; None chooses it from objective and violation.
+        growth: factor of the penalty when the violation falls too slowly.
+        decrease: fraction to which the violation must fall for the penalty to stay.
+        second_order: projected Newton with a dense Hessian for the inner problems, else L-BFGS-B; None decides by
+            size.
+        max_penalty: largest penalty; reaching it while infeasible means `likely_infeasible`.
+    """
+
+    tolerance: float = 1e-7
+    outer: int = 60
+    inner: int = 1000
+    memory: int = 40
+    penalty: float | None = None
+    growth: float = 5.0
+    decrease: float = 0.25
+    max_penalty: float = 1e9
+    second_order: bool | None = None
+
+    name = "augmented"
+
+    def solve(
+        self,
+        evaluator: Evaluator,
+        *,
+        progress: Progress,
+        multipliers: Mapping[str, Any] | None = None,
+        time_limit: float | None = None,
+    ) -> RawResult:
+        """Runs from the current decisions (and multipliers, by part key)."""
+        run = _Run(self, evaluator, progress, time_limit)
+        return run.run(multipliers)
+
+
+class _Stop(Exception):  # noqa: N818  # a signal
+    """The time limit passed inside the inner solver."""
+
+
+@dataclass
+class _Point:
+    """A full evaluation: objective, exact residuals, scaled quantities."""
+
+    objective: float
+    residuals: list[Tensor]
+    violation: float
+    scaled_violation: float
+    complementarity: float
+
+
+@dataclass
+class _Run:
+    options: AugmentedLagrangian
+    evaluator: Evaluator
+    progress: Progress
+    time_limit: float | None
+    start: float = field(default_factory=time.perf_counter)
+    evaluations: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+    def __post_init__(self) -> None:
+        self.parts: list[Part] = list(self.evaluator.program.parts)
+        self.shapes = part_shapes(self.evaluator)
+        self.dtype = torch.float64
+        self.y = [torch.zeros(shape, dtype=self.dtype, device=self.evaluator.device) for shape in self.shapes]
+        self.shift: list[Tensor | float] = [0.0 for _ in self.parts]
+        rows = max([p.rows for p in self.evaluator.populations.values()], default=1)
+        size = self.evaluator.decisions.size
+        auto = size <= SECOND_ORDER_SIZE and size * rows <= SECOND_ORDER_NUMBERS
+        self.second_order = auto if self.options.second_order is None else self.options.second_order
+        self.f_scale = 1.0
+        self.c_scale = [1.0 for _ in self.parts]
+        self.rho = 1.0
+
+    # ------------------------------------------------------------------------------------- evaluation
+    def residuals(self, mode: str) -> tuple[float, list[Tensor]]:
+        """Objective and all residuals on the full data."""
+        outer = self.evaluator.full(mode)
+        found: list[Tensor] = []
+        for i, residual in enumerate(outer.residuals):
+            if residual is None:
+                rows, mask = self.evaluator.row_residuals(i, mode)
+                residual = rows if mask is None else torch.where(_widen(mask, rows), rows, -torch.zeros_like(rows))
+            found.append(residual.to(self.dtype))
+        return float(outer.objective.detach()), found
+
+    def point(self) -> _Point:
+        """Values at the current decisions."""
+        objective, residuals = self.residuals("exact")
+        violation = scaled = complementarity = 0.0
+        for part, r, y, scale in zip(self.parts, residuals, self.y, self.c_scale, strict=True):
+            worst = float((r.abs() if part.kind == "==" else r.clamp(min=0)).amax()) if r.numel() else 0.0
+            violation = max(violation, worst)
+            scaled = max(scaled, worst / scale)
+            if part.kind == "<=" and r.numel():
+                complementarity = max(complementarity, float(torch.minimum(y, -r / scale).abs().amax()))
+        return _Point(objective, residuals, violation, scaled, complementarity)
+
+    def merit(self, flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        """A(theta) and its gradient, exact on the full data."""
+        if self.time_limit is not None and time.perf_counter() - self.start > self.time_limit:
+            raise _Stop
+        self.evaluator.decisions.set(flat)
+        self.evaluations += 1
+        has_rows = any(part.rows is not None for part in self.parts)
+        value, gradient = self.evaluator.pull([self._outer_term], self._row_term if has_rows else None)[0]
+        flat_gradient = np.concatenate([g.detach().cpu().double().numpy().reshape(-1) for g in gradient])
+        if not (np.isfinite(value) and np.isfinite(flat_gradient).all()):
+            return 1e300, np.zeros_like(flat_gradient)
+        return value, flat_gradient
+
+    def _outer_term(self, outer: Outer) -> Tensor:
+        total = outer.objective.to(self.dtype) / self.f_scale
+        for i, residual in enumerate(outer.residuals):
+            if residual is not None:
+                total = total + self._augmented(i, residual.to(self.dtype), self.y[i])
+        return total
+
+    def _row_term(self, i: int, residual: Tensor, index: Rows) -> Tensor:
+        return self._augmented(i, residual.to(self.dtype), self.y[i][index])
+
+    def _augmented(self, i: int, residual: Tensor, y: Tensor) -> Tensor:
+        scaled = residual / self.c_scale[i] + self.shift[i]
+        if self.parts[i].kind == "==":
+            return (y * scaled + 0.5 * self.rho * scaled.square()).sum()
+        return ((y + self.rho * scaled).clamp(min=0).square() - y.square()).sum() / (2 * self.rho)
+
+    # ------------------------------------------------------------------------------------------ setup
+    def calibrate(self) -> None:
+        """Scales by gradient norms at the start; a block by one random combination of its entries."""
+        generator = torch.Generator().manual_seed(0)
+        functions: list[Callable[[Outer], Tensor]] = [lambda outer: outer.objective]
+        signs: list[Tensor] = []
+        for i, shape in enumerate(self.shapes):
+            sign = (torch.randint(2, shape, generator=generator) * 2 - 1).to(self.y[i])
+            signs.append(sign / max(sign.numel(), 1) ** 0.5)
+            if self.parts[i].rows is None:
+                functions.append(lambda outer, i=i: (outer.residuals[i] * signs[i]).sum())
+        norms = [self._norm(gradient) for _, gradient in self.evaluator.pull(functions)]
+        self.f_scale = norms[0] if 1e-8 < norms[0] < 1e8 else 1.0
+        outer_norms = iter(norms[1:])
+        for i, part in enumerate(self.parts):
+            if part.rows is None:
+                norm = next(outer_norms)
+            else:
+                sign = signs[i]
+
+                def term(j: int, r: Tensor, index: Rows, i: int = i, sign: Tensor = sign) -> Tensor:
+                    return (r * sign[index].to(r.dtype)).sum() if j == i else r.sum() * 0
+
+                norm = self._norm(self.evaluator.pull([lambda outer: outer.objective * 0], term)[0][1])
+            self.c_scale[i] = norm if 1e-8 < norm < 1e8 else 1.0
+
+    @staticmethod
+    def _norm(gradient: list[Tensor]) -> float:
+        return sum(float(g.double().square().sum()) for g in gradient) ** 0.5
+
+    def first_penalty(self, point: _Point) -> float:
+        """2 |f| / |r|^2 on the scaled problem, within [0.1, 1000] (Birgin & Martinez 2014, section 12.4)."""
+        if self.options.penalty is not None:
+            return self.options.penalty
+        square = sum(
+            float((r / s if p.kind == "==" else (r / s).clamp(min=0)).square().sum())
+            for p, r, s in zip(self.parts, point.residuals, self.c_scale, strict=True)
+        )
+        return min(max(2 * max(1.0, abs(point.objective) / self.f_scale) / max(square, 1e-12), 0.1), 1e3)
+
+    # ------------------------------------------------------------------------------------------- loop
+    def run(self, multipliers: Mapping[str, Any] | None) -> RawResult:
+        """The outer loop."""
+        self.evaluator.refresh_scales()
+        self.calibrate()
+        for i, part in enumerate(self.parts):
+            if multipliers and part.key in multipliers:
+                given = torch.as_tensor(multipliers[part.key]).to(self.y[i])
+                self.y[i] = given.reshape(self.y[i].shape) * self.c_scale[i] / self.f_scale
+        ending: Ending = "limit"
+        message = ""
+        kept = self.evaluator.decisions.get()
+        try:
+            ending, message = self._loop()
+        except _Stop:
+            ending, message = "limit", "time limit"
+        except KeyboardInterrupt:
+            ending, message = "interrupted", "stopped by the user; the last point is returned"
+        if not np.isfinite(self.evaluator.decisions.get()).all():
+            self.evaluator.decisions.set(kept)
+            ending, message = "diverged", "non-finite decisions; the start is returned"
+        scale = [self.f_scale / c for c in self.c_scale]
+        found = {p.key: (y * s).cpu().numpy() for p, y, s in zip(self.parts, self.y, scale, strict=True)}
+        inner = "projected Newton" if self.second_order else f"L-BFGS-B, scipy {scipy.__version__}"
+        solver = f"augmented Lagrangian ({inner})"
+        seconds = time.perf_counter() - self.start
+        return RawResult(ending, found, solver, seconds, self.evaluations, self.history, message=message)
+
+    def _loop(self) -> tuple[Ending, str]:
+        options, decisions = self.options, self.evaluator.decisions
+        low, high = decisions.bounds()
+        point = self.point()
+        self.rho = self.first_penalty(point)
+        best = point.scaled_violation
+        tolerance = 1e-2
+        for outer in range(options.outer):
+            self._shift()
+            tolerance = max(0.1 * options.tolerance, tolerance)
+            x, gradient = self._minimize(low, high, tolerance)
+            decisions.set(x)
+            stationarity = float(np.abs(projected_gradient(x, gradient, low, high)).max(initial=0.0))
+            if self.evaluator.program.has_rates:
+                self.evaluator.refresh_scales()
+            point = self._update()
+            self._record(outer, point, stationarity)
+            worst = max(point.scaled_violation, point.complementarity)
+            if stationarity <= max(options.tolerance, tolerance) and worst <= options.tolerance:
+                if tolerance <= options.tolerance:
+                    return "converged", ""
+                tolerance = 0.1 * options.tolerance
+                continue
+            if stationarity <= 10 * tolerance and worst > options.decrease * best:
+                self.rho = min(self.rho * options.growth, options.max_penalty)
+                if self.rho >= options.max_penalty and point.scaled_violation > 1e3 * options.tolerance:
+                    return "likely_infeasible", "the penalty reached its limit while the violation stays"
+            best = min(best, worst)
+            tolerance *= 0.2
+        return "limit", f"{options.outer} multiplier updates"
+
+    def _minimize(
+        self, low: NDArray[np.float64], high: NDArray[np.float64], tolerance: float
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """One inner problem: projected Newton where a dense Hessian is cheap, else L-BFGS-B."""
+        flat = self.evaluator.decisions.get()
+        if self.second_order:
+            steps = min(self.options.inner, 200)
+            newton = projected_newton(
+                self.merit, self.hessian, flat, low, high, tolerance=tolerance, iterations=steps
+            )
+            return newton.x, newton.gradient
+        result = minimize(
+            self.merit, flat, jac=True, method="L-BFGS-B", bounds=list(zip(low, high, strict=True)),
+            options={"maxiter": self.options.inner, "maxfun": 2 * self.options.inner,
+                     "maxcor": self.options.memory, "ftol": 0.0, "gtol": tolerance, "maxls": 50},
+        )  # fmt: skip
+        return result.x, result.jac
+
+    def hessian(self, flat: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Hessian of A(theta)."""
+        self.evaluator.decisions.set(flat)
+        has_rows = any(part.rows is not None for part in self.parts)
+        found = self.evaluator.hessian(self._outer_term, self._row_term if has_rows else None)
+        return found.detach().cpu().double().numpy()
+
+    def _shift(self) -> None:
+        """Exact minus surrogate residual at the current point, in scaled units."""
+        if not self.evaluator.program.has_rates:
+            return
+        exact, primal = self.residuals("exact")[1], self.residuals("primal")[1]
+        self.shift = [(a - b) / s for a, b, s in zip(exact, primal, self.c_scale, strict=True)]
+
+    def _update(self) -> _Point:
+        """y <- y + rho r from exact residuals."""
+        _, residuals = self.residuals("exact")
+        for i, part in enumerate(self.parts):
+            y = self.y[i] + self.rho * residuals[i] / self.c_scale[i]
+            self.y[i] = y if part.kind == "==" else y.clamp(min=0)
+        return self.point()
+
+    def _record(self, outer: int, point: _Point, stationarity: float) -> None:
+        row: dict[str, Any] = {
+            "step": self.evaluations,
+            "epoch": outer + 1,
+            "objective": self.evaluator.program.sign * point.objective,
+            "violation": point.violation,
+            "stationarity": stationarity,
+            "penalty": self.rho,
+        }
+        for i, part in enumerate(self.parts):
+            if self.y[i].numel() == 1:
+                row[f"residual:{part.key}"] = float(point.residuals[i])
+                row[f"multiplier:{part.key}"] = float(self.y[i]) * self.f_scale / self.c_scale[i]
+        self.history.append(row)
+        self.progress.update(outer + 1, self.options.outer, row)
+
+
+def _widen(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.reshape(-1, *(1 for _ in range(like.dim() - 1)))
