@@ -1,0 +1,1 @@
+"""What can be said about a problem before solving it: bounds, curvature, affine models."""

@@ -1,0 +1,171 @@
+"""Sign and curvature of expressions, with a reason for every "no".
+
+Functions of the atom table compose by the rules of `fact.py`; those that the table calls `special` have a
+rule of their own in `special.py`. Averages (`Moment`) have nonnegative weights and keep the curvature of what
+they average.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from constrain.analysis.bounds import ANYTHING, Bounds, apply_bounds, bounds_of_value, variable_bounds
+from constrain.analysis.fact import (
+    Fact,
+    Form,
+    blocked,
+    compose,
+    is_square,
+    largest_form,
+    scaled,
+    shown,
+    unknown,
+)
+from constrain.analysis.models import refusal_of
+from constrain.analysis.special import SPECIAL
+from constrain.language import nodes as n
+from constrain.language.atoms import ATOMS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["analyze"]
+
+_PIECEWISE = {"abs", "relu", "maximum", "minimum", "max", "min", "l1_loss", "max_levels", "min_levels"}
+_QUADRATIC = {"square", "sum_squares", "mse_loss"}
+
+
+def _form(node: n.Apply, fact: Fact, parts: Sequence[Fact]) -> Form:
+    """The family of a function's value."""
+    if fact.affine:
+        return "affine"
+    inner = largest_form(parts)
+    if ATOMS[node.atom].curvature == "affine":
+        return inner
+    piecewise = node.atom in _PIECEWISE or (node.atom == "norm" and node.option("ord") in (1.0, float("inf")))
+    if piecewise and inner in ("affine", "piecewise"):
+        return "piecewise"
+    return "quadratic" if node.atom in _QUADRATIC and inner == "affine" else "general"
+
+
+def _multilinear(node: n.Apply, parts: Sequence[Fact]) -> Fact:
+    """Affine in each argument when the others are constant."""
+    passed = blocked(parts)
+    if passed is not None:
+        return passed
+    moving = [i for i, part in enumerate(parts) if not part.constant]
+    if not moving:
+        return Fact("constant")
+    if node.atom == "linear" and len(parts) == 3:
+        product = _multilinear(n.Apply("linear", node.args[:2], loc=node.loc), parts[:2])
+        return compose(
+            n.Apply("add", (node.args[0], node.args[2]), loc=node.loc), (product, parts[2]), "affine", ("up",)
+        )
+    if len(moving) > 1:
+        return _self_product(node, parts)
+    (place,) = moving
+    fact, arg = parts[place], node.args[place]
+    for i, (other, part) in enumerate(zip(node.args, parts, strict=True)):
+        if i != place and fact.curvature != "unknown":
+            fact = scaled(arg, fact, part.bounds, other)
+    return fact
+
+
+def _self_product(node: n.Apply, parts: Sequence[Fact]) -> Fact:
+    if is_square(node):
+        squared = compose(node, parts[:1], "convex", ("by-sign",))
+        return (
+            replace(squared, form="quadratic" if parts[0].affine else "general")
+            if squared.affine is False
+            else squared
+        )
+    moving = [arg for arg, part in zip(node.args, parts, strict=True) if not part.constant]
+    text = f"{shown(node)} is a product of two expressions that depend on decisions"
+    return unknown(f"{text}: {shown(moving[0], 30)} and {shown(moving[1], 30)}", node)
+
+
+# ---------------------------------------------------------------------------------------- per node
+def _apply(node: n.Apply, parts: tuple[Fact, ...]) -> Fact:
+    atom = ATOMS[node.atom]
+    bounds = apply_bounds(node, [part.bounds for part in parts])
+    if is_square(node):
+        bounds = Bounds(max(bounds.low, 0.0), bounds.high)
+    if all(part.constant for part in parts):
+        return Fact("constant", bounds=bounds)
+    if atom.curvature == "multilinear":
+        return _multilinear(node, parts).within(bounds)
+    if atom.curvature == "special":
+        return SPECIAL[node.atom](node, parts).within(bounds)
+    passed = blocked(parts)
+    if passed is not None:
+        return passed.within(bounds)
+    if atom.curvature == "none":
+        moving = next(arg for arg, part in zip(node.args, parts, strict=True) if not part.constant)
+        text = f"{shown(node)} is neither convex nor concave in {shown(moving)}"
+        return unknown(text, node).within(bounds)
+    if node.atom == "norm" and float(node.option("ord", 2.0)) < 1:
+        return unknown(f"{shown(node)} is no norm: its order is below 1", node).within(bounds)
+    fact = compose(node, parts, atom.curvature, atom.monotone)
+    return replace(
+        fact, form=_form(node, fact, parts) if fact.curvature != "unknown" else "general", bounds=bounds
+    )
+
+
+def _event(node: n.Node, parts: tuple[Fact, ...]) -> Fact:
+    if all(part.constant for part in parts):
+        return Fact("constant", bounds=Bounds(0.0, 1.0))
+    fact = unknown(f"the event {shown(node)} depends on decisions: its rate jumps and is not convex", node)
+    return fact.within(Bounds(0.0, 1.0))
+
+
+def _call(node: n.Call, parts: tuple[Fact, ...]) -> Fact:
+    if not all(part.constant for part in parts):
+        return unknown(f"{shown(node)}: the model {node.model.name} is applied to decisions", node)
+    if node.model.frozen:
+        return Fact("constant")
+    refusal = refusal_of(node.model.module)
+    if refusal is None:
+        return Fact("affine")
+    return unknown(f"{node.model.name} is not affine in its weights: {refusal}", node)
+
+
+def _step(node: n.Node, parts: tuple[Fact, ...]) -> Fact:  # noqa: PLR0911  # one per kind of node
+    match node:
+        case n.Constant(value=value):
+            return Fact("constant", bounds=bounds_of_value(value))
+        case n.Array(symbol=symbol) | n.Knob(symbol=symbol):
+            value = symbol.value
+            return Fact("constant", bounds=ANYTHING if value is None else bounds_of_value(value))
+        case n.Column(data=data, name=name):
+            return Fact("constant", bounds=bounds_of_value(data.values(name)))
+        case n.Decision(symbol=symbol):
+            return Fact("affine", bounds=variable_bounds(symbol))
+        case n.Weights(model=model):
+            return Fact("constant" if model.frozen else "affine")
+        case n.Call():
+            return _call(node, parts)
+        case n.Apply():
+            return _apply(node, parts)
+        case n.Opaque(path=path):
+            constant = all(part.constant for part in parts)
+            text = f"{path} is not in the table of functions whose curvature is known"
+            return Fact("constant") if constant else unknown(text, node)
+        case n.Comparison() | n.Logic():
+            return _event(node, parts)
+        case n.Indicator() | n.Rate():
+            return parts[0].within(Bounds(0.0, 1.0))
+        case n.Mean() | n.Moment():
+            return parts[0]
+        case _:
+            raise AssertionError(type(node))
+
+
+def analyze(root: n.Node, memo: dict[int, Fact] | None = None) -> Fact:
+    """Sign and curvature of an expression.
+
+    Args:
+        root: any node but a relation (`ForAll`, `Between`).
+        memo: facts of nodes already seen, by `id`; pass one dict for all expressions of a program.
+    """
+    return n.fold(root, _step, memo)

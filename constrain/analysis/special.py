@@ -1,0 +1,251 @@
+"""Curvature of the atoms that the table calls `special`: it depends on their values or signs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+
+from constrain.analysis.fact import Fact, blocked, compose, largest_form, scaled, shown, unknown
+from constrain.language import nodes as n
+from constrain.language.types import type_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["PSD_TOLERANCE", "SPECIAL", "constant_value", "quadratic_sign"]
+
+PSD_TOLERANCE = 1e-9
+"""A symmetric matrix counts as positive semidefinite when its least eigenvalue is >= -tolerance * largest."""
+
+Rule: TypeAlias = Callable[[n.Apply, tuple[Fact, ...]], Fact]
+
+
+# --------------------------------------------------------------------------------------- constants
+_ARITHMETIC: dict[str, Callable[..., Any]] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "neg": np.negative,
+    "matmul": np.matmul,
+    "pow": np.power,
+    "transpose": np.transpose,
+}
+
+
+def constant_value(root: n.Node) -> NDArray[Any] | None:
+    """The value of a constant made of numbers, arrays and parameters by arithmetic; None for others."""
+
+    def step(node: n.Node, parts: tuple[NDArray[Any] | None, ...]) -> NDArray[Any] | None:
+        match node:
+            case n.Constant(value=value):
+                return np.asarray(value)
+            case n.Array(symbol=symbol) | n.Knob(symbol=symbol) if symbol.value is not None:
+                value = symbol.value
+                return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+            case n.Apply(atom=atom) if atom in _ARITHMETIC:
+                known = [part for part in parts if part is not None]
+                return _ARITHMETIC[atom](*known) if len(known) == len(parts) else None
+            case _:
+                return None
+
+    return n.fold(root, step)
+
+
+def _number(node: n.Node) -> float | None:
+    """The value of a constant with a single (or always the same) entry."""
+    value = constant_value(node)
+    if value is None or value.dtype.kind not in "biuf" or value.size == 0 or (value != value.flat[0]).any():
+        return None
+    return float(value.flat[0])
+
+
+# ---------------------------------------------------------------------------------- powers, quotients
+def _pow(node: n.Apply, parts: tuple[Fact, ...]) -> Fact:
+    base, exponent = parts
+    if base.constant:
+        return _exponential(node, base, exponent)
+    if not exponent.constant:
+        return unknown(f"{shown(node)}: base and exponent depend on decisions", node)
+    p = _number(node.args[1])
+    if p is None:
+        return unknown(f"{shown(node)}: the exponent is no known single number", node)
+    return _power(node, node.args[0], base, p)
+
+
+def _exponential(node: n.Apply, base: Fact, exponent: Fact) -> Fact:
+    """c**e for a positive constant c is exp(e log c)."""
+    if base.bounds.low <= 0:
+        return unknown(f"{shown(node)} is convex only for a positive base", node)
+    kind = "up" if base.bounds.low >= 1 else "down" if base.bounds.high <= 1 else "none"
+    return replace(compose(node, (base, exponent), "convex", ("none", kind)), form="general")
+
+
+def _power(node: n.Apply, arg: n.Node, base: Fact, p: float) -> Fact:
+    """arg**p for a number p."""
+    if p == 0:
+        return Fact("constant")
+    if p == 1:
+        return base
+    whole = p == int(p)
+    if whole and p > 0 and p % 2 == 0:
+        form = "quadratic" if p == 2 and base.affine else "general"
+        fact = compose(node, (base,), "convex", ("by-sign",), (arg,))
+    elif 0 < p < 1:
+        form, fact = "general", compose(node, (base,), "concave", ("up",), (arg,))
+    elif whole and base.sign not in ("nonneg", "zero") and base.curvature != "unknown":
+        text = f"{shown(node)} is convex only where {shown(arg)} >= 0, which is not known"
+        return unknown(text, node)
+    else:
+        form, fact = "general", compose(node, (base,), "convex", ("up" if p > 1 else "down",), (arg,))
+    return fact if fact.curvature == "unknown" else replace(fact, form=form)
+
+
+def _reciprocal(node: n.Apply, parts: tuple[Fact, ...]) -> Fact:
+    return _power(node, node.args[0], parts[0], -1.0)
+
+
+def _div(node: n.Apply, parts: tuple[Fact, ...]) -> Fact:
+    top, bottom = parts
+    passed = blocked(parts)
+    if passed is not None:
+        return passed
+    if bottom.constant:
+        return scaled(node.args[0], top, bottom.bounds, node.args[1])
+    if not top.constant:
+        return unknown(f"{shown(node)} is a quotient of two expressions that depend on decisions", node)
+    return scaled(node, _power(node, node.args[1], bottom, -1.0), top.bounds, node.args[0])
+
+
+# -------------------------------------------------------------------------------------------- losses
+def _targets(node: n.Apply, parts: tuple[Fact, ...], low: float, high: float) -> Fact | None:
+    """The refusal when the targets of a loss move, or leave the interval where it is convex."""
+    passed = blocked(parts)
+    if passed is not None:
+        return passed
+    target = parts[1]
+    if not target.constant:
+        return unknown(f"the targets {shown(node.args[1])} of {node.atom} depend on decisions", node)
+    if target.bounds.low < low or target.bounds.high > high:
+        return unknown(f"{node.atom} is convex only for targets in [{low:g}, {high:g}]", node)
+    return None
+
+
+def _logits(node: n.Apply, parts: tuple[Fact, ...]) -> Fact:
+    """log(1 + exp(s)) - y s: convex in affine logits for any constant target."""
+    refused = _targets(node, parts, -np.inf, np.inf)
+    return refused or replace(compose(node, parts, "convex", ("none", "none")), form="general")
+
+
+def _probabilities(node: n.Apply, parts: tuple[Fact, ...]) -> Fact:
+    """-y log p - (1 - y) log(1 - p): convex in affine probabilities for targets in [0, 1]."""
+    refused = _targets(node, parts, 0.0, 1.0)
+    return refused or replace(compose(node, parts, "convex", ("none", "none")), form="general")
+
+
+def _cross_entropy(node: n.Apply, parts: tuple[Fact, ...]) -> Fact:
+    """logsumexp(s) - s[y], or -sum(q log_softmax(s)) with a distribution q: convex in affine scores."""
+    from_distribution = bool(_shape_of(node.args[1]))
+    refused = _targets(node, parts, 0.0 if from_distribution else -np.inf, np.inf)
+    return refused or replace(compose(node, parts, "convex", ("none", "none")), form="general")
+
+
+def _shape_of(node: n.Node) -> tuple[int, ...]:
+    return type_of(node).shape or ()
+
+
+# -------------------------------------------------------------------------------------------- choice
+def _where(node: n.Apply, parts: tuple[Fact, ...]) -> Fact:
+    event, *branches = parts
+    if not event.constant:
+        return unknown(f"{shown(node)} switches on an event that depends on decisions", node)
+    fact = compose(node, branches, "affine", ("up",), node.args[1:])
+    return fact if fact.curvature == "unknown" else replace(fact, form=largest_form(branches))
+
+
+# ------------------------------------------------------------------------------------------- matrices
+def quadratic_sign(matrix: NDArray[Any]) -> tuple[float, float]:
+    """Least and largest eigenvalue of the symmetric part."""
+    values = np.linalg.eigvalsh((matrix + matrix.T) / 2)
+    return float(values[0]), float(values[-1])
+
+
+def _quad_form(node: n.Apply, parts: tuple[Fact, ...]) -> Fact:
+    vector, matrix = parts
+    passed = blocked(parts)
+    if passed is not None:
+        return passed
+    if vector.constant:
+        return (
+            compose(node, parts, "affine", ("none",))
+            if matrix.affine
+            else _indefinite(node, "its matrix is curved")
+        )
+    if not matrix.constant:
+        return _indefinite(node, "the vector and the matrix depend on decisions")
+    value = constant_value(node.args[1])
+    if value is None:
+        return _indefinite(node, f"the entries of {shown(node.args[1])} are not known")
+    if not vector.affine:
+        return _indefinite(node, f"{shown(node.args[0])} is {vector.curvature}, not affine")
+    least, largest = quadratic_sign(value)
+    slack = PSD_TOLERANCE * max(abs(least), abs(largest))
+    if least >= -slack:
+        return Fact("convex", "quadratic", source=node)
+    if largest <= slack:
+        return Fact("concave", "quadratic", source=node)
+    return _indefinite(node, f"the eigenvalues of its matrix run from {least:.4g} to {largest:.4g}")
+
+
+def _indefinite(node: n.Apply, why: str) -> Fact:
+    return unknown(f"{shown(node)} is neither convex nor concave: {why}", node)
+
+
+def _symmetric(node: n.Node) -> bool:
+    """Whether a matrix is symmetric as it is written: constants, e + e', sums and multiples of such."""
+    match node:
+        case n.Array():
+            value = constant_value(node)
+            return value is not None and value.ndim == 2 and bool(np.array_equal(value, value.T))
+        case n.Apply(atom="add" | "sub" as atom, args=(a, b)):
+            mirrored = atom == "add" and (
+                (isinstance(b, n.Apply) and b.atom == "transpose" and b.args[0] == a)
+                or (isinstance(a, n.Apply) and a.atom == "transpose" and a.args[0] == b)
+            )
+            return mirrored or (_symmetric(a) and _symmetric(b))
+        case n.Apply(atom="neg", args=(a,)):
+            return _symmetric(a)
+        case n.Apply(atom="div", args=(a, b)):
+            return _symmetric(a) and _shape_of(b) == ()
+        case n.Apply(atom="mul", args=(a, b)):
+            return all(_symmetric(x) or _shape_of(x) == () for x in (a, b))
+        case _:
+            return False
+
+
+def _logdet(node: n.Apply, parts: tuple[Fact, ...]) -> Fact:
+    if parts[0].curvature == "unknown":
+        return parts[0]
+    if not _symmetric(node.args[0]):
+        matrix = shown(node.args[0])
+        text = f"log det is concave on symmetric matrices; {matrix} is not symmetric as it is written"
+        return unknown(text, node)
+    return replace(compose(node, parts, "concave", ("none",)), form="general")
+
+
+SPECIAL: dict[str, Rule] = {
+    "pow": _pow,
+    "div": _div,
+    "reciprocal": _reciprocal,
+    "binary_cross_entropy_with_logits": _logits,
+    "binary_cross_entropy": _probabilities,
+    "cross_entropy": _cross_entropy,
+    "where": _where,
+    "quad_form": _quad_form,
+    "logdet": _logdet,
+}
+"""One rule per special atom: the application and the facts of its arguments to the fact of its value."""
