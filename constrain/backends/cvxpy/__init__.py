@@ -1,0 +1,11 @@
+"""Certified-convex problems solved exactly through cvxpy, on the whole sample.
+
+`support` says whether a program can be taken and why, `build` makes the `cvxpy.Problem`, `solve` runs a
+solver and returns values and multipliers in the signs of the language.
+"""
+
+from constrain.backends.cvxpy.atoms import LOWERINGS
+from constrain.backends.cvxpy.build import Built, build
+from constrain.backends.cvxpy.solve import RawSolution, Support, solve, support
+
+__all__ = ["LOWERINGS", "Built", "RawSolution", "Support", "build", "solve", "support"]

@@ -1,0 +1,147 @@
+"""The sample-average program of a certified problem as a `cvxpy.Problem`.
+
+Data enter as constants; a moment is a sparse averaging matrix times a per-row expression.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from constrain.backends.cvxpy.expressions import Lowerer
+from constrain.backends.cvxpy.package import cp
+from constrain.errors import RouteError
+from constrain.language import nodes as n
+from constrain.language.types import type_of
+from constrain.runtime.binding import parameter_values
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from constrain.language.data import Data
+    from constrain.language.symbols import Model
+    from constrain.lowering.program import Part, Program
+
+__all__ = ["Built", "Rows", "build"]
+
+_PARAMETRIC_ENTRIES = 64
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a constraint per row that take part: positions, and the number of all rows."""
+
+    selected: NDArray[np.int64]
+    count: int
+
+
+@dataclass(frozen=True)
+class Built:
+    """A `cvxpy.Problem` and what its parts stand for.
+
+    Attributes:
+        program: the program it was built from.
+        problem: the cvxpy problem; it minimizes.
+        variables: cvxpy variable per `Variable`, auxiliary ones included.
+        weights: per trainable model, cvxpy variable per parameter name.
+        parameters: cvxpy parameter per `Parameter`, when they stay symbolic (the problem is DPP then).
+        constraints: cvxpy constraint per part key.
+        rows: per part key of a constraint per row, the rows that take part.
+        levels: per part key of a `by=` block, the level names.
+        messages: what cvxpy warned about while building.
+    """
+
+    program: Program
+    problem: Any
+    variables: dict[n.VariableSymbol, Any]
+    weights: dict[Model, dict[str, Any]]
+    parameters: dict[n.ParameterSymbol, Any]
+    constraints: dict[str, Any]
+    rows: dict[str, Rows]
+    levels: dict[str, tuple[Any, ...]]
+    messages: tuple[str, ...] = ()
+
+
+def _constraint(builder: Lowerer, part: Part, built_rows: dict[str, Rows]) -> Any:
+    residual = builder.expression(part.residual)
+    if part.rows is not None:
+        count = builder.constants.rows(part.rows)
+        chosen = np.arange(count)
+        if part.where is not None:
+            chosen = np.flatnonzero(builder.constants.array(part.where))
+            residual = residual[chosen.tolist()] if len(chosen) < count else residual
+        built_rows[part.key] = Rows(chosen, count)
+    return residual == 0 if part.kind == "==" else residual <= 0
+
+
+def _assemble(
+    program: Program, bind: Mapping[Data, Data], values: Mapping[Any, Any], *, symbolic: bool
+) -> Built:
+    builder = Lowerer(program, bind, values, symbolic=symbolic)
+    rows: dict[str, Rows] = {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        objective = builder.expression(program.objective)
+        constraints = {part.key: _constraint(builder, part, rows) for part in program.parts}
+        problem = cp.Problem(cp.Minimize(cp.reshape(objective, (), order="C")), list(constraints.values()))
+    levels = {part.key: _levels(builder, part.residual) for part in program.parts}
+    return Built(
+        program,
+        problem,
+        builder.variables,
+        builder.weights,
+        builder.parameters,
+        constraints,
+        rows,
+        {key: names for key, names in levels.items() if names},
+        tuple(str(w.message) for w in caught),
+    )
+
+
+def _levels(builder: Lowerer, residual: n.Node) -> tuple[Any, ...]:
+    if type_of(residual).levels is None:
+        return ()
+    moment = next(x for x in n.postorder(residual) if isinstance(x, n.Moment) and x.by)
+    return builder.constants.averaging(moment).levels
+
+
+def build(
+    program: Program,
+    data: Mapping[Data, Data] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    symbolic_parameters: bool = False,
+) -> Built:
+    """The sample-average program.
+
+    Args:
+        program: a certified-convex program (see `support`).
+        data: samples to use in the place of the problem's own.
+        parameters: values of parameters by name; the current ones when left out.
+        symbolic_parameters: keep each `Parameter` a `cvxpy.Parameter` where the result is DPP.
+
+    Raises:
+        RouteError: E125 when an expression has no cvxpy form, or cvxpy does not accept its curvature.
+        ModelingError: E127 for a parameter without a value.
+        DataError: E124 and others about the data.
+    """
+    values = parameter_values(program.parameters, parameters)
+    bind: Mapping[Data, Data] = {} if data is None else data
+    symbolic = (
+        symbolic_parameters and sum(math.prod(s.shape) for s in program.parameters) <= _PARAMETRIC_ENTRIES
+    )
+    if symbolic:
+        built = _assemble(program, bind, values, symbolic=True)
+        if built.problem.is_dcp(dpp=True):
+            return built
+    built = _assemble(program, bind, values, symbolic=False)
+    if not built.problem.is_dcp():
+        refused = [key for key, c in built.constraints.items() if not c.is_dcp()] or ["objective"]
+        raise RouteError("E125", f"cvxpy does not accept the curvature of {', '.join(refused)}")
+    return built

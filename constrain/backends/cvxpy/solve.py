@@ -1,0 +1,379 @@
+"""Choosing a solver, running it, and reading primal and dual values back in the signs of the language.
+
+The Lagrangian of `residual <= 0` and `residual == 0` in a minimization is the same in cvxpy and in semantics
+S10, so its dual values are the multipliers of the parts as they are.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import torch
+
+from constrain.backends.cvxpy.package import cp
+from constrain.errors import RouteError
+from constrain.language import nodes as n
+from constrain.language.types import type_of
+from constrain.runtime.result import Ending, RawResult
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from constrain.backends.cvxpy.build import Built
+    from constrain.language.symbols import Model
+    from constrain.lowering.classify import Facts, ProblemClass
+    from constrain.lowering.program import Program
+
+__all__ = ["ENTRY_LIMIT", "SCS_FROM", "RawSolution", "Support", "solve", "support"]
+
+Status = Literal["optimal", "inaccurate", "infeasible", "unbounded", "limit", "error"]
+
+ENTRY_LIMIT = 20_000_000
+"""Curved rows times features beyond which the sample-average program is refused: canonicalization alone would
+take minutes and several GB."""
+SCS_FROM = 3_000_000
+"""The same number from which SCS is preferred to Clarabel for cones."""
+_PREFERENCE: dict[ProblemClass, tuple[str, ...]] = {
+    "LP": ("HIGHS", "CLARABEL", "SCIPY"),
+    "QP": ("HIGHS", "CLARABEL", "OSQP"),
+    "cone": ("CLARABEL", "SCS"),
+    "MILP": ("HIGHS", "SCIP", "GUROBI", "SCIPY"),
+    "MIQP": ("SCIP", "GUROBI", "MOSEK", "CPLEX"),
+    "mixed-integer cone": ("SCIP", "MOSEK", "GUROBI"),
+    "nonconvex": (),
+}
+_HIGHS_QP_VARIABLES = 500
+"""The active-set QP solver of HiGHS is exact but slow; larger quadratic programs go to Clarabel first."""
+_PACKAGES = {"HIGHS": "highspy", "CLARABEL": "clarabel", "SCS": "scs", "OSQP": "osqp", "SCIPY": "scipy"}
+_TOLERANCES = {
+    "CLARABEL": ("tol_gap_abs", "tol_gap_rel", "tol_feas"),
+    "SCS": ("eps_abs", "eps_rel"),
+    "OSQP": ("eps_abs", "eps_rel"),
+    "HIGHS": ("primal_feasibility_tolerance", "dual_feasibility_tolerance"),
+}
+_TIME_LIMITS = {
+    "CLARABEL": "time_limit",
+    "SCS": "time_limit_secs",
+    "OSQP": "time_limit",
+    "HIGHS": "time_limit",
+}
+_STATUS: dict[str, tuple[Status, str]] = {
+    cp.OPTIMAL: ("optimal", "the solver proved optimality"),
+    cp.OPTIMAL_INACCURATE: ("inaccurate", "the solver stopped short of its tolerance"),
+    cp.INFEASIBLE: ("infeasible", "the solver proved that no point satisfies the constraints"),
+    cp.INFEASIBLE_INACCURATE: (
+        "infeasible",
+        "the solver found a certificate of infeasibility of reduced accuracy",
+    ),
+    cp.UNBOUNDED: ("unbounded", "the objective has no bound on the feasible set"),
+    cp.UNBOUNDED_INACCURATE: ("unbounded", "the objective seems to have no bound on the feasible set"),
+    "infeasible_or_unbounded": ("error", "the solver found the problem infeasible or unbounded"),
+    cp.USER_LIMIT: ("limit", "the solver reached its limit of time or iterations"),
+}
+_ENDINGS: dict[Status, Ending] = {
+    "optimal": "converged",
+    "inaccurate": "limit",
+    "infeasible": "infeasible",
+    "unbounded": "unbounded",
+    "limit": "limit",
+    "error": "error",
+}
+_BENIGN = ("too many subexpressions", "dimension greater than 2", "Solution may be inaccurate")
+
+
+# --------------------------------------------------------------------------------------------- support
+@dataclass(frozen=True)
+class Support:
+    """Whether this backend takes a program.
+
+    Attributes:
+        ok: yes or no.
+        reason: why, or why not, in a sentence.
+        solver: the solver that would run, when `ok`.
+        cost: rough number of scalar entries of the cone program; comparable between backends.
+    """
+
+    ok: bool
+    reason: str
+    solver: str = ""
+    cost: float = float("inf")
+
+
+def _size(program: Program) -> int:
+    """Curved rows times the width of what they depend on, plus the rows of constraints per row."""
+    total = 0
+    for moment in program.moments:
+        width = max((_width(x) for x in n.postorder(moment.integrand)), default=1)
+        total += len(moment.data) * width if not _linear_in_rows(moment.integrand) else width
+    for part in program.parts:
+        if part.rows is not None:
+            total += len(part.rows) * max((_width(x) for x in n.postorder(part.residual)), default=1)
+    return total + sum(math.prod(s.shape) for s in program.variables)
+
+
+def _width(node: n.Node) -> int:
+    kind = type_of(node)
+    return math.prod(kind.shape) if kind.random and kind.shape else 1
+
+
+def _linear_in_rows(node: n.Node) -> bool:
+    """Whether the data can be averaged before anything else: models and arithmetic only."""
+    keep = {"add", "sub", "neg", "mul", "div", "matmul", "sum", "mean", "index", "reshape", "linear"}
+    return all(not isinstance(x, n.Apply) or x.atom in keep for x in n.postorder(node))
+
+
+def _installed(candidates: Sequence[str]) -> list[str]:
+    known = cp.installed_solvers()
+    return [name for name in candidates if name in known]
+
+
+def _candidates(kind: ProblemClass, variables: int, entries: int) -> list[str]:
+    found = _installed(_PREFERENCE[kind])
+    if kind == "QP" and variables > _HIGHS_QP_VARIABLES:
+        found.sort(key=lambda name: name == "HIGHS")
+    if kind == "cone" and entries > SCS_FROM:
+        found.sort(key=lambda name: name != "SCS")
+    return found
+
+
+def _count(program: Program) -> int:
+    own = sum(math.prod(s.shape) for s in program.variables)
+    models = (
+        p.numel() for m in program.models if not m.frozen for p in m.module.parameters() if p.requires_grad
+    )
+    return own + sum(models)
+
+
+def support(program: Program, facts: Facts) -> Support:
+    """Whether the sample-average program is convex, of a size within reach, and has an installed solver."""
+    if not facts.convex:
+        return Support(False, facts.certificate)
+    size = _size(program)
+    found = _candidates(facts.problem_class, _count(program), size)
+    if not found:
+        wanted = ", ".join(_PREFERENCE[facts.problem_class])
+        return Support(
+            False, f"no installed solver takes a {facts.problem_class} problem (cvxpy knows {wanted})"
+        )
+    if size > ENTRY_LIMIT:
+        return Support(
+            False, f"the sample-average program has about {size:,} entries, more than {ENTRY_LIMIT:,}"
+        )
+    why = f"{facts.certificate}; {found[0]} solves it"
+    if facts.problem_class == "cone" and found[0] == "SCS":
+        why += f" (about {size:,} entries, Clarabel would factorize them)"
+    return Support(True, why, found[0], float(size))
+
+
+# -------------------------------------------------------------------------------------------- solution
+@dataclass(frozen=True)
+class RawSolution:
+    """What the solver found, in the language's terms.
+
+    Attributes:
+        status: in one word; `message` says it in a sentence.
+        objective: value of the program, which minimizes (a user's maximize is negated); None without a point.
+        values: per variable (auxiliary ones included) an array of its shape.
+        weights: per model, parameter name to array.
+        multipliers: per part key an array of the shape of the residual; of a constraint per row one entry per
+            row, 0 where the row takes no part. None when the solver has none: `message` says why.
+        solver: name and version of the solver.
+        seconds: wall time of canonicalization and solver.
+        iterations: of the solver, if it says.
+        gap: primal minus dual objective, if the solver reports both.
+        message: status in words, and what cvxpy warned about.
+    """
+
+    status: Status
+    objective: float | None
+    values: Mapping[n.VariableSymbol, NDArray[Any]]
+    weights: Mapping[Model, Mapping[str, NDArray[Any]]]
+    multipliers: dict[str, NDArray[Any]] | None
+    solver: str
+    seconds: float
+    iterations: int | None = None
+    gap: float | None = None
+    message: str = ""
+    warnings: tuple[str, ...] = field(default=())
+
+    def write_back(self) -> None:
+        """Puts the values into the `Variable`s and the weights into the modules; dtype and device stay."""
+        for symbol, value in self.values.items():
+            symbol.value = value
+        with torch.no_grad():
+            for model, arrays in self.weights.items():
+                parameters = dict(model.module.named_parameters())
+                for name, array in arrays.items():
+                    parameters[name].copy_(torch.as_tensor(array))
+
+    def result(self) -> RawResult:
+        """The record that solvers and backends share."""
+        bound = None if self.objective is None or self.gap is None else self.objective - abs(self.gap)
+        return RawResult(
+            ending=_ENDINGS[self.status],
+            multipliers=self.multipliers,
+            solver=self.solver,
+            seconds=self.seconds,
+            iterations=self.iterations or 0,
+            bound=bound,
+            message=self.message,
+        )
+
+
+def _options(solver: str, tolerance: float | None, time_limit: float | None) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if tolerance is not None:
+        options.update(dict.fromkeys(_TOLERANCES.get(solver, ()), tolerance))
+    if time_limit is not None and solver in _TIME_LIMITS:
+        options[_TIME_LIMITS[solver]] = float(time_limit)
+    return options
+
+
+def _run(problem: Any, solver: str, options: dict[str, Any], verbose: bool) -> Any:
+    """Canonicalizes, solves and unpacks; returns the solver's own result.
+
+    Raises:
+        cp.error.SolverError: when the solver fails or cannot take the problem.
+    """
+    data, chain, inverse = problem.get_problem_data(solver, solver_opts=dict(options))
+    raw = chain.solve_via_data(problem, data, warm_start=False, verbose=verbose, solver_opts=dict(options))
+    problem.unpack_results(raw, chain, inverse)
+    return raw
+
+
+def _gap(raw: Any) -> float | None:
+    """Primal minus dual objective, from Clarabel's or SCS's own record."""
+    if isinstance(raw, Mapping):
+        info: Any = cast("Mapping[str, Any]", raw).get("info")
+        pair: tuple[Any, Any] = (info["pobj"], info["dobj"]) if isinstance(info, dict) else (None, None)
+    else:
+        pair = (getattr(raw, "obj_val", None), getattr(raw, "obj_val_dual", None))
+    if all(isinstance(value, float) and np.isfinite(value) for value in pair):
+        return abs(pair[0] - pair[1])
+    return None
+
+
+def solve(
+    built: Built,
+    facts: Facts,
+    *,
+    solver: str | None = None,
+    tolerance: float | None = None,
+    time_limit: float | None = None,
+    options: Mapping[str, Any] | None = None,
+    verbose: bool = False,
+) -> RawSolution:
+    """Runs a solver on a built program.
+
+    Args:
+        built: by `build`.
+        facts: of the same program; its class chooses the solver.
+        solver: cvxpy's name of a solver to use instead.
+        tolerance: of the solver; its own default when left out.
+        time_limit: in seconds.
+        options: further options, passed to the solver as they are.
+        verbose: let the solver print its log.
+
+    Raises:
+        RouteError: E125 when the named solver is not installed.
+    """
+    candidates = _choices(built, facts, solver)
+    start = time.perf_counter()
+    failures: list[str] = []
+    for name in candidates:
+        chosen = {**_options(name, tolerance, time_limit), **(options or {})}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                raw = _run(built.problem, name, chosen, verbose)
+                if name == "HIGHS" and built.problem.status == "infeasible_or_unbounded":
+                    raw = _run(built.problem, name, {**chosen, "presolve": "off"}, verbose)
+            except cp.error.SolverError as error:
+                failures.append(f"{name}: {str(error).splitlines()[0]}")
+                continue
+        notes = tuple(dict.fromkeys(str(w.message) for w in caught))
+        return _solution(built, name, raw, time.perf_counter() - start, (*built.messages, *notes))
+    seconds = time.perf_counter() - start
+    return RawSolution(
+        "error", None, {}, {}, None, candidates[-1].lower(), seconds, message="; ".join(failures)
+    )
+
+
+def _choices(built: Built, facts: Facts, solver: str | None) -> list[str]:
+    if solver is not None:
+        if not _installed([solver.upper()]):
+            known = ", ".join(cp.installed_solvers())
+            raise RouteError("E125", f"cvxpy has no installed solver {solver!r}", fix=f"one of {known}")
+        return [solver.upper()]
+    found = _candidates(facts.problem_class, _count(built.program), _size(built.program))
+    if not found:
+        raise RouteError("E125", f"no installed solver takes a {facts.problem_class} problem")
+    return found
+
+
+def _solution(built: Built, name: str, raw: Any, seconds: float, notes: tuple[str, ...]) -> RawSolution:
+    problem = built.problem
+    status, message = _STATUS.get(str(problem.status), ("error", f"cvxpy reports {problem.status}"))
+    shown = tuple(note for note in notes if not any(word in note for word in _BENIGN))
+    package = _PACKAGES.get(name)
+    version = metadata.version(package) if package else ""
+    label = f"{name.lower()} {version}".strip()
+    steps: Any = getattr(problem.solver_stats, "num_iters", None)
+    iterations = None if steps is None else int(steps)
+    if (
+        status not in ("optimal", "inaccurate", "limit")
+        or problem.value is None
+        or not np.isfinite(problem.value)
+    ):
+        return RawSolution(status, None, {}, {}, None, label, seconds, iterations, None, message, shown)
+    multipliers, why = _multipliers(built)
+    values = {symbol: _value(variable, symbol) for symbol, variable in built.variables.items()}
+    weights = {
+        model: {k: np.asarray(v.value, dtype=np.float64) for k, v in own.items() if v.value is not None}
+        for model, own in built.weights.items()
+    }
+    words = "; ".join((message, *([why] if why else ()), *shown))
+    objective = float(problem.value)
+    return RawSolution(
+        status, objective, values, weights, multipliers, label, seconds, iterations, _gap(raw), words, shown
+    )
+
+
+def _value(variable: Any, symbol: n.VariableSymbol) -> NDArray[Any]:
+    if variable.value is None:
+        return np.zeros(symbol.shape)
+    value = np.asarray(variable.value, dtype=np.float64).reshape(symbol.shape)
+    return np.round(value) if symbol.boolean or symbol.integer else value
+
+
+def _multipliers(built: Built) -> tuple[dict[str, NDArray[Any]] | None, str]:
+    """Dual values per part, or the reason why there are none."""
+    found: dict[str, NDArray[Any]] = {}
+    for part in built.program.parts:
+        constraint = built.constraints[part.key]
+        value = constraint.dual_value
+        if value is None:
+            integer = built.problem.is_mixed_integer()
+            why = (
+                "a problem with integer variables has no multipliers"
+                if integer
+                else "the solver returned none"
+            )
+            return None, f"no multipliers: {why}"
+        dual = np.asarray(value, dtype=np.float64).reshape(constraint.shape)
+        rows = built.rows.get(part.key)
+        if rows is not None and len(rows.selected) < rows.count:
+            full = np.zeros((rows.count, *dual.shape[1:]))
+            full[rows.selected] = dual
+            dual = full
+        found[part.key] = dual
+    return found, ""
