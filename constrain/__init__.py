@@ -7,17 +7,18 @@ from constrain.errors import ConstrainError, DataError, ModelingError, NoDualsEr
 from constrain.language.data import Data
 from constrain.language.expr import Constraint, Expr
 from constrain.language.functions import (
-    abs,  # noqa: A004
+    abs,
+    constant,
     count_nonzero,
     entr,
     exp,
     kl_div,
     log,
     logsumexp,
-    max,  # noqa: A004
+    max,
     maximum,
     mean,
-    min,  # noqa: A004
+    min,
     minimum,
     norm,
     quad_form,
@@ -28,7 +29,7 @@ from constrain.language.functions import (
     sqrt,
     square,
     stack,
-    sum,  # noqa: A004
+    sum,
     sum_squares,
     trace,
     where,

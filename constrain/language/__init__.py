@@ -1,0 +1,1 @@
+"""The language: nodes, operators, statistics, problems and their printing. Standard library only."""

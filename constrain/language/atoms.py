@@ -1,9 +1,10 @@
 """The atom table: one record per function that the language knows in depth.
 
 A record says everything the rest of the package asks about a function: its shape rule, its sign, its
-monotonicity and curvature (the ingredients of disciplined convex programming, Grant, Boyd & Ye 2006), the torch
-function that computes it, and for each other backend either nothing (the backend has a lowering under the same
-name) or the written reason for refusing. Adding a function is adding a record and a row in the test table.
+monotonicity and curvature (the ingredients of disciplined convex programming, Grant, Boyd & Ye 2006), the
+torch function that computes it, and for each other backend either nothing (the backend has a lowering under
+the same name) or the written reason for refusing. Adding a function is adding a record and a row in the test
+table.
 
 Shapes here are shapes of one row: the axis of rows (or of group levels) always comes first and is left out.
 """
@@ -41,11 +42,12 @@ class Atom:
         name: key of the table, and name of the lowering in every backend.
         shape: row shapes and options to the row shape of the result; raises `ShapeProblem`.
         sign: signs of the arguments to the sign of the result.
-        curvature: `multilinear` is affine in each argument when the others are constant; `special` has a rule of
-            its own in `analysis/curvature.py`; `none` is neither convex nor concave on its domain.
-        monotone: per argument; `by-sign` means nondecreasing on nonneg arguments, nonincreasing on nonpos ones.
-        torch: path of the torch function, or `rowwise.NAME` for one in `runtime/rowwise.py` that is told how many
-            leading axes are rows or levels.
+        curvature: `multilinear` is affine in each argument when the others are constant; `special` has a rule
+            of its own in `analysis/curvature.py`; `none` is neither convex nor concave on its domain.
+        monotone: per argument; `by-sign` means nondecreasing on nonneg arguments, nonincreasing on nonpos
+            ones.
+        torch: path of the torch function, or `rowwise.NAME` for one in `runtime/rowwise.py` that is told how
+            many leading axes are rows or levels.
         refusals: backend name to the reason why it cannot take this function.
     """
 
@@ -182,6 +184,9 @@ def _trace(shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> Shape:
     return ()
 
 
+_ONE_ROW = "one letter per axis of one row; the axis of rows has no letter"
+
+
 def _einsum(shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> Shape:
     inputs, _, output = options["equation"].replace(" ", "").partition("->")
     terms = inputs.split(",")
@@ -192,10 +197,12 @@ def _einsum(shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> Shape:
     sizes: dict[str, int] = {}
     for term, shape in zip(terms, shapes, strict=True):
         if len(term) != len(shape):
-            raise ShapeProblem(f"einsum term {term!r} has {len(term)} letters for shape {shape}")
+            raise ShapeProblem(f"einsum term {term!r} has {len(term)} letters for shape {shape}", _ONE_ROW)
         for letter, size in zip(term, shape, strict=True):
             if sizes.setdefault(letter, size) != size:
                 raise ShapeProblem(f"einsum letter {letter!r} has sizes {sizes[letter]} and {size}")
+    if not set(output) <= set(sizes) or len(set(output)) < len(output):
+        raise ShapeProblem(f"the output {output!r} of einsum does not name letters of its operands once each")
     return tuple(sizes[letter] for letter in output)
 
 

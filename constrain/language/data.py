@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Any
 
+from constrain._lazy import language
 from constrain.errors import DataError, ModelingError
 from constrain.language import nodes as n
 from constrain.language.location import here
@@ -22,20 +23,32 @@ def static_shape(value: Any) -> tuple[int, ...] | None:
     shape = getattr(value, "shape", None)
     if shape is not None:
         return tuple(int(size) for size in shape)
-    if isinstance(value, (list, tuple)):
-        if not value:
-            return (0,)
-        inner = static_shape(value[0])
-        return (len(value),) if inner is None else (len(value), *inner)
-    return None
+    if not isinstance(value, (list, tuple)):
+        return None
+    items: list[Any] = list(value)  # type: ignore[reportUnknownArgumentType]
+    if not items:
+        return (0,)
+    inner = static_shape(items[0])
+    if inner is None:
+        return (len(items),)
+    for i, item in enumerate(items):
+        if static_shape(item) != inner:
+            raise DataError(
+                "E112", f"a ragged list: entry 0 has shape {inner}, entry {i} {static_shape(item)}", at=here()
+            )
+    return (len(items), *inner)
+
+
+class UnknownColumnError(ModelingError, AttributeError):
+    """A column that the data has not (E106). An `AttributeError`, so that `hasattr` and `getattr` work."""
 
 
 class Data:
     """A finite sample: named columns of equal length, one row per example.
 
-    `D.x` is a random variable: an expression whose axis is the rows of `D`. Columns may be torch tensors, NumPy
-    arrays, pandas or polars series, or lists; text columns are categorical and keep their level names. Nothing is
-    copied or converted before a problem is compiled.
+    `D.x` is a random variable: an expression whose axis is the rows of `D`. Columns may be torch tensors,
+    NumPy arrays, pandas or polars series, or lists; text columns are categorical and keep their level names.
+    Nothing is copied or converted before a problem is compiled.
 
     Args:
         name: how reports and messages call the sample.
@@ -81,8 +94,8 @@ class Data:
         Args:
             name: how reports call the sample.
             frame: the frame.
-            roles: column of the sample to column, or list of columns, of the frame; without roles every column of
-                the frame is taken under its own name.
+            roles: column of the sample to column, or list of columns, of the frame; without roles every
+                column of the frame is taken under its own name.
 
         Raises:
             DataError: E106 when the frame has no such column.
@@ -118,17 +131,18 @@ class Data:
             raise AttributeError(column)
         return self[column]
 
-    def __getitem__(self, column: str) -> Expr:
-        from constrain.language.expr import Expr
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._columns]
 
+    def __getitem__(self, column: str) -> Expr:
         if column not in self._columns:
-            raise ModelingError(
+            raise UnknownColumnError(
                 "E106",
                 f"data {self.name!r} has no column {column!r}{suggest(column, self._columns)}",
                 at=here(),
                 fix=f"one of {', '.join(self._columns)}",
             )
-        return Expr(n.Column(self, column, loc=here()))
+        return language("expr").Expr(n.Column(self, column, loc=here()))
 
     def row_shape(self, column: str) -> tuple[int, ...]:
         """Shape of one row of a column."""
@@ -140,12 +154,18 @@ class Data:
 
     def where(self, event: Expr) -> Subset:
         """The rows where an event holds, for `forall`."""
-        from constrain.language.expr import as_event
-
-        return Subset(self, as_event(event, "where").node)
+        condition = language("expr").as_event(event, f"{self.name}.where()")
+        if condition.type.rows is not self:
+            raise ModelingError(
+                "E107",
+                f"{self.name}.where({event}) is about the rows of {condition.type.rows.name!r}",
+                at=here(),
+                fix=f"an event of columns of {self.name!r}",
+            )
+        return Subset(self, condition.node)
 
     def rows(self, index: Any) -> Batch:
-        """A batch: the same columns, those rows. `index` is an integer array or tensor, a slice or a range."""
+        """A batch: the same columns, those rows; `index` is integers (array, tensor), a slice or a range."""
         return Batch(self, index)
 
 

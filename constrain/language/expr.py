@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from constrain._lazy import language_printing
+from constrain._lazy import language, language_printing
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.data import Data, static_shape
@@ -14,9 +14,41 @@ from constrain.language.types import Type, type_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Constraint", "Expr", "apply", "as_event", "as_expr", "as_node", "truth_error"]
+__all__ = [
+    "Constraint",
+    "Expr",
+    "apply",
+    "as_event",
+    "as_expr",
+    "as_node",
+    "as_number",
+    "choose",
+    "code",
+    "compare",
+    "logic",
+    "shown",
+    "truth_error",
+]
 
 
+# -------------------------------------------------------------------------------------------- printing
+def shown(value: Any, limit: int = 100) -> str:
+    """A value in messages: mathematics for expressions, the shape for arrays, never a dump of numbers."""
+    if isinstance(value, (Expr, Constraint)):
+        return str(language_printing().text(value.node, limit=limit))
+    shape = None if isinstance(value, str) else static_shape(value)
+    if shape:
+        return f"a {type(value).__name__} of shape {shape}"
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def code(value: Expr | Constraint, limit: int = 80) -> str:
+    """An expression as Python source, for the `write:` line of messages."""
+    return str(language_printing().source(value.node, limit=limit))
+
+
+# ------------------------------------------------------------------------------------ values to nodes
 def as_node(value: Any) -> n.Node:
     """The node of an expression, number, array or tensor.
 
@@ -26,34 +58,60 @@ def as_node(value: Any) -> n.Node:
     """
     if isinstance(value, Expr):
         return value.node
-    if isinstance(value, (bool, int, float)):
-        return n.Constant(value, loc=here())
     if isinstance(value, Constraint):
         raise ModelingError(
-            "E111", f"{value} is a constraint and has no value", at=here(), fix="pass its sides instead"
+            "E111",
+            f"{shown(value)} is a constraint and has no value",
+            at=here(),
+            fix="its sides, without the comparison",
         )
+    number = _number(value)
+    if number is not None:
+        return n.Constant(number, loc=here())
     shape = static_shape(value)
-    if shape is None:
-        item = getattr(value, "item", None)
-        if item is None:
-            raise ModelingError(
-                "E117",
-                f"a {type(value).__name__} cannot be part of an expression",
-                at=here(),
-                fix="a column (D.x), f(D.x), a Variable, a Parameter, a number, an array or a tensor",
-            )
-        return n.Constant(item(), loc=here())
     if getattr(value, "requires_grad", False):
         raise ModelingError(
             "E122",
             f"a tensor of shape {shape} that requires gradients entered an expression outside of any model",
             at=here(),
-            fix='wrap its module: f = cn.Model(module, "f") and f(...), or cn.Model(module, "f", frozen=True); '
+            fix='wrap its module: f = cn.Model(module, "f") and f(...), with frozen=True when it is not trained; '
             "a free tensor is a cn.Variable; a fixed one is tensor.detach()",
         )
-    if shape == () and hasattr(value, "item"):
-        return n.Constant(value.item(), loc=here())
-    return n.Array(n.ArraySymbol.of(value, shape, name_in_caller(value)), loc=here())
+    if shape == ():
+        number = _number(value.item()) if hasattr(value, "item") else None
+        if number is not None:
+            return n.Constant(number, loc=here())
+    elif shape is not None:
+        return n.Array(n.ArraySymbol.of(value, shape, name_in_caller(value)), loc=here())
+    raise ModelingError(
+        "E117",
+        f"a {type(value).__name__} cannot be part of an expression",
+        at=here(),
+        fix="a column (D.x), f(D.x), a Variable, a Parameter, a number, an array or a tensor",
+    )
+
+
+def _number(value: Any) -> n.Scalar | None:
+    """A plain Python number (subclasses such as `numpy.float64` become plain), None for anything else."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    return float(value) if isinstance(value, float) else None
+
+
+def as_number(value: Any) -> n.Node:
+    """`as_node` of what must not be an event (E105)."""
+    node = as_node(value)
+    if type_of(node).event:
+        e = Expr(node)
+        raise ModelingError(
+            "E105",
+            f"the event {shown(e)} is used as a number",
+            at=here(),
+            fix=f"P({code(e)}), or cn.indicator({code(e)})",
+        )
+    return node
 
 
 def as_expr(value: Any) -> Expr:
@@ -63,54 +121,61 @@ def as_expr(value: Any) -> Expr:
 
 def apply(atom: str, *args: Any, **options: Any) -> Expr:
     """Records a function of the atom table."""
-    nodes = tuple(as_node(a) for a in args)
-    for node in nodes:
-        if type_of(node).event:
-            shown = language_printing().text(node, limit=80)
-            raise ModelingError(
-                "E105",
-                f"the event {shown} is used as a number",
-                at=here(),
-                fix=f"P({shown}), or cn.indicator({shown})",
-            )
-    return Expr(n.Apply(atom, nodes, tuple(sorted(options.items())), loc=here()))
+    return Expr(n.Apply(atom, tuple(as_number(a) for a in args), tuple(sorted(options.items())), loc=here()))
+
+
+def choose(event: Any, a: Any, b: Any) -> Expr:
+    """Records `where`: its condition is an event, or an array of truth values."""
+    condition = as_event(event, "where()").node if isinstance(event, (Expr, Constraint)) else as_node(event)
+    return Expr(n.Apply("where", (condition, as_number(a), as_number(b)), loc=here()))
 
 
 def as_event(value: Any, where: str) -> Expr:
-    """Checks that `value` is an event of random variables (E105)."""
+    """Checks that `value` is an event of random variables (E105, E108)."""
     if isinstance(value, Constraint):
         raise ModelingError(
             "E108",
-            f"{where} needs an event of random variables; {value} depends on no data column",
+            f"{where} needs an event of random variables; {shown(value)} depends on no data column",
             at=here(),
+            fix="a comparison of columns or models, such as f(D.x) > 0",
         )
     if not isinstance(value, Expr) or not value.type.event:
         raise ModelingError(
             "E105",
-            f"{where} needs an event such as (f(D.x) > 0), got {value}",
+            f"{where} needs an event such as (f(D.x) > 0), got {shown(value)}",
             at=here(),
             fix="a comparison of columns or models; for an average write E(...)",
         )
     return value
 
 
+# -------------------------------------------------------------------------------------- truth values
+_INSTEAD = {
+    "and": "(a > 0) & (b > 0), with the parentheses",
+    "or": "(a > 0) | (b > 0), with the parentheses",
+    "not": "~(a > 0), with the parentheses",
+    "max": "cn.maximum(a, b), or cn.max(e) for the entries of one expression",
+    "min": "cn.minimum(a, b), or cn.min(e) for the entries of one expression",
+    "if": "cn.where(event, a, b), which chooses row by row",
+}
+
+
 def truth_error(what: Expr | Constraint) -> ModelingError:
     """E102 or E103, by looking at the user's source line."""
-    from constrain.language.source import truth_context
-
-    shown = str(what)
-    if truth_context() == "chain":
+    context = str(language("source").truth_context())
+    if context == "chain":
         return ModelingError(
             "E102",
-            f"{shown} has no truth value; a chained comparison is `and` in Python and would keep one side only",
+            f"{shown(what)} has no truth value; a chained comparison is `and` in Python and would keep one side",
             at=here(),
             fix="cn.between(lower, e, upper), or two constraints",
         )
+    asked = f"`{context}` asks for one" if context else "something asks for one"
+    fix = _INSTEAD.get(context, "cn.maximum/cn.minimum for max/min, & | ~ for and/or/not, cn.where for if")
+    if isinstance(what, Constraint) and context == "and":
+        fix = "two constraints: subject_to(first=..., second=...)"
     return ModelingError(
-        "E103",
-        f"{shown} is symbolic and has no truth value",
-        at=here(),
-        fix="cn.maximum/cn.minimum for builtin max/min, & | ~ for and/or/not, cn.where for if",
+        "E103", f"{shown(what)} has no truth value before a solve, and {asked}", at=here(), fix=fix
     )
 
 
@@ -124,9 +189,23 @@ class Expr:
 
     __slots__ = ("__weakref__", "node", "type")
 
+    node: n.Node
+    type: Type
+
     def __init__(self, node: n.Node) -> None:
-        self.type: Type = type_of(node)
-        self.node = node
+        object.__setattr__(self, "type", type_of(node))
+        object.__setattr__(self, "node", node)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)
+            return
+        raise ModelingError(
+            "E113",
+            f"expressions are immutable; .{name} of {shown(self)} cannot be set",
+            at=here(),
+            fix="a new expression",
+        )
 
     # ---- printing
     def __str__(self) -> str:
@@ -208,16 +287,16 @@ class Expr:
 
     # ---- events
     def __and__(self, other: Any) -> Expr:
-        return _logic("and", self, other)
+        return logic("and", self, other)
 
     def __rand__(self, other: Any) -> Expr:
-        return _logic("and", other, self)
+        return logic("and", other, self)
 
     def __or__(self, other: Any) -> Expr:
-        return _logic("or", self, other)
+        return logic("or", self, other)
 
     def __ror__(self, other: Any) -> Expr:
-        return _logic("or", other, self)
+        return logic("or", other, self)
 
     def __invert__(self) -> Expr:
         return Expr(n.Logic("not", (as_event(self, "~").node,), loc=here()))
@@ -237,24 +316,26 @@ class Expr:
         return self.type.shape
 
     @property
-    def T(self) -> Expr:  # noqa: N802  # the field's name
+    def T(self) -> Expr:
         """The transpose of one row."""
         return apply("transpose", self)
 
     def squeeze(self, dim: int = -1) -> Expr:
         """Drops an axis of size one; `dim` counts from the right (negative)."""
+        if self.shape is None and dim < 0:
+            return self[(..., 0, *(slice(None),) * (-dim - 1))]
         if dim >= 0 or self.shape is None or self.shape[dim:][:1] != (1,):
             raise ModelingError(
-                "E112", f"axis {dim} of {self} with shape {self.shape} is no axis of size one", at=here()
+                "E112",
+                f"axis {dim} of {shown(self)} with shape {self.shape} is no axis of size one",
+                at=here(),
             )
         kept = list(self.shape)
         del kept[dim]
         return self.reshape(tuple(kept))
 
     def __getattr__(self, name: str) -> Any:
-        from constrain.language.record import method
-
-        return method(self, name)
+        return language("record").method(self, name)
 
     # ---- what an expression is not
     def __bool__(self) -> bool:
@@ -266,21 +347,24 @@ class Expr:
         )
 
     def __len__(self) -> int:
-        raise ModelingError("E113", f"{self} has no length before a solve", at=here(), fix=".shape")
+        raise ModelingError("E113", f"{shown(self)} has no length before a solve", at=here(), fix="e.shape")
 
     def __float__(self) -> float:
         raise ModelingError(
             "E121",
-            f"{self} has no numeric value before a solve",
+            f"{shown(self)} has no numeric value before a solve",
             at=here(),
-            fix="solution['name'].value, w.value",
+            fix="after it: solution['name'].value or w.value; in a formula: torch functions instead of math",
         )
 
     __int__ = __index__ = __complex__ = __float__  # type: ignore[assignment]
 
     def __setitem__(self, key: Any, value: Any) -> None:
         raise ModelingError(
-            "E113", f"expressions are immutable; {self} cannot be assigned to", at=here(), fix="cn.where"
+            "E113",
+            f"expressions are immutable; {shown(self)} cannot be assigned to",
+            at=here(),
+            fix="cn.where",
         )
 
     # ---- other libraries
@@ -292,22 +376,21 @@ class Expr:
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """torch hands its functions over here; they are recorded, in the order their arguments were written."""
-        from constrain.language.record import record
-
-        return record(func, args, kwargs or {})
+        """Records a torch function, with its arguments in the order they were written."""
+        return language("record").record(func, args, kwargs or {})
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Expr:
-        from constrain.language.record import record_ufunc
+        return language("record").record_ufunc(ufunc, method, inputs, kwargs)
 
-        return record_ufunc(ufunc, method, inputs, kwargs)
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        raise language("record").refuse_numpy(func)
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         raise ModelingError(
             "E121",
-            f"{self} cannot become a NumPy array: it has no value yet",
+            f"{shown(self)} cannot become a NumPy array: it has no value yet",
             at=here(),
-            fix="torch functions record it",
+            fix="torch functions, which are recorded",
         )
 
 
@@ -316,9 +399,19 @@ class Constraint:
 
     __slots__ = ("node",)
 
+    node: n.Node
+
     def __init__(self, node: n.Node) -> None:
         type_of(node)
-        self.node = node
+        object.__setattr__(self, "node", node)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise ModelingError(
+            "E113",
+            f"constraints are immutable; .{name} of {shown(self)} cannot be set",
+            at=here(),
+            fix="a new one",
+        )
 
     def __str__(self) -> str:
         return str(language_printing().text(self.node))
@@ -335,7 +428,7 @@ class Constraint:
     def _chained(self, other: object) -> Any:
         raise ModelingError(
             "E102",
-            f"{self} is compared once more",
+            f"{shown(self)} is compared once more",
             at=here(),
             fix="cn.between(lower, e, upper), or two constraints",
         )
@@ -345,70 +438,103 @@ class Constraint:
 
 def compare(op: n.CompareOp, lhs: Any, rhs: Any) -> Expr | Constraint:
     """An event when a side is random, a constraint otherwise (semantics S2)."""
+    if isinstance(rhs, str):
+        return _compare_text(op, as_node(lhs), rhs)
+    if isinstance(lhs, str):
+        return _compare_text(op, as_node(rhs), lhs)
     for side in (lhs, rhs):
-        if isinstance(side, str):
-            side_node, text = (as_node(lhs), rhs) if side is rhs else (as_node(rhs), lhs)
-            return _compare_text(op, side_node, text)
-    node = n.Comparison(op, as_node(lhs), as_node(rhs), loc=here())
+        if isinstance(side, Expr) and isinstance(side.node, n.Logic):
+            raise _precedence_error(side)
+    node = n.Comparison(op, as_number(lhs), as_number(rhs), loc=here())
     if type_of(node).random:
         return Expr(node)
     if op in ("<", ">", "!="):
-        shown = str(language_printing().text(node, limit=80))
-        allowed = "<= or >=" if op != "!=" else "=="
-        raise ModelingError(
-            "E109",
-            f"{shown}: a constraint cannot be strict, its feasible set would not be closed",
-            at=here(),
-            fix=f"{allowed} (or a margin: e <= b - 1e-6)",
-        )
+        raise _strict_error(node)
     return Constraint(node)
+
+
+def _strict_error(node: n.Comparison) -> ModelingError:
+    relation = Constraint(node)
+    if language("source").truth_context():
+        return truth_error(relation)
+    allowed = "==" if node.op == "!=" else f"{node.op}="
+    return ModelingError(
+        "E109",
+        f"{shown(relation)}: a constraint cannot be strict, its feasible set would not be closed",
+        at=here(),
+        fix=f"{allowed}" if node.op == "!=" else f"{allowed} (or a margin: e <= b - 1e-6)",
+    )
 
 
 def _compare_text(op: n.CompareOp, column: n.Node, text: str) -> Expr:
     if not isinstance(column, n.Column) or op not in ("==", "!="):
         raise ModelingError(
-            "E117", f"only a column can be compared with the text {text!r}, by == or !=", at=here()
+            "E117",
+            f"{shown(Expr(column))} is compared with the text {text!r}; only a column can be, by == or !=",
+            at=here(),
+            fix='D.sex == "Female"',
         )
-    symbol = n.ArraySymbol(repr(text), (), text)
-    return Expr(n.Comparison(op, column, n.Array(symbol, loc=here()), loc=here()))
+    return Expr(n.Comparison(op, column, n.Array(n.ArraySymbol.of_text(text), loc=here()), loc=here()))
 
 
-def _logic(op: Any, lhs: Any, rhs: Any) -> Expr:
-    for side, other in ((lhs, rhs), (rhs, lhs)):
+def logic(op: Literal["and", "or"], lhs: Any, rhs: Any) -> Expr:
+    """Joins two events."""
+    for side in (lhs, rhs):
         if isinstance(side, Expr) and not side.type.event:
-            raise ModelingError(
-                "E104",
-                f"{side} is not an event; Python reads `g | D.a == 1` as `(g | D.a) == 1`",
-                at=here(),
-                fix="E(g, given=D.a == 1); events are joined with parentheses: (a > 0) | (b > 0)",
-            )
-        if not isinstance(side, Expr):
-            as_event(side if isinstance(side, Constraint) else other, op)
-            as_event(side, op)
-    return Expr(n.Logic(op, (lhs.node, rhs.node), loc=here()))
+            raise _precedence_error(side)
+    a, b = as_event(lhs, _SIGN[op]), as_event(rhs, _SIGN[op])
+    return Expr(n.Logic(op, (a.node, b.node), loc=here()))
+
+
+_SIGN = {"and": "&", "or": "|"}
+
+
+def _precedence_error(side: Expr) -> ModelingError:
+    what = "is an event and is compared" if side.type.event else "is not an event"
+    return ModelingError(
+        "E104",
+        f"{shown(side)} {what}; Python reads `g | D.a == 1` as `(g | D.a) == 1`",
+        at=here(),
+        fix="parentheses around comparisons: (a > 0) | (b > 0); a condition is E(g, given=D.a == 1)",
+    )
 
 
 def _index_key(key: Any) -> tuple[Any, ...]:
-    keys = key if isinstance(key, tuple) else (key,)
-    encoded: list[Any] = []
-    for k in keys:
-        if k is Ellipsis:
-            encoded.append("...")
-        elif k is None:
-            encoded.append(None)
-        elif isinstance(k, slice):
-            encoded.append(("slice", k.start, k.stop, k.step))
-        elif isinstance(k, (list, range)) or getattr(k, "shape", None):
-            encoded.append(("list", tuple(int(i) for i in k)))
-        elif isinstance(k, Expr):
-            raise ModelingError(
-                "E117", f"{k} cannot be used as an index", at=here(), fix="cn.where, or a mask: e * mask"
-            )
-        else:
-            encoded.append(int(k))
-    return tuple(encoded)
+    """An index, hashable: integers, "...", None, ("slice", start, stop, step), ("list", positions)."""
+    encoded = tuple(_index_part(k) for k in (key if isinstance(key, tuple) else (key,)))  # type: ignore[reportUnknownVariableType]
+    if sum(isinstance(k, tuple) and k[0] == "list" for k in encoded) > 1:
+        raise ModelingError(
+            "E117",
+            "an index with two lists pairs them in torch and crosses them elsewhere",
+            at=here(),
+            fix="e[a][:, b]",
+        )
+    return encoded
 
 
-def is_symbol(value: Any) -> bool:
-    """Whether a value is a symbol of the language rather than data."""
-    return isinstance(value, (Expr, Constraint, Data))
+def _index_part(k: Any) -> Any:
+    if k is Ellipsis:
+        return "..."
+    if k is None:
+        return None
+    if isinstance(k, slice):
+        start, stop, step = (None if v is None else int(v) for v in (k.start, k.stop, k.step))  # type: ignore[reportUnknownVariableType]
+        if step is None or step > 0:
+            return ("slice", start, stop, step)
+        problem, fix = "a slice with a negative step", "a list of positions: e[[2, 1, 0]]"
+    elif isinstance(k, (Expr, Constraint, Data, str, float)):
+        problem, fix = (
+            shown(k),
+            "integers, slices and lists of integers; for a condition cn.where, or e * mask",
+        )
+    elif isinstance(k, bool) or "bool" in str(getattr(k, "dtype", "")):
+        problem, fix = "a mask", "the positions: e[[0, 2]], or e * mask"
+    else:
+        shape = static_shape(k)
+        if not shape:
+            return int(k)
+        entries: list[Any] = list(k)
+        if len(shape) == 1 and not any(isinstance(i, bool) for i in entries):
+            return ("list", tuple(int(i) for i in entries))
+        problem, fix = "a mask or a matrix", "a list of positions: e[[0, 2]], or e * mask"
+    raise ModelingError("E117", f"{problem} cannot be used as an index", at=here(), fix=fix)

@@ -1,8 +1,8 @@
 """Functions of expressions that need no torch: `cn.sum`, `cn.quad_form`, `cn.max` and friends.
 
 Axes count within one row: `axis=0` is the first axis of a row, `axis=-1` the last. Over the group levels that
-`by=` makes, `sum`, `mean`, `max` and `min` without an axis reduce the levels: `cn.max(E(loss, by=D.group))` is the
-worst group.
+`by=` makes, `sum`, `mean`, `max` and `min` without an axis reduce the levels: `cn.max(E(loss, by=D.group))`
+is the worst group.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
-from constrain.language.expr import Expr, apply, as_expr, as_node
+from constrain.language.expr import Expr, apply, as_expr, choose, shown
 from constrain.language.location import here
 from constrain.language.symbols import Model
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "abs",
+    "constant",
     "count_nonzero",
     "entr",
     "exp",
@@ -54,13 +55,13 @@ def _axis(e: Expr, axis: int | Sequence[int] | None) -> tuple[int, ...] | None:
     if e.shape is None:
         if any(a >= 0 for a in axes):
             raise ModelingError(
-                "E115", f"the shape of {e} is not known yet", at=here(), fix="a negative axis"
+                "E115", f"the shape of {shown(e)} is not known yet", at=here(), fix="a negative axis"
             )
         return axes
     rank = len(e.shape)
     for a in axes:
         if not -rank <= a < rank:
-            raise ModelingError("E112", f"axis {a} of {e}, which has shape {e.shape}", at=here())
+            raise ModelingError("E112", f"axis {a} of {shown(e)}, which has shape {e.shape}", at=here())
     return tuple(sorted(a - rank if a >= 0 else a for a in axes))
 
 
@@ -73,7 +74,7 @@ def _reduce(atom: str, expr: Any, axis: int | Sequence[int] | None, keepdims: bo
     return apply(atom, e, axis=_axis(e, axis), keepdims=keepdims, **options)
 
 
-def sum(expr: Any, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Expr:  # noqa: A001
+def sum(expr: Any, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Expr:
     """Sum of the entries of one row (over `axis`), or of a list of expressions."""
     return _reduce("sum", expr, axis, keepdims)
 
@@ -83,12 +84,12 @@ def mean(expr: Any, axis: int | Sequence[int] | None = None, keepdims: bool = Fa
     return _reduce("mean", expr, axis, keepdims)
 
 
-def max(expr: Any, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Expr:  # noqa: A001
+def max(expr: Any, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Expr:
     """Largest entry; of a `by=` block the worst level."""
     return _reduce("max", expr, axis, keepdims)
 
 
-def min(expr: Any, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Expr:  # noqa: A001
+def min(expr: Any, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Expr:
     """Smallest entry; of a `by=` block the smallest level."""
     return _reduce("min", expr, axis, keepdims)
 
@@ -98,7 +99,7 @@ def logsumexp(expr: Any, axis: int | Sequence[int] | None = None, keepdims: bool
     return _reduce("logsumexp", expr, axis, keepdims)
 
 
-def norm(expr: Any, ord: float = 2, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Expr:  # noqa: A002
+def norm(expr: Any, ord: float = 2, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Expr:
     """The `ord`-norm of the entries (1, 2 or inf; as one vector, also for matrices)."""
     return _reduce("norm", _entries(expr), axis, keepdims, ord=float(ord))
 
@@ -133,7 +134,7 @@ def minimum(a: Any, b: Any, *more: Any) -> Expr:
     return result
 
 
-def abs(expr: Any) -> Expr:  # noqa: A001
+def abs(expr: Any) -> Expr:
     """Absolute value."""
     return apply("abs", expr)
 
@@ -179,17 +180,17 @@ def entr(expr: Any) -> Expr:
 
 
 def rel_entr(p: Any, q: Any) -> Expr:
-    """p log(p / q), entry by entry; its sum over a distribution is the Kullback-Leibler divergence."""
+    """Entry by entry p log(p / q); its sum over a distribution is the Kullback-Leibler divergence."""
     return apply("rel_entr", p, q)
 
 
 def kl_div(p: Any, q: Any) -> Expr:
-    """p log(p / q) - p + q, entry by entry: nonnegative, and zero only at p = q."""
+    """Entry by entry p log(p / q) - p + q: nonnegative, and zero only at p = q."""
     return apply("kl_div", p, q)
 
 
-def quad_form(x: Any, P: Any) -> Expr:  # noqa: N803  # the field's name
-    """x' P x for a vector and a square matrix."""
+def quad_form(x: Any, P: Any) -> Expr:
+    """The number x' P x for a vector and a square matrix."""
     return apply("quad_form", x, P)
 
 
@@ -203,6 +204,11 @@ def stack(*parts: Any) -> Expr:
     return apply("stack", *parts)
 
 
-def where(event: Expr, a: Any, b: Any) -> Expr:
+def where(event: Any, a: Any, b: Any) -> Expr:
     """`a` where the event holds, else `b`, row by row."""
-    return Expr(n.Apply("where", (as_node(event), as_node(a), as_node(b)), loc=here()))
+    return choose(event, a, b)
+
+
+def constant(value: Any) -> Expr:
+    """A number, array or tensor as an expression, where Python would otherwise compute with it at once."""
+    return as_expr(value)

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar
+
+from constrain._lazy import language_printing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -61,7 +63,10 @@ CompareOp: TypeAlias = Literal["<=", ">=", "==", "<", ">", "!="]
 # --------------------------------------------------------------------------------------------- symbols
 @dataclass(eq=False)
 class VariableSymbol:
-    """A decision tensor: what `Variable` declares. Its `value` is the start before and the result after a solve."""
+    """A decision tensor: what `Variable` declares.
+
+    `value` is the start before a solve and the result after it.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -83,68 +88,103 @@ class ParameterSymbol:
 
 @dataclass(eq=False)
 class ArraySymbol:
-    """An array or tensor of the user's program, used as a constant."""
+    """An array or tensor of the user's program, used as a constant. A text is kept as one, too."""
 
     name: str | None
     shape: tuple[int, ...]
     value: Any
 
-    _interned = weakref.WeakValueDictionary[int, "ArraySymbol"]()
+    _by_object: ClassVar[weakref.WeakValueDictionary[int, ArraySymbol]] = weakref.WeakValueDictionary()
+    _by_text: ClassVar[weakref.WeakValueDictionary[str, ArraySymbol]] = weakref.WeakValueDictionary()
 
     @classmethod
     def of(cls, value: Any, shape: tuple[int, ...], name: str | None) -> ArraySymbol:
         """The symbol of this very object: the same array captured twice is the same constant."""
-        known = cls._interned.get(id(value))
+        known = cls._by_object.get(id(value))
         if known is not None and known.value is value:
             return known
         symbol = cls(name, shape, value)
-        cls._interned[id(value)] = symbol
+        cls._by_object[id(value)] = symbol
         return symbol
+
+    @classmethod
+    def of_text(cls, text: str) -> ArraySymbol:
+        """The symbol of a text: equal texts are the same constant."""
+        known = cls._by_text.get(text)
+        if known is None:
+            known = cls._by_text[text] = cls(repr(text), (), text)
+        return known
 
 
 # ----------------------------------------------------------------------------------------------- nodes
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Node:
     """Base of all nodes: structural equality with a cached hash, and a source location beside it."""
 
-    loc: Location | None = field(default=None, kw_only=True, repr=False)
+    loc: Location | None = field(default=None, kw_only=True)
+    _key: tuple[Any, ...] = field(init=False)
+    _hash: int = field(init=False)
 
     def __post_init__(self) -> None:
-        key = tuple(getattr(self, f.name) for f in fields(self) if f.name != "loc")
+        names = (f.name for f in fields(self) if f.name not in ("loc", "_key", "_hash"))
+        self._identify(tuple(getattr(self, name) for name in names))
+
+    def _identify(self, key: tuple[Any, ...]) -> None:
+        """Fixes what the node is compared by."""
         object.__setattr__(self, "_key", key)
         object.__setattr__(self, "_hash", hash((type(self).__name__, key)))
 
     def __hash__(self) -> int:
-        return self._hash  # type: ignore[attr-defined, no-any-return]  # set in __post_init__
+        return self._hash
 
     def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        return (
-            type(self) is type(other) and hash(self) == hash(other) and self._key == other._key  # type: ignore[attr-defined]  # set in __post_init__
-        )
+        if not isinstance(other, Node):
+            return NotImplemented
+        pairs: list[tuple[Any, Any]] = [(self, other)]
+        seen: set[tuple[int, int]] = set()
+        while pairs:
+            a, b = pairs.pop()
+            if a is b or (id(a), id(b)) in seen:
+                continue
+            if type(a) is not type(b):
+                return False
+            if isinstance(a, Node):
+                if a._hash != b._hash:
+                    return False
+                seen.add((id(a), id(b)))
+                a, b = a._key, b._key
+            if not isinstance(a, tuple):
+                if a != b:
+                    return False
+            elif len(a) != len(b):  # type: ignore[reportUnknownArgumentType]
+                return False
+            else:
+                pairs.extend(zip(a, b, strict=True))  # type: ignore[reportUnknownArgumentType]
+        return True
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {language_printing().text(self, limit=200)}>"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Constant(Node):
     """A number."""
 
     value: Scalar
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        # 1, 1.0 and True are equal in Python but print differently: the type is part of the identity.
-        object.__setattr__(self, "_key", (type(self.value).__name__, self.value))
+        # 1, 1.0 and True (0.0 and -0.0) are equal but print differently; NaN is not equal to itself.
+        self._identify((repr(self.value),))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Array(Node):
     """A constant array of the user's program."""
 
     symbol: ArraySymbol
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Column(Node):
     """A column of a finite sample: a random variable."""
 
@@ -152,28 +192,28 @@ class Column(Node):
     name: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Decision(Node):
     """A `Variable`."""
 
     symbol: VariableSymbol
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Knob(Node):
     """A `Parameter`."""
 
     symbol: ParameterSymbol
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Weights(Node):
     """All trainable parameters of a model as one flat vector."""
 
     model: Model
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Call(Node):
     """A model applied to expressions: per row when they are per row."""
 
@@ -181,7 +221,7 @@ class Call(Node):
     args: tuple[Node, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Apply(Node):
     """A function from the atom table (`atoms.py`) applied to nodes, with static options."""
 
@@ -194,7 +234,7 @@ class Apply(Node):
         return dict(self.options).get(name, default)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Opaque(Node):
     """A torch function outside the atom table: usable, curvature unknown.
 
@@ -206,8 +246,13 @@ class Opaque(Node):
     arguments: tuple[Any, ...]
     keywords: tuple[tuple[str, Any], ...] = ()
 
+    def __post_init__(self) -> None:
+        values = (*self.arguments, *(v for _, v in self.keywords))
+        kinds = tuple(type(v).__name__ for v in values)
+        self._identify((self.path, self.function, self.arguments, self.keywords, kinds))
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison(Node):
     """`lhs op rhs`: an event when it is random, a constraint when it is deterministic."""
 
@@ -216,7 +261,7 @@ class Comparison(Node):
     rhs: Node
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Logic(Node):
     """A compound event."""
 
@@ -224,19 +269,19 @@ class Logic(Node):
     args: tuple[Node, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Indicator(Node):
     """1 where an event holds, else 0.
 
-    Its exact value is used in reports and multiplier updates. `surrogate` names the differentiable stand-in of
-    the primal gradient (None where the event involves no decision).
+    Its exact value is used in reports and multiplier updates. `surrogate` names the differentiable stand-in
+    of the primal gradient (None where the event involves no decision).
     """
 
     event: Node
     surrogate: str | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Mean(Node):
     """`E(arg, given=, by=)`."""
 
@@ -245,7 +290,7 @@ class Mean(Node):
     by: tuple[Column, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Rate(Node):
     """`P(event, given=, by=, surrogate=)`."""
 
@@ -255,7 +300,7 @@ class Rate(Node):
     surrogate: str | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Between(Node):
     """`lower <= arg <= upper` as one constraint."""
 
@@ -264,7 +309,7 @@ class Between(Node):
     upper: Node
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ForAll(Node):
     """One constraint per row of `data` (where the event `where` holds)."""
 
@@ -273,7 +318,7 @@ class ForAll(Node):
     relation: Node
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Moment(Node):
     """The average of a per-row integrand with weights that are known before solving.
 

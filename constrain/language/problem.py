@@ -9,7 +9,7 @@ from constrain._lazy import driver, language_printing
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.data import Data
-from constrain.language.expr import Constraint, Expr, as_expr
+from constrain.language.expr import Constraint, Expr, as_expr, code, shown
 from constrain.language.location import here
 from constrain.language.symbols import Model
 
@@ -86,7 +86,7 @@ class Problem:
         return str(language_printing().problem_source(self))
 
     def _repr_latex_(self) -> str:
-        return str(language_printing().problem_latex(self))
+        return f"$$\n{language_printing().problem_latex(self)}\n$$"
 
     def symbols(self) -> dict[str, Any]:
         """The names that `repr(problem)` uses: `eval(repr(p), p.symbols())` is an equal problem."""
@@ -106,7 +106,7 @@ class Problem:
 
     # ---- what the driver does with it
     def explain(self, **options: Any) -> Explanation:
-        """For each term what it is and why, which routes are open, and why the others are not. Solves nothing."""
+        """What each term is and why, which routes are open, why the others are not. Solves nothing."""
         return driver().explain(self, **options)  # type: ignore[no-any-return]
 
     def solve(self, method: Any = "auto", **options: Any) -> Solution:
@@ -143,16 +143,17 @@ def _constraint(name: str, relation: Any) -> n.Node:
         data = relation.type.rows
         raise ModelingError(
             "E101",
-            f"constraint {name!r} ( {relation} ) still depends on every row of {data.name} (n={len(data)})",
+            f"constraint {name!r} ( {shown(relation)} ) still depends on every row of {data.name} "
+            f"(n={len(data)})",
             at=relation.node.loc or here(),
             fix=f"say which you mean: E(lhs) <= rhs, one constraint on the average (1 multiplier); "
-            f"P(event) >= share, a share of rows; forall({data.name}, {relation}), "
+            f"P(event) >= share, a share of rows; forall({data.name}, {code(relation)}), "
             f"one per row ({len(data)} multipliers)",
         )
     if isinstance(relation, Expr) and not relation.type.event:
         raise ModelingError(
             "E111",
-            f"constraint {name!r} is not a comparison: {relation}",
+            f"constraint {name!r} is not a comparison: {shown(relation)}",
             at=here(),
             fix="add <= 0, >= 0 or == 0",
         )
@@ -169,13 +170,16 @@ def _constraint(name: str, relation: Any) -> n.Node:
 def _objective(expr: Any, word: str) -> n.Node:
     if isinstance(expr, Constraint) or (isinstance(expr, Expr) and expr.type.event):
         raise ModelingError(
-            "E111", f"the objective of {word} is a comparison: {expr}", at=here(), fix=f"cn.{word}(value)"
+            "E111",
+            f"the objective of {word} is a comparison: {shown(expr)}",
+            at=here(),
+            fix=f"cn.{word}(value)",
         )
     e = as_expr(expr)
     if e.type.rows is not None:
         raise ModelingError(
             "E101",
-            f"the objective {e} still depends on every row of {e.type.rows.name}",
+            f"the objective {shown(e)} still depends on every row of {e.type.rows.name}",
             at=here(),
             fix=f"cn.{word}(E(...))",
         )
@@ -183,7 +187,7 @@ def _objective(expr: Any, word: str) -> n.Node:
         what = f"levels of {e.type.levels.describe()}" if e.type.levels is not None else f"shape {e.shape}"
         raise ModelingError(
             "E112",
-            f"the objective {e} is no single number: it has {what}",
+            f"the objective {shown(e)} is no single number: it has {what}",
             at=here(),
             fix="cn.sum(...) or cn.max(...)",
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.data import Data, Subset
-from constrain.language.expr import Constraint, Expr, as_event, as_expr, as_node
+from constrain.language.expr import Constraint, Expr, as_event, as_expr, as_number, code, shown
 from constrain.language.location import here
 from constrain.language.types import type_of
 
@@ -27,7 +27,7 @@ def _conditions(
         named = event.type.rows.name if event.type.rows is not None else "no data"
         raise ModelingError(
             "E107",
-            f"{word}: the expression lives on {population.name!r} and given={event} on {named!r}",
+            f"{word}: the expression lives on {population.name!r} and given={shown(event)} on {named!r}",
             at=here(),
             fix="one population per statistic",
         )
@@ -37,13 +37,15 @@ def _conditions(
         if not isinstance(node, n.Column) or population.row_shape(node.name) != ():
             raise ModelingError(
                 "E118",
-                f"{word}(..., by=) needs columns with one value per row, got {item}",
+                f"{word}(..., by=) needs columns with one value per row, got {shown(item)}",
                 at=here(),
                 fix="by=D.sex, or by=(D.sex, D.race) for their combinations",
             )
         if node.data is not population:
             raise ModelingError(
-                "E107", f"{word}: by={item} lives on another population than {population.name!r}", at=here()
+                "E107",
+                f"{word}: by={shown(item)} lives on another population than {population.name!r}",
+                at=here(),
             )
         columns.append(node)
     return None if event is None else event.node, tuple(columns)
@@ -53,15 +55,16 @@ def _population(e: Expr, word: str) -> Data:
     if e.type.rows is None:
         raise ModelingError(
             "E108",
-            f"{word}({e}) has nothing to average over: it depends on no data column",
+            f"{word}({shown(e)}) has nothing to average over: it depends on no data column",
             at=here(),
-            fix=f"{e} itself, without {word}",
+            fix=f"{code(e)} itself, without {word}",
         )
     nested = next((x for x in n.postorder(e.node) if isinstance(x, (n.Mean, n.Rate))), None)
     if nested is not None:
         raise ModelingError(
             "E114",
-            f"{word}({e}) contains the statistic {Expr(nested)}; a statistic inside a statistic is not supported",
+            f"{word}({shown(e)}) contains the statistic {shown(Expr(nested))}; "
+            "a statistic inside a statistic is not supported",
             at=here(),
             fix="expand it: the variance is E(g**2) - E(g)**2",
         )
@@ -72,8 +75,8 @@ class _Expectation:
     """`E(g)`, `E(g, given=event)`, `E(g, by=column)`: averages over rows.
 
     * `E(g)`: over all rows of the population.
-    * `given`: over the rows where the event holds. When the event involves no decision its share is counted once,
-      else the result is the ratio of two averages (semantics S4).
+    * `given`: over the rows where the event holds. When the event involves no decision its share is counted
+      once, else the result is the ratio of two averages (semantics S4).
     * `by`: one average per level of the column, as one block. Several columns: their combinations.
 
     `g` has one value (or one array of any shape) per row.
@@ -86,7 +89,7 @@ class _Expectation:
     def __call__(self, expr: Any, given: Expr | None = None, by: Expr | Sequence[Expr] | None = None) -> Expr:
         e = as_expr(expr) if not isinstance(expr, Constraint) else expr
         if isinstance(e, Constraint) or e.type.event:
-            raise ModelingError("E105", f"E() of the event {e}", at=here(), fix=f"P({e})")
+            raise ModelingError("E105", f"E() of the event {shown(e)}", at=here(), fix=f"P({code(e)})")
         population = _population(e, "E")
         event, columns = _conditions(population, given, by, "E")
         return Expr(n.Mean(e.node, event, columns, loc=here()))
@@ -128,7 +131,10 @@ class _Probability:
     ) -> Expr:
         if isinstance(event, Expr) and not event.type.event:
             raise ModelingError(
-                "E105", f"P() takes an event such as ({event} > 0), got {event}", at=here(), fix=f"E({event})"
+                "E105",
+                f"P() takes an event such as ({shown(event)} > 0), got {shown(event)}",
+                at=here(),
+                fix=f"P({code(event)} > 0), or E({code(event)}) for the average",
             )
         e = as_event(event, "P()")
         if surrogate is not None and surrogate not in SURROGATES:
@@ -165,22 +171,44 @@ def forall(where: Data | Subset, relation: Expr | Constraint) -> Constraint:
         relation: a comparison (`<=`, `>=`, `==`) or `cn.between` of per-row expressions.
 
     Raises:
-        ModelingError: E107 (another population), E109 (strict), E110, E111.
+        ModelingError: E107 (another population), E108 (no population), E109 (strict), E110 (a Python bool),
+            E111.
     """
     if not isinstance(where, (Data, Subset)):
         raise ModelingError("E117", "forall needs a sample first", at=here(), fix="forall(D, relation)")
     data = where if isinstance(where, Data) else where.data
     event = None if isinstance(where, Data) else where.event
+    if isinstance(relation, bool):
+        raise ModelingError(
+            "E110",
+            f"the relation of forall is the Python bool {relation}: both sides were plain numbers, "
+            "so Python compared them first",
+            at=here(),
+            fix="an expression with a column on one side",
+        )
     node = relation.node if isinstance(relation, (Expr, Constraint)) else None
     if not isinstance(node, (n.Comparison, n.Between)):
-        raise ModelingError("E111", f"forall({data.name}, {relation}) needs a comparison per row", at=here())
+        raise ModelingError(
+            "E111",
+            f"forall({data.name}, ...) needs a comparison per row, got {shown(relation)}",
+            at=here(),
+            fix="add <= 0, >= 0 or == 0",
+        )
     if isinstance(node, n.Comparison) and node.op in ("<", ">", "!="):
         raise ModelingError(
-            "E109", f"a constraint cannot be strict: {relation}", at=here(), fix="<=, >= or =="
+            "E109",
+            f"{shown(relation)}: a constraint cannot be strict, its feasible set would not be closed",
+            at=here(),
+            fix="<=, >= or ==",
         )
-    if type_of(node).rows is not data:
+    rows = type_of(node).rows
+    if rows is not data:
         raise ModelingError(
-            "E107", f"the relation {relation} does not depend on the rows of {data.name!r}", at=here()
+            "E108" if rows is None else "E107",
+            f"the relation {shown(relation)} depends on "
+            + ("no data column" if rows is None else f"the rows of {rows.name!r}, not of {data.name!r}"),
+            at=here(),
+            fix="the relation itself, without forall" if rows is None else f"forall over {rows.name!r}",
         )
     return Constraint(n.ForAll(data, event, node, loc=here()))
 
@@ -190,5 +218,5 @@ def between(lower: Any, e: Any, upper: Any) -> Constraint | Expr:
 
     With random arguments it is meant for `forall`.
     """
-    node = n.Between(as_node(lower), as_node(e), as_node(upper), loc=here())
+    node = n.Between(as_number(lower), as_number(e), as_number(upper), loc=here())
     return Expr(node) if type_of(node).random else Constraint(node)

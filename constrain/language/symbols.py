@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.data import static_shape
-from constrain.language.expr import Expr, as_node
+from constrain.language.expr import Expr, as_number
 from constrain.language.location import here
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class Variable(Expr):
 
     __slots__ = ("symbol",)
 
+    symbol: n.VariableSymbol
+
     def __init__(
         self,
         shape: int | Sequence[int] = (),
@@ -58,7 +60,8 @@ class Variable(Expr):
         bounds: tuple[Any, Any] | None = None,
     ) -> None:
         checked = _name_of(name, "Variable", 'cn.Variable(3, "w")')
-        self.symbol = n.VariableSymbol(checked, _shape_of(shape), nonneg, boolean, integer, bounds)
+        symbol = n.VariableSymbol(checked, _shape_of(shape), nonneg, boolean, integer, bounds)
+        object.__setattr__(self, "symbol", symbol)
         super().__init__(n.Decision(self.symbol, loc=here()))
 
     @property
@@ -88,10 +91,13 @@ class Parameter(Expr):
 
     __slots__ = ("symbol",)
 
+    symbol: n.ParameterSymbol
+
     def __init__(self, name: str, value: Any = None, shape: int | Sequence[int] | None = None) -> None:
         checked = _name_of(name, "Parameter", 'cn.Parameter("alpha", 0.05)')
         inferred = () if value is None else (static_shape(value) or ())
-        self.symbol = n.ParameterSymbol(checked, inferred if shape is None else _shape_of(shape))
+        symbol = n.ParameterSymbol(checked, inferred if shape is None else _shape_of(shape))
+        object.__setattr__(self, "symbol", symbol)
         super().__init__(n.Knob(self.symbol, loc=here()))
         if value is not None:
             self.value = value
@@ -135,16 +141,17 @@ class Model:
                 at=here(),
                 fix='cn.Model(torch.nn.Linear(3, 1), "f")',
             )
-        self.module = module
+        self.module: Any = module
         self.name = _name_of(name, "Model", 'cn.Model(net, "f")')
         self.frozen = frozen
 
     def __call__(self, *args: Any) -> Expr:
+        """The model applied to expressions, row by row where they are per row."""
         if not args:
             raise ModelingError(
                 "E117", f"{self.name}() needs an argument", at=here(), fix=f"{self.name}(D.x)"
             )
-        return Expr(n.Call(self, tuple(as_node(a) for a in args), loc=here()))
+        return Expr(n.Call(self, tuple(as_number(a) for a in args), loc=here()))
 
     def __repr__(self) -> str:
         return f"<Model {self.name}: {type(self.module).__name__}{', frozen' if self.frozen else ''}>"

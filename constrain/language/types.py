@@ -1,15 +1,15 @@
 """What every expression knows about itself: the rows it still depends on, its group levels, its shape.
 
-Semantics S1 (axes) and S2 (events) are decided here, while the user's line is still the running one, so that the
-error can point at it. Nothing here looks at data.
+Semantics S1 (axes) and S2 (events) are decided here, while the user's line is still the running one, so that
+the error can point at it. Nothing here looks at data.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never, cast
 
-from constrain._lazy import loaded, probe
+from constrain._lazy import language_printing, loaded, probe
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS, ShapeProblem, broadcast
@@ -73,19 +73,20 @@ def type_of(node: n.Node) -> Type:
     Raises:
         ModelingError: E107 (two populations), E112 (shapes), E116 (levels that do not match).
     """
-    known: Type | None = getattr(node, "_type", None)
-    if known is None:
-        for sub in n.postorder(node):
-            if getattr(sub, "_type", None) is None:
-                object.__setattr__(sub, "_type", _infer(sub, [type_of(c) for c in n.children(sub)]))
-        known = node._type  # type: ignore[attr-defined]  # just set
-    assert known is not None  # noqa: S101  # narrows the type
-    return known
+    known = _known(node)
+    if known is not None:
+        return known
+    for sub in n.postorder(node):
+        if _known(sub) is None:
+            object.__setattr__(sub, "_type", _infer(sub, [type_of(c) for c in n.children(sub)]))
+    return type_of(node)
+
+
+def _known(node: n.Node) -> Type | None:
+    return getattr(node, "_type", None)
 
 
 def _show(node: n.Node) -> str:
-    from constrain._lazy import language_printing
-
     return str(language_printing().text(node, limit=100))
 
 
@@ -131,12 +132,13 @@ def _check_alignment(node: n.Node, args: Sequence[n.Node], parts: Sequence[Type]
         (low, low_type), *_ = sorted(leading, key=lambda item: len(item[1].shape or ()))
         high, high_type = max(leading, key=lambda item: len(item[1].shape or ()))
         trailing = "[..., 0]" if (high_type.shape or ())[-1:] == (1,) else ".sum(-1) or [..., i]"
+        side = language_printing().source(high, limit=80, operand=True)
         raise ModelingError(
             "E112",
-            f"{_show(high)} has shape {high_type.shape} per {what} but {_show(low)} has shape {low_type.shape}: "
-            f"torch would broadcast them to every {what} against every {what}",
+            f"{_show(high)} has shape {high_type.shape} per {what} but {_show(low)} has shape "
+            f"{low_type.shape}: torch would broadcast them to every {what} against every {what}",
             at=node.loc,
-            fix=f"({_show(high)}){trailing}, so that both have shape {low_type.shape} per {what}",
+            fix=f"{side}{trailing}, so that both have shape {low_type.shape} per {what}",
         )
     rank = ranks.pop()
     for arg, part in zip(args, parts, strict=True):
@@ -151,42 +153,42 @@ def _check_alignment(node: n.Node, args: Sequence[n.Node], parts: Sequence[Type]
 
 
 def _infer(node: n.Node, parts: list[Type]) -> Type:
+    kind = cast("n.AnyNode", node)
+    match kind:
+        case n.Apply():
+            found = _apply(kind, parts)
+        case n.Call():
+            found = _call(kind, parts)
+        case n.Opaque():
+            found = _opaque(kind, parts)
+        case n.Comparison() | n.Logic() | n.Between():
+            _check_alignment(kind, n.children(kind), parts)
+            found = _elementwise(kind, parts, event=True)
+        case n.Indicator():
+            found = Type(rows=parts[0].rows, levels=parts[0].levels, shape=parts[0].shape)
+        case n.Mean(by=by) | n.Rate(by=by) | n.Moment(by=by):
+            rows, _ = _joined(kind, parts)
+            levels = Level(rows, tuple(c.name for c in by)) if by and rows is not None else None
+            found = Type(levels=levels, shape=parts[0].shape)
+        case n.ForAll():
+            found = Type(shape=parts[-1].shape, event=True)
+        case _:
+            found = _leaf(kind)
+    return found
+
+
+def _leaf(node: n.Constant | n.Array | n.Column | n.Decision | n.Knob | n.Weights) -> Type:
     match node:
         case n.Constant():
             return Type()
-        case n.Array(symbol=symbol):
+        case n.Array(symbol=symbol) | n.Decision(symbol=symbol) | n.Knob(symbol=symbol):
             return Type(shape=symbol.shape)
         case n.Column(data=data, name=name):
             return Type(rows=data, shape=data.row_shape(name))
-        case n.Decision(symbol=symbol) | n.Knob(symbol=symbol):
-            return Type(shape=symbol.shape)
         case n.Weights():
             return Type(shape=None)
-        case n.Call():
-            return _call(node, parts)
-        case n.Apply():
-            return _apply(node, parts)
-        case n.Opaque():
-            return _opaque(node, parts)
-        case n.Comparison(lhs=lhs, rhs=rhs):
-            _check_alignment(node, (lhs, rhs), parts)
-            return _elementwise(node, parts, event=True)
-        case n.Logic(args=args):
-            _check_alignment(node, args, parts)
-            return _elementwise(node, parts, event=True)
-        case n.Indicator():
-            return Type(rows=parts[0].rows, levels=parts[0].levels, shape=parts[0].shape)
-        case n.Mean(by=by) | n.Rate(by=by) | n.Moment(by=by):
-            rows, _ = _joined(node, parts)
-            levels = Level(rows, tuple(c.name for c in by)) if by and rows is not None else None
-            return Type(levels=levels, shape=parts[0].shape)
-        case n.Between(lower=lower, arg=arg, upper=upper):
-            _check_alignment(node, (lower, arg, upper), parts)
-            return _elementwise(node, parts, event=True)
-        case n.ForAll():
-            return Type(shape=parts[-1].shape, event=True)
         case _:
-            raise AssertionError(type(node))
+            assert_never(node)
 
 
 def _elementwise(node: n.Node, parts: list[Type], *, event: bool) -> Type:
@@ -200,6 +202,9 @@ def _elementwise(node: n.Node, parts: list[Type], *, event: bool) -> Type:
     return Type(rows=rows, levels=levels, shape=shape, event=event)
 
 
+_NUMBERS = frozenset({"quad_form", "trace", "logdet", "cross_entropy"})
+
+
 def _apply(node: n.Apply, parts: list[Type]) -> Type:
     rows, levels = _joined(node, parts)
     atom = ATOMS[node.atom]
@@ -208,8 +213,9 @@ def _apply(node: n.Apply, parts: list[Type]) -> Type:
     if node.atom.endswith("_levels"):
         levels = None
     if any(p.shape is None for p in parts):
-        unknown = () if node.atom in {"sum_squares", "norm"} and node.option("axis") is None else None
-        return Type(rows=rows, levels=levels, shape=unknown)
+        options = dict(node.options)
+        whole = "axis" in options and options["axis"] is None and not options.get("keepdims")
+        return Type(rows=rows, levels=levels, shape=() if whole or node.atom in _NUMBERS else None)
     try:
         shape = atom.shape(tuple(p.shape or () for p in parts), dict(node.options))
     except ShapeProblem as problem:

@@ -1,0 +1,241 @@
+"""Output shapes of modules and torch functions, found by running them once on empty meta tensors.
+
+A meta tensor has a shape and no entries, so this costs no memory and next to no time. Parameters and buffers
+are replaced by meta copies, the random state is put back and so are the attributes that `forward` sets: the
+user's module is as it was. What cannot be run without numbers has an unknown shape, and is then run for the
+first time on data.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+import re
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.parameter import is_lazy
+
+from constrain.errors import ModelingError
+from constrain.language import nodes as n
+from constrain.language.types import type_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+__all__ = ["call_shape", "opaque_shape"]
+
+Shape: TypeAlias = tuple[int, ...]
+_Row: TypeAlias = "Shape | None"
+_SHAPE_WORDS = re.compile(r"(?i)shape|size|dimension|channel|\b\dD\b|\bdim\b|index|numel|elements|broadcast")
+_OTHER_WORDS = re.compile(
+    r"(?i)meta|device|dtype|scalar type|item\(\)|data-dependent|same type|expected type"
+)
+_KINDS = {"i": torch.int64, "u": torch.int64, "b": torch.bool}
+
+
+def call_shape(node: n.Call, shapes: Sequence[Shape | None], leads: Sequence[int], shown: str) -> _Row:
+    """Shape of one row of a model's output.
+
+    Args:
+        node: the model applied to arguments.
+        shapes: row shape of each argument.
+        leads: 1 for an argument with an axis of rows (or levels) in front, else 0.
+        shown: the call in the user's words.
+
+    Returns:
+        The row shape, None when it cannot be known without numbers.
+
+    Raises:
+        ModelingError: E112 (the shapes do not fit, or the module returns no tensor), E120 (the rows are
+            gone).
+    """
+    module = getattr(node.model.module, "_orig_mod", node.model.module)
+    if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
+        return None
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    if any(is_lazy(t) for t in state.values()):
+        return None
+    _check_signature(node, module, shown)
+    floating = next((t.dtype for t in state.values() if t.is_floating_point()), torch.get_default_dtype())
+    known = [*(s or () for s in shapes), *(tuple(t.shape) for t in state.values())]
+    rows = _unusual_size(known)
+
+    def attempt(dtypes: list[torch.dtype]) -> Any:
+        inputs = _inputs(shapes, leads, dtypes, rows)
+        fresh = {name: _meta_copy(t) for name, t in state.items()}
+        with _untouched(module):
+            return functional_call(module, fresh, tuple(inputs))
+
+    result = _first_success(attempt, [_dtype(a, floating) for a in node.args], floating, node, shown)
+    return _row_shape(result, rows if any(leads) else None, node, shown)
+
+
+def opaque_shape(node: n.Opaque, shapes: Sequence[Shape | None], leads: Sequence[int], shown: str) -> _Row:
+    """Shape of one row of what a torch function returns; like `call_shape`.
+
+    Args:
+        node: the recorded call; `shapes` and `leads` belong to `children(node)`.
+        shapes: row shape of each argument that is an expression.
+        leads: 1 for an argument with an axis of rows (or levels) in front, else 0.
+        shown: the call in the user's words.
+
+    Raises:
+        ModelingError: E112 (the shapes do not fit, or it returns no tensor), E120 (the rows are gone).
+    """
+    floating = torch.get_default_dtype()
+    rows = _unusual_size([s or () for s in shapes])
+
+    def attempt(dtypes: list[torch.dtype]) -> Any:
+        inputs = iter(_inputs(shapes, leads, dtypes, rows))
+        arguments = [next(inputs) if isinstance(v, n.Node) else v for v in node.arguments]
+        keywords = {k: next(inputs) if isinstance(v, n.Node) else v for k, v in node.keywords}
+        with _untouched():
+            return node.function(*arguments, **keywords)
+
+    result = _first_success(attempt, [_dtype(a, floating) for a in n.children(node)], floating, node, shown)
+    return _row_shape(result, rows if any(leads) else None, node, shown)
+
+
+# ---------------------------------------------------------------------------------------------- inputs
+def _unusual_size(shapes: Sequence[Shape]) -> int:
+    """A number of rows that is no size of an argument or parameter: it marks the axis of rows."""
+    taken = {size for shape in shapes for size in shape} | {math.prod(shape) for shape in shapes}
+    return next(size for size in itertools.count(89) if size not in taken)
+
+
+def _inputs(
+    shapes: Sequence[Shape | None], leads: Sequence[int], dtypes: Sequence[torch.dtype], rows: int
+) -> list[Tensor]:
+    batched = [(rows, *(s or ())) if lead else (s or ()) for s, lead in zip(shapes, leads, strict=True)]
+    return [torch.empty(s, dtype=d, device="meta") for s, d in zip(batched, dtypes, strict=True)]
+
+
+def _meta_copy(t: Tensor) -> Tensor:
+    copy = torch.empty_like(t, device="meta")
+    return copy.requires_grad_(t.requires_grad)
+
+
+def _dtype(arg: n.Node, floating: torch.dtype) -> torch.dtype:
+    """Dtype of an argument as far as it can be told: that of a column or array, else floating."""
+    match arg:
+        case n.Column(data=data, name=name):
+            value = data.values(name)
+        case n.Array(symbol=symbol):
+            value = symbol.value
+        case _:
+            return floating
+    while isinstance(value, (list, tuple)) and value:
+        value = value[0]  # type: ignore[reportUnknownVariableType]
+    if isinstance(value, Tensor):
+        return floating if value.is_floating_point() else value.dtype
+    if isinstance(value, (int, str)):
+        return torch.int64
+    return _KINDS.get(getattr(getattr(value, "dtype", None), "kind", "f"), floating)
+
+
+@contextmanager
+def _untouched(module: nn.Module | None = None) -> Iterator[None]:
+    """Puts back random state and attributes of a module; hides warnings, which the real run repeats."""
+    before = [] if module is None else [(m, dict(vars(m))) for m in module.modules()]
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            for m, attributes in before:
+                vars(m).clear()
+                vars(m).update(attributes)
+
+
+# --------------------------------------------------------------------------------------------- results
+class _Unknown:
+    """The result of what cannot be run without numbers."""
+
+
+def _first_success(
+    attempt: Callable[[list[torch.dtype]], Any],
+    dtypes: list[torch.dtype],
+    floating: torch.dtype,
+    node: n.Node,
+    shown: str,
+) -> Any:
+    """Runs with the dtypes of the data, then (integers given to a layer of floats) with floating ones."""
+    complaint: Exception | None = None
+    for tried in dict.fromkeys((tuple(dtypes), (floating,) * len(dtypes))):
+        try:
+            return attempt(list(tried))
+        except ModelingError:
+            raise
+        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
+            if complaint is None or _is_about_shape(error):
+                complaint = error
+    if complaint is not None and _is_about_shape(complaint):
+        words = str(complaint).strip().split("\n", 1)[0]
+        given = ", ".join(str(type_of(a).shape) for a in n.children(node))
+        raise ModelingError(
+            "E112",
+            f"{shown} was given rows of shape {given}; torch says: {words}",
+            at=node.loc,
+            fix="arguments of other shapes; a model sees a batch of rows, (rows, ...)",
+        ) from complaint
+    return _Unknown()
+
+
+def _is_about_shape(error: Exception) -> bool:
+    text = str(error)
+    if isinstance(error, (TypeError, NotImplementedError)) or _OTHER_WORDS.search(text):
+        return False
+    return bool(_SHAPE_WORDS.search(text))
+
+
+def _check_signature(node: n.Call, module: nn.Module, shown: str) -> None:
+    try:
+        signature = inspect.signature(module.forward)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*node.args)
+    except TypeError as error:
+        raise ModelingError(
+            "E112",
+            f"{shown}: forward{signature} cannot be called with {len(node.args)} arguments ({error})",
+            at=node.loc,
+            fix=f"{node.model.name}({', '.join(p for p in signature.parameters)})",
+        ) from None
+
+
+def _row_shape(result: Any, rows: int | None, node: n.Node, shown: str) -> Shape | None:
+    if isinstance(result, _Unknown):
+        return None
+    if not isinstance(result, Tensor):
+        raise ModelingError(
+            "E112",
+            f"{shown} returns a {type(result).__name__}, not one tensor",
+            at=node.loc,
+            fix="a function or module that returns one tensor with the rows first",
+        )
+    shape = tuple(result.shape)
+    if rows is None:
+        return shape
+    if shape[:1] != (rows,):
+        raise ModelingError(
+            "E120",
+            f"{shown} has no axis of rows left: for {rows} rows it returns shape {shape}, "
+            "and E() needs one value per row",
+            at=node.loc,
+            fix='reduction="none" for a loss, dim=-1 for a sum or mean; the average over rows is E(...)',
+        )
+    if rows in shape[1:]:
+        raise ModelingError(
+            "E112",
+            f"{shown} pairs every row with every row: for {rows} rows it returns shape {shape}",
+            at=node.loc,
+            fix="a function that works row by row",
+        )
+    return shape[1:]
