@@ -77,10 +77,6 @@ def _first(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
     return shapes[0]
 
 
-def _scalar(_shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
-    return ()
-
-
 def _reduce(shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> Shape:
     shape, axes, keep = shapes[0], options.get("axis"), options.get("keepdims", False)
     if axes is None:
@@ -98,7 +94,7 @@ def _matmul(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
         raise ShapeProblem(
             f"@ needs vectors or matrices, got shapes {a} and {b}", "use * for a scalar factor"
         )
-    inner_a, inner_b = a[-1], b[-2] if len(b) > 1 else b[0]
+    inner_a, inner_b = a[-1], b[-2:][0]
     if inner_a != inner_b:
         raise ShapeProblem(f"inner sizes of @ differ: {a} @ {b} ({inner_a} against {inner_b})")
     batch = broadcast((a[:-2], b[:-2]))
@@ -121,8 +117,15 @@ def _classes(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
     return ()
 
 
+def _inside(positions: tuple[int, ...], size: int) -> None:
+    for k in positions:
+        if not -size <= k < size:
+            raise ShapeProblem(f"index {k} is outside of an axis with {size} entries")
+
+
 def _index(shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> Shape:
-    shape, key = shapes[0], options["key"]
+    shape: Shape = shapes[0]
+    key: tuple[Any, ...] = options["key"]
     used = sum(1 for k in key if k not in ("...", None))
     if used > len(shape):
         raise ShapeProblem(f"{used} indices for an expression with shape {shape}")
@@ -136,10 +139,10 @@ def _index(shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> Shape:
         elif k is None:
             result.append(1)
         elif isinstance(k, int):
-            if not -shape[position] <= k < shape[position]:
-                raise ShapeProblem(f"index {k} is outside of an axis with {shape[position]} entries")
+            _inside((k,), shape[position])
             position += 1
-        elif isinstance(k, tuple) and k[0] == "list":
+        elif k[0] == "list":
+            _inside(k[1], shape[position])
             result.append(len(k[1]))
             position += 1
         else:
@@ -277,7 +280,7 @@ def _add(
         Atom(
             name=name,
             shape=shape,
-            sign=_fixed(sign) if isinstance(sign, str) else sign,
+            sign=sign if callable(sign) else _fixed(sign),
             curvature=curvature,
             monotone=(monotone,) if isinstance(monotone, str) else monotone,
             torch=torch or f"torch.{name}",

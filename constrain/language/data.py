@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from constrain._lazy import language
 from constrain.errors import DataError, ModelingError
@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
     from constrain.language.expr import Expr
 
-__all__ = ["Batch", "Data", "Subset", "static_shape"]
+__all__ = ["Batch", "Data", "Subset", "as_list", "static_shape", "suggest"]
+
+
+def as_list(value: Any) -> list[Any]:
+    """The entries of a list or tuple; anything else as the only entry."""
+    return list(cast("Sequence[Any]", value)) if isinstance(value, (list, tuple)) else [value]
 
 
 def static_shape(value: Any) -> tuple[int, ...] | None:
@@ -25,7 +30,7 @@ def static_shape(value: Any) -> tuple[int, ...] | None:
         return tuple(int(size) for size in shape)
     if not isinstance(value, (list, tuple)):
         return None
-    items: list[Any] = list(value)  # type: ignore[reportUnknownArgumentType]
+    items = as_list(value)  # pyright: ignore[reportUnknownArgumentType]
     if not items:
         return (0,)
     inner = static_shape(items[0])
@@ -59,7 +64,7 @@ class Data:
     """
 
     def __init__(self, name: str, /, **columns: Any) -> None:
-        if not isinstance(name, str):
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ModelingError(
                 "E117", "the first argument of cn.Data is its name", fix='cn.Data("train", x=X)'
             )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from constrain._lazy import language, language_printing
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
-from constrain.language.data import Data, static_shape
+from constrain.language.data import Data, as_list, static_shape
 from constrain.language.location import here, name_in_caller
 from constrain.language.types import Type, type_of
 
@@ -74,7 +74,7 @@ def as_node(value: Any) -> n.Node:
             "E122",
             f"a tensor of shape {shape} that requires gradients entered an expression outside of any model",
             at=here(),
-            fix='wrap its module: f = cn.Model(module, "f") and f(...), with frozen=True when it is not trained; '
+            fix='wrap its module: f = cn.Model(module, "f") and f(...), frozen=True when it is fixed; '
             "a free tensor is a cn.Variable; a fixed one is tensor.detach()",
         )
     if shape == ():
@@ -166,7 +166,7 @@ def truth_error(what: Expr | Constraint) -> ModelingError:
     if context == "chain":
         return ModelingError(
             "E102",
-            f"{shown(what)} has no truth value; a chained comparison is `and` in Python and would keep one side",
+            f"{shown(what)} has no truth value; a chained comparison would keep one of its sides only",
             at=here(),
             fix="cn.between(lower, e, upper), or two constraints",
         )
@@ -307,7 +307,7 @@ class Expr:
 
     def reshape(self, *shape: Any) -> Expr:
         """The same entries in another shape (of one row)."""
-        sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+        sizes = as_list(shape[0]) if len(shape) == 1 else shape
         return apply("reshape", self, shape=tuple(int(s) for s in sizes))
 
     @property
@@ -425,7 +425,7 @@ class Constraint:
     def __bool__(self) -> bool:
         raise truth_error(self)
 
-    def _chained(self, other: object) -> Any:
+    def _chained(self, _other: object) -> Any:
         raise ModelingError(
             "E102",
             f"{shown(self)} is compared once more",
@@ -501,8 +501,8 @@ def _precedence_error(side: Expr) -> ModelingError:
 
 def _index_key(key: Any) -> tuple[Any, ...]:
     """An index, hashable: integers, "...", None, ("slice", start, stop, step), ("list", positions)."""
-    encoded = tuple(_index_part(k) for k in (key if isinstance(key, tuple) else (key,)))  # type: ignore[reportUnknownVariableType]
-    if sum(isinstance(k, tuple) and k[0] == "list" for k in encoded) > 1:
+    encoded = tuple(_index_part(k) for k in (as_list(key) if isinstance(key, tuple) else [key]))  # pyright: ignore[reportUnknownArgumentType]
+    if sum(as_list(k)[:1] == ["list"] for k in encoded) > 1:
         raise ModelingError(
             "E117",
             "an index with two lists pairs them in torch and crosses them elsewhere",
@@ -512,13 +512,17 @@ def _index_key(key: Any) -> tuple[Any, ...]:
     return encoded
 
 
+def _ends(key: Any) -> tuple[Any, Any, Any]:
+    return key.start, key.stop, key.step
+
+
 def _index_part(k: Any) -> Any:
     if k is Ellipsis:
         return "..."
     if k is None:
         return None
     if isinstance(k, slice):
-        start, stop, step = (None if v is None else int(v) for v in (k.start, k.stop, k.step))  # type: ignore[reportUnknownVariableType]
+        start, stop, step = (None if v is None else int(v) for v in _ends(k))
         if step is None or step > 0:
             return ("slice", start, stop, step)
         problem, fix = "a slice with a negative step", "a list of positions: e[[2, 1, 0]]"

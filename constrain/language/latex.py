@@ -15,8 +15,12 @@ __all__ = ["LatexNotation", "latex_name"]
 OPEN, OR, AND, COMPARE, ADD, NEG, MUL, POW, ATOM = range(9)
 SIGNS = {"<=": r"\le", ">=": r"\ge", "==": "=", "!=": r"\ne", "<": "<", ">": ">"}
 _GREEK = frozenset(
-    """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi
-    chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega""".split()
+    (
+        *("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"),
+        *("lambda", "mu", "nu", "xi", "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi"),
+        *("psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon"),
+        *("Phi", "Psi", "Omega"),
+    )
 )
 _WORDS = {
     "exp": r"\exp",
@@ -25,16 +29,18 @@ _WORDS = {
     "cos": r"\cos",
     "tanh": r"\tanh",
     "sigmoid": r"\sigma",
-}
-_WORDS |= {
     "max": r"\max",
     "min": r"\min",
     "maximum": r"\max",
     "minimum": r"\min",
     "trace": r"\operatorname{tr}",
+    "max_levels": r"\max",
+    "min_levels": r"\min",
+    "sum_levels": r"\sum",
+    "sum": r"\sum",
+    "mean_levels": r"\operatorname{mean}",
+    "logdet": r"\log\det",
 }
-_WORDS |= {"max_levels": r"\max", "min_levels": r"\min", "sum_levels": r"\sum", "sum": r"\sum"}
-_WORDS |= {"mean_levels": r"\operatorname{mean}", "logdet": r"\log\det"}
 _NORMS = {1.0: "_1", 2.0: "_2", float("inf"): r"_\infty"}
 _Rule: TypeAlias = Callable[["LatexNotation", n.Apply], "Layout | None"]
 
@@ -67,7 +73,7 @@ def _call(head: str, items: list[Any]) -> Layout:
 class LatexNotation:
     """Layouts for LaTeX."""
 
-    brackets = (r"\left(", r"\right)")
+    brackets: tuple[str, str] = (r"\left(", r"\right)")
 
     def __init__(self, names: Names) -> None:
         self.names = names
@@ -92,6 +98,12 @@ class LatexNotation:
                 return strength, joined(
                     [(a, strength) for a in args], r" \land " if op == "and" else r" \lor "
                 )
+            case _:
+                return self._closing(node)
+
+    def _closing(self, node: n.Node) -> Layout:
+        """What closes the axis of rows."""
+        match node:
             case n.Mean(arg=arg, given=given, by=by):
                 return ATOM, self._average(r"\mathbb{E}", arg, given, by)
             case n.Rate(event=arg, given=given, by=by):
@@ -134,8 +146,8 @@ class LatexNotation:
 
     def _average(self, word: str, arg: n.Node, given: n.Node | None, by: tuple[n.Column, ...]) -> list[Piece]:
         pieces: list[Piece] = [rf"{word}\left[", (arg, OPEN)]
-        conditions: list[list[Piece]] = [] if given is None else [[(given, OPEN)]]
-        conditions += [[(column, ATOM)] for column in by]
+        conditions: list[Piece] = [] if given is None else [(given, OPEN)]
+        conditions += [(column, ATOM) for column in by]
         return [*pieces, *([r" \mid ", *joined(conditions)] if conditions else []), r"\right]"]
 
     def _apply(self, node: n.Apply) -> Layout:

@@ -101,8 +101,7 @@ def key_text(key: tuple[Any, ...]) -> str:
 
 
 class Names:
-    """A name for every symbol under some roots: the user's own where possible, and never one name for two
-    symbols.
+    """A name for every symbol under some roots: the user's own where possible, one name for one symbol.
 
     Args:
         roots: the expressions to be printed together.

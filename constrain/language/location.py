@@ -38,7 +38,7 @@ class Location:
 
 def caller() -> FrameType | None:
     """The innermost frame outside this package and torch."""
-    frame: FrameType | None = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
         if not (module in ("constrain", "torch") or module.startswith(_SKIPPED)) or module.startswith(

@@ -29,8 +29,8 @@ __all__ = [
     "ArraySymbol",
     "Between",
     "Call",
-    "CompareOp",
     "Column",
+    "CompareOp",
     "Comparison",
     "Constant",
     "Decision",
@@ -386,40 +386,51 @@ def rebuild(node: Node, new: tuple[Node, ...]) -> Node:
     """The same node with other children, given in the order of `children`."""
     if all(a is b for a, b in zip(children(node), new, strict=True)):
         return node
-    it = iter(new)
-    loc = node.loc
     match node:
         case Call(model=model):
-            return Call(model, new, loc=loc)
+            return Call(model, new, loc=node.loc)
         case Apply(atom=atom, options=options):
-            return Apply(atom, new, options, loc=loc)
+            return Apply(atom, new, options, loc=node.loc)
         case Logic(op=op):
-            return Logic(op, new, loc=loc)
+            return Logic(op, new, loc=node.loc)
         case Opaque(path=path, function=function, arguments=arguments, keywords=keywords):
+            it = iter(new)
             filled = _refill(arguments, it)
             values = _refill((v for _, v in keywords), it)
             named = tuple((k, v) for (k, _), v in zip(keywords, values, strict=True))
-            return Opaque(path, function, filled, named, loc=loc)
+            return Opaque(path, function, filled, named, loc=node.loc)
         case Comparison(op=op):
-            return Comparison(op, new[0], new[1], loc=loc)
+            return Comparison(op, new[0], new[1], loc=node.loc)
+        case Between():
+            return Between(new[0], new[1], new[2], loc=node.loc)
+        case _:
+            return _rebuild_closing(node, new)
+
+
+def _rebuild_closing(node: Node, new: tuple[Node, ...]) -> Node:
+    """`rebuild` for what closes the axis of rows."""
+    it = iter(new)
+    match node:
         case Indicator(surrogate=surrogate):
-            return Indicator(new[0], surrogate, loc=loc)
+            return Indicator(next(it), surrogate, loc=node.loc)
         case Mean(given=given):
             arg, event = next(it), None if given is None else next(it)
-            return Mean(arg, event, tuple(it), loc=loc)  # type: ignore[arg-type]  # by stays columns
+            return Mean(arg, event, _columns(it), loc=node.loc)
         case Rate(given=given, surrogate=surrogate):
             arg, event = next(it), None if given is None else next(it)
-            return Rate(arg, event, tuple(it), surrogate, loc=loc)  # type: ignore[arg-type]
+            return Rate(arg, event, _columns(it), surrogate, loc=node.loc)
         case Moment(data=data, given=given):
             arg, event = next(it), None if given is None else next(it)
-            return Moment(data, arg, event, tuple(it), loc=loc)  # type: ignore[arg-type]
-        case Between():
-            return Between(new[0], new[1], new[2], loc=loc)
+            return Moment(data, arg, event, _columns(it), loc=node.loc)
         case ForAll(data=data, where=where):
             event = None if where is None else next(it)
-            return ForAll(data, event, next(it), loc=loc)
+            return ForAll(data, event, next(it), loc=node.loc)
         case _:
             return node
+
+
+def _columns(rest: Iterator[Node]) -> tuple[Column, ...]:
+    return tuple(x for x in rest if isinstance(x, Column))
 
 
 def postorder(*roots: Node) -> list[Node]:

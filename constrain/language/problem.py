@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from constrain._lazy import driver, language_printing
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
-from constrain.language.data import Data
 from constrain.language.expr import Constraint, Expr, as_expr, code, shown
 from constrain.language.location import here
-from constrain.language.symbols import Model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from constrain.driver import Explanation
+    from constrain.language.data import Data
+    from constrain.language.symbols import Model
     from constrain.runtime.lagrangian import Lagrangian
     from constrain.solution import Solution
 

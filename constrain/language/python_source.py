@@ -42,21 +42,10 @@ _INFIX = {
     "matmul": (" @ ", MUL),
 }
 _CN = frozenset(
-    [
-        "square",
-        "sqrt",
-        "exp",
-        "log",
-        "sigmoid",
-        "softplus",
-        "relu",
-        "entr",
-        "rel_entr",
-        "kl_div",
-        "maximum",
-        "minimum",
-    ]
-    + ["quad_form", "trace", "stack", "where"]
+    (
+        *("square", "sqrt", "exp", "log", "sigmoid", "softplus", "relu", "entr", "rel_entr"),
+        *("kl_div", "maximum", "minimum", "quad_form", "trace", "stack", "where"),
+    )
 )
 _REDUCTIONS = frozenset(["sum", "mean", "max", "min", "logsumexp", "norm", "sum_squares", "count_nonzero"])
 _OVER_LEVELS = frozenset(["sum", "mean", "max", "min"])
@@ -105,7 +94,7 @@ class SourceNotation:
         words: the words of the language and of torch that were written.
     """
 
-    brackets = ("(", ")")
+    brackets: tuple[str, str] = ("(", ")")
 
     def __init__(self, names: Names) -> None:
         self.names = names
@@ -134,7 +123,13 @@ class SourceNotation:
                 strength = AND if op == "and" else OR
                 rest = [(a, strength + 1) for a in args[1:]]
                 return strength, joined([(args[0], strength), *rest], " & " if op == "and" else " | ")
-            case n.Mean(arg=arg, given=given, by=by):
+            case _:
+                return self._closing(node)
+
+    def _closing(self, node: n.Node) -> Layout:
+        """What closes the axis of rows."""
+        match node:
+            case n.Mean(arg=arg, given=given, by=by) | n.Moment(integrand=arg, given=given, by=by):
                 return self._statistic("E", arg, given, by, None)
             case n.Rate(event=arg, given=given, by=by, surrogate=surrogate):
                 return self._statistic("P", arg, given, by, surrogate)
@@ -145,8 +140,6 @@ class SourceNotation:
                 if where is not None:
                     rows += [".where(", (where, OPEN), ")"]
                 return self.call("forall", "", [rows, [(relation, OPEN)]])
-            case n.Moment(integrand=arg, given=given, by=by):
-                return self._statistic("E", arg, given, by, None)
             case _:
                 return self._leaf(node)
 

@@ -8,7 +8,6 @@ becomes the atom of the language with its arguments in the order they were writt
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from constrain._lazy import loaded
@@ -19,27 +18,18 @@ from constrain.language.location import here, name_in_caller
 from constrain.language.torch_rules import RULES, NotInTable, Rule, axes_of, refuse_reduction
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 __all__ = ["method", "record", "record_ufunc", "refuse_numpy"]
 
 _REDUCING_LOSSES = ("_loss", "_cross_entropy", "kl_div", "cross_entropy")
 # functions whose second argument, or `dim`, is an axis they run along
 _ALONG_DIM = frozenset(
-    [
-        "cumsum",
-        "cumprod",
-        "cummax",
-        "cummin",
-        "logcumsumexp",
-        "flip",
-        "sort",
-        "argsort",
-        "softmin",
-        "diff",
-        "roll",
-    ]
-    + ["std", "var", "median", "prod", "all", "any", "argmax", "argmin", "nansum", "nanmean", "quantile"]
+    (
+        *("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "flip", "sort", "argsort"),
+        *("softmin", "diff", "roll", "std", "var", "median", "prod", "all", "any", "argmax"),
+        *("argmin", "nansum", "nanmean", "quantile"),
+    )
 )
 
 
@@ -117,17 +107,16 @@ def _opaque(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str
     return Expr(n.Opaque(path or func.__name__, func, arguments, keywords, loc=here()))
 
 
-_METHODS = frozenset(
-    [*"abs exp log log1p expm1 sqrt square sigmoid tanh relu sin cos neg reciprocal sign floor erf".split()]
-    + [*"sum mean max min amax amin logsumexp norm softmax log_softmax count_nonzero".split()]
-    + [*"pow clamp clip matmul mul add sub div maximum minimum unsqueeze trace logdet matrix_exp t".split()]
-    + [*"item detach numpy tolist backward cpu cuda requires_grad_".split()]
+# functions of the table that tensors do not have as methods
+_FUNCTIONS_ONLY = frozenset(
+    ("linear", "einsum", "stack", "where", "softplus", "gelu", "silu", "elu", "logsigmoid", "log_sigmoid")
 )
 
 
 def method(e: Expr, name: str) -> Callable[..., Any]:
     """`e.exp()` and the other tensor methods that the table knows."""
-    if name.startswith("__") or name not in _METHODS:
+    functions_only = name in _FUNCTIONS_ONLY or name.startswith(("__", "special_", "linalg_"))
+    if functions_only or name not in RULES or name.endswith(_REDUCING_LOSSES):
         raise AttributeError(
             f"an expression has no attribute {name!r}; torch functions apply to it: torch.{name}(e)"
         )

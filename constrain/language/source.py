@@ -51,7 +51,9 @@ def _asker(node: ast.AST | None, operand: ast.AST | None = None) -> str:
         case ast.UnaryOp(op=ast.Not()):
             return "not"
         case ast.If(test=test) | ast.IfExp(test=test) | ast.While(test=test) | ast.Assert(test=test):
-            name = {ast.While: "while", ast.Assert: "assert"}.get(type(node), "if")
+            name = (
+                "while" if isinstance(node, ast.While) else "assert" if isinstance(node, ast.Assert) else "if"
+            )
             # a jump carries the position of its whole statement unless the test is a comparison
             return name if test is operand else _asker(test) or name if operand is None else ""
         case _:

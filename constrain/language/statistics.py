@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
-from constrain.language.data import Data, Subset
+from constrain.language.data import Data, Subset, as_list
 from constrain.language.expr import Constraint, Expr, as_event, as_expr, as_number, code, shown
 from constrain.language.location import here
 from constrain.language.types import type_of
@@ -32,7 +32,7 @@ def _conditions(
             fix="one population per statistic",
         )
     columns: list[n.Column] = []
-    for item in () if by is None else by if isinstance(by, (tuple, list)) else (by,):
+    for item in () if by is None else as_list(by):
         node = item.node if isinstance(item, Expr) else None
         if not isinstance(node, n.Column) or population.row_shape(node.name) != ():
             raise ModelingError(
@@ -163,7 +163,7 @@ def indicator(event: Expr) -> Expr:
     return Expr(n.Indicator(as_event(event, "indicator()").node, "sigmoid", loc=here()))
 
 
-def forall(where: Data | Subset, relation: Expr | Constraint) -> Constraint:
+def forall(where: Data | Subset, relation: Expr | Constraint | Any) -> Constraint:
     """One constraint per row of a sample, each with its own multiplier.
 
     Args:
@@ -174,7 +174,7 @@ def forall(where: Data | Subset, relation: Expr | Constraint) -> Constraint:
         ModelingError: E107 (another population), E108 (no population), E109 (strict), E110 (a Python bool),
             E111.
     """
-    if not isinstance(where, (Data, Subset)):
+    if not isinstance(where, (Data, Subset)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ModelingError("E117", "forall needs a sample first", at=here(), fix="forall(D, relation)")
     data = where if isinstance(where, Data) else where.data
     event = None if isinstance(where, Data) else where.event

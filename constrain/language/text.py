@@ -15,8 +15,14 @@ OPEN, OR, AND, COMPARE, ADD, NEG, MUL, POW, ATOM = range(9)
 SIGNS = {"<=": "≤", ">=": "≥", "==": "=", "!=": "≠", "<": "<", ">": ">"}
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _NORMS = {1.0: "₁", 2.0: "₂", float("inf"): "∞"}
-_SHORT = {"max_levels": "max", "min_levels": "min", "sum_levels": "sum", "mean_levels": "mean"}
-_SHORT |= {"maximum": "max", "minimum": "min"}
+_SHORT = {
+    "max_levels": "max",
+    "min_levels": "min",
+    "sum_levels": "sum",
+    "mean_levels": "mean",
+    "maximum": "max",
+    "minimum": "min",
+}
 _PRODUCTS = ("mul", "div", "matmul")
 _Rule: TypeAlias = Callable[["TextNotation", n.Apply], "Layout | None"]
 
@@ -33,7 +39,7 @@ def opaque_keywords(node: n.Opaque) -> list[tuple[str, Any]]:
 class TextNotation:
     """Layouts for plain text: `|E[sigmoid(f(x)) | by sex] - E[sigmoid(f(x))]| ≤ 0.02`."""
 
-    brackets = ("(", ")")
+    brackets: tuple[str, str] = ("(", ")")
 
     def __init__(self, names: Names) -> None:
         self.names = names
@@ -52,7 +58,15 @@ class TextNotation:
                 return POW, ["¬", (args[0], ATOM)]
             case n.Logic(op=op, args=args):
                 strength = AND if op == "and" else OR
-                return strength, joined([(a, strength) for a in args], " ∧ " if op == "and" else " ∨ ")
+                return strength, joined(
+                    [(a, strength) for a in args], " ∧ " if op == "and" else " \N{LOGICAL OR} "
+                )
+            case _:
+                return self._closing(node)
+
+    def _closing(self, node: n.Node) -> Layout:
+        """What closes the axis of rows."""
+        match node:
             case n.Mean(arg=arg, given=given, by=by):
                 return ATOM, self._average("E", arg, given, by)
             case n.Rate(event=arg, given=given, by=by):
@@ -109,8 +123,8 @@ class TextNotation:
         laid_out = None if rule is None else rule(self, node)
         if laid_out is not None:
             return laid_out
-        items: list[list[Piece]] = [[(a, OPEN)] for a in node.args]
-        items += [[f"{key}={value}"] for key, value in _shown_options(node)]
+        items: list[Piece] = [(a, OPEN) for a in node.args]
+        items += [f"{key}={value}" for key, value in _shown_options(node)]
         return ATOM, [_SHORT.get(node.atom, node.atom), "(", *joined(items), ")"]
 
     def starts_with_minus(self, node: n.Node) -> bool:

@@ -8,12 +8,15 @@ the rows are refused (E115).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from constrain.errors import ModelingError
-from constrain.language import nodes as n
+from constrain.language.data import as_list
 from constrain.language.expr import Expr, apply, as_expr, choose, code, compare, logic, shown
 from constrain.language.location import here
+
+if TYPE_CHECKING:
+    from constrain.language import nodes as n
 
 __all__ = ["RULES", "NotInTable", "Rule", "axes_of", "refuse_reduction"]
 
@@ -40,7 +43,10 @@ def _plain(atom: str, count: int = 2, **defaults: Any) -> Rule:
 
 
 def _swapped(atom: str) -> Rule:
-    return lambda a, b: apply(atom, b, a)
+    def rule(a: Any, b: Any) -> Expr:
+        return apply(atom, b, a)
+
+    return rule
 
 
 def _rows_or_levels(e: Expr) -> str:
@@ -64,8 +70,7 @@ def axes_of(e: Expr, dim: Any, name: str) -> tuple[int, ...] | None:
             at=here(),
             fix=_without_dim(e, name),
         )
-    dims: tuple[Any, ...] = tuple(dim) if isinstance(dim, (tuple, list)) else (dim,)  # type: ignore[reportUnknownArgumentType]
-    return tuple(sorted(_axis(e, int(d), name) for d in dims))
+    return tuple(sorted(_axis(e, int(d), name) for d in as_list(dim)))
 
 
 def _axis(e: Expr, d: int, name: str) -> int:
@@ -167,6 +172,7 @@ def _norm(
 
 
 def refuse_reduction(name: str, reduction: str) -> None:
+    """E120 for a loss that averages over the rows by itself."""
     if reduction != "none":
         raise ModelingError(
             "E120",
@@ -262,7 +268,7 @@ def _stack(tensors: Any, dim: int = 0) -> Expr:
 def _einsum(equation: Any, *operands: Any) -> Expr:
     if not isinstance(equation, str):
         raise NotInTable
-    items = tuple(operands[0]) if len(operands) == 1 and isinstance(operands[0], (tuple, list)) else operands
+    items = as_list(operands[0]) if len(operands) == 1 else operands
     inputs, arrow, output = equation.replace(" ", "").partition("->")
     if not arrow:
         letters = inputs.replace(",", "")
@@ -305,6 +311,22 @@ def _clamp(input: Any, min: Any = None, max: Any = None) -> Expr:
     return e if max is None else apply("minimum", e, max)
 
 
+def _and(a: Any, b: Any) -> Expr:
+    return logic("and", a, b)
+
+
+def _or(a: Any, b: Any) -> Expr:
+    return logic("or", a, b)
+
+
+def _not(a: Any) -> Expr:
+    return ~as_expr(a)
+
+
+def _where(condition: Any, input: Any, other: Any) -> Expr:
+    return choose(condition, input, other)
+
+
 def _compare(op: n.CompareOp) -> Rule:
     def rule(input: Any, other: Any) -> Any:
         return compare(op, input, other)
@@ -334,32 +356,27 @@ def _not_into_a_tensor(*_args: Any, **_kwargs: Any) -> Any:
 
 
 _UNARY = (
-    *(
-        "abs",
-        "neg",
-        "exp",
-        "expm1",
-        "log",
-        "log1p",
-        "sqrt",
-        "square",
-        "reciprocal",
-        "sigmoid",
-        "tanh",
-        "sin",
-        "cos",
-    ),
-    *("erf", "sign", "floor", "trace", "matrix_exp", "logdet", "logsigmoid"),
+    *("abs", "neg", "exp", "expm1", "log", "log1p", "sqrt", "square", "reciprocal", "sigmoid"),
+    *("tanh", "sin", "cos", "erf", "sign", "floor", "trace", "matrix_exp", "logdet"),
+    *("logsigmoid"),
 )
 _UNARY_ALIASES = {
     "absolute": "abs",
     "negative": "neg",
     "log_sigmoid": "logsigmoid",
     "special_expit": "sigmoid",
+    "special_entr": "entr",
+    "__neg__": "neg",
+    "__abs__": "abs",
 }
-_UNARY_ALIASES |= {"special_entr": "entr", "__neg__": "neg", "__abs__": "abs"}
-_BINARY_ALIASES = {"multiply": "mul", "mm": "matmul", "mv": "matmul", "dot": "matmul", "vdot": "matmul"}
-_BINARY_ALIASES |= {f"__{name}__": name for name in ("add", "sub", "mul", "matmul", "pow")}
+_BINARY_ALIASES = {
+    "multiply": "mul",
+    "mm": "matmul",
+    "mv": "matmul",
+    "dot": "matmul",
+    "vdot": "matmul",
+    **{f"__{name}__": name for name in ("add", "sub", "mul", "matmul", "pow")},
+}
 _COMPARISONS: Mapping[n.CompareOp, tuple[str, ...]] = {
     "<=": ("le", "less_equal", "__le__"),
     ">=": ("ge", "greater_equal", "__ge__"),
@@ -397,7 +414,7 @@ RULES: dict[str, Rule] = {
     **{name: _norm for name in ("norm", "linalg_vector_norm", "vector_norm")},
     "linear": _linear,
     "einsum": _einsum,
-    "where": lambda condition, input, other: choose(condition, input, other),
+    "where": _where,
     "reshape": _reshape,
     "squeeze": _squeeze,
     "unsqueeze": _unsqueeze,
@@ -412,12 +429,9 @@ RULES: dict[str, Rule] = {
     },
     "huber_loss": _huber,
     **{name: _compare(op) for op, names in _COMPARISONS.items() for name in names},
-    **{
-        name: lambda a, b: logic("and", a, b)
-        for name in ("logical_and", "bitwise_and", "__and__", "__rand__")
-    },
-    **{name: lambda a, b: logic("or", a, b) for name in ("logical_or", "bitwise_or", "__or__", "__ror__")},
-    **{name: lambda a: ~as_expr(a) for name in ("logical_not", "bitwise_not", "__invert__")},
+    **{name: _and for name in ("logical_and", "bitwise_and", "__and__", "__rand__")},
+    **{name: _or for name in ("logical_or", "bitwise_or", "__or__", "__ror__")},
+    **{name: _not for name in ("logical_not", "bitwise_not", "__invert__")},
     **{
         name: _no_value(f".{name}()")
         for name in ("item", "detach", "numpy", "tolist", "backward", "cpu", "cuda", "requires_grad_")

@@ -26,7 +26,7 @@ from constrain.language import nodes as n
 from constrain.language.types import type_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
 __all__ = ["call_shape", "opaque_shape"]
 
@@ -123,6 +123,7 @@ def _meta_copy(t: Tensor) -> Tensor:
 
 def _dtype(arg: n.Node, floating: torch.dtype) -> torch.dtype:
     """Dtype of an argument as far as it can be told: that of a column or array, else floating."""
+    value: Any
     match arg:
         case n.Column(data=data, name=name):
             value = data.values(name)
@@ -130,8 +131,8 @@ def _dtype(arg: n.Node, floating: torch.dtype) -> torch.dtype:
             value = symbol.value
         case _:
             return floating
-    while isinstance(value, (list, tuple)) and value:
-        value = value[0]  # type: ignore[reportUnknownVariableType]
+    while type(value) in (list, tuple) and len(value) > 0:
+        value = value[0]
     if isinstance(value, Tensor):
         return floating if value.is_floating_point() else value.dtype
     if isinstance(value, (int, str)):
@@ -140,7 +141,7 @@ def _dtype(arg: n.Node, floating: torch.dtype) -> torch.dtype:
 
 
 @contextmanager
-def _untouched(module: nn.Module | None = None) -> Iterator[None]:
+def _untouched(module: nn.Module | None = None) -> Generator[None]:
     """Puts back random state and attributes of a module; hides warnings, which the real run repeats."""
     before = [] if module is None else [(m, dict(vars(m))) for m in module.modules()]
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.enable_grad():
