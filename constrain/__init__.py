@@ -3,6 +3,9 @@
 `import constrain as cn; from constrain import E, P, forall`. Importing it loads no torch, NumPy or solver.
 """
 
+from typing import TYPE_CHECKING
+
+from constrain._lazy import attribute
 from constrain.errors import ConstrainError, DataError, ModelingError, NoDualsError, RouteError
 from constrain.language.data import Data
 from constrain.language.expr import Constraint, Expr
@@ -38,4 +41,67 @@ from constrain.language.problem import Problem, find, maximize, minimize
 from constrain.language.statistics import E, P, between, forall, indicator
 from constrain.language.symbols import Model, Parameter, Variable
 
+if TYPE_CHECKING:
+    from constrain.solution import Solution, Status, load
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "ConstrainError",
+    "Constraint",
+    "Data",
+    "DataError",
+    "E",
+    "Expr",
+    "Model",
+    "ModelingError",
+    "NoDualsError",
+    "P",
+    "Parameter",
+    "Problem",
+    "RouteError",
+    "Solution",
+    "Status",
+    "Variable",
+    "__version__",
+    "abs",
+    "between",
+    "constant",
+    "count_nonzero",
+    "entr",
+    "exp",
+    "find",
+    "forall",
+    "indicator",
+    "kl_div",
+    "load",
+    "log",
+    "logsumexp",
+    "max",
+    "maximize",
+    "maximum",
+    "mean",
+    "min",
+    "minimize",
+    "minimum",
+    "norm",
+    "quad_form",
+    "rel_entr",
+    "relu",
+    "sigmoid",
+    "softplus",
+    "sqrt",
+    "square",
+    "stack",
+    "sum",
+    "sum_squares",
+    "trace",
+    "where",
+]
+
+
+def __getattr__(name: str) -> object:
+    """`load`, `Solution` and `Status` need NumPy and are imported when they are asked for."""
+    if name in ("load", "Solution", "Status"):
+        return attribute(f"constrain.solution:{name}")
+    raise AttributeError(f"module 'constrain' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""The judge: KKT quantities, intervals and verdicts, status, reports; whoever produced the point."""

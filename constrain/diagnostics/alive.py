@@ -1,0 +1,162 @@
+"""The problem behind a solution: what `Solution.kkt` and `Solution.evaluate` compute with."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from constrain.diagnostics.confidence import Judgement, judge_sample
+from constrain.diagnostics.kkt import kkt
+from constrain.errors import ModelingError
+from constrain.language.data import Data, suggest
+from constrain.lowering.lower import lower
+from constrain.runtime.decisions import Decisions
+from constrain.runtime.evaluator import Evaluator
+from constrain.solution.answer import Evaluation
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping
+
+    from numpy.typing import NDArray
+
+    from constrain.language.problem import Problem
+    from constrain.lowering.program import Program
+    from constrain.solution import KKT, Solution
+
+__all__ = ["Attached", "evaluation_of", "rebind", "revive"]
+
+
+def evaluation_of(evaluator: Evaluator, judged: Judgement, texts: Mapping[str, str]) -> Evaluation:
+    """The record of a judgement."""
+    populations = list(evaluator.populations.values())
+    return Evaluation(
+        data=tuple(p.data.name for p in populations),
+        rows=tuple(p.rows for p in populations),
+        objective=judged.objective,
+        lower=judged.lower,
+        upper=judged.upper,
+        estimates=judged.estimates,
+        texts=dict(texts),
+    )
+
+
+def rebind(program: Program, data: Data | Mapping[str, Data]) -> dict[str, Data]:
+    """Which sample of the problem each given sample replaces: what `Evaluator(data=...)` takes.
+
+    Args:
+        program: the moment form.
+        data: one sample, when the problem has one (or one of its name); else samples by the name of the
+            replaced one.
+
+    Raises:
+        ModelingError: E146 when it is not clear, or a name is unknown.
+    """
+    names = [population.name for population in program.populations]
+    if isinstance(data, Data):
+        if data.name in names or len(names) == 1:
+            return {data.name if data.name in names else names[0]: data}
+        listed = ", ".join(names) or "none"
+        raise ModelingError(
+            "E146",
+            f"it is not clear which sample {data.name!r} replaces; the problem has: {listed}",
+            fix=f'{{"{names[0]}": data}}' if names else None,
+        )
+    for name in data:
+        if name not in names:
+            raise ModelingError("E146", f"the problem has no sample {name!r}{suggest(name, names)}")
+    return dict(data)
+
+
+class Attached:
+    """A program, its data, and the point of one solution.
+
+    The point is kept as a copy, so that the solution stays what it is when the models are trained further.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        evaluator: Evaluator,
+        decisions: Decisions,
+        *,
+        convex: bool,
+        bound: float | None,
+        texts: Mapping[str, str] | None = None,
+    ) -> None:
+        self.program = program
+        self.evaluator = evaluator
+        self.decisions = decisions
+        self.convex = convex
+        self.bound = bound
+        self.texts = dict(texts or {})
+        self.point = decisions.snapshot()
+
+    @property
+    def variables(self) -> dict[str, NDArray[Any]]:
+        """Values of the `Variable`s."""
+        names = {symbol.name for symbol in self.decisions.variables}
+        return {name: t.cpu().numpy() for name, t in self.point.items() if name in names}
+
+    @property
+    def weights(self) -> dict[str, NDArray[Any]]:
+        """Parameters and buffers of the models."""
+        names = {symbol.name for symbol in self.decisions.variables}
+        return {name: t.cpu().numpy() for name, t in self.point.items() if name not in names}
+
+    @contextmanager
+    def at_point(self) -> Generator[None]:
+        """Runs a block with the decisions at the solution."""
+        now = self.decisions.snapshot()
+        self.decisions.restore(self.point)
+        try:
+            yield
+        finally:
+            self.decisions.restore(now)
+
+    def kkt(self, multipliers: Mapping[str, Any] | None, tolerance: float) -> KKT:
+        """KKT quantities at the solution."""
+        with self.at_point():
+            return kkt(self.evaluator, multipliers, tolerance, convex=self.convex, bound=self.bound)
+
+    def evaluate(self, data: Data | Mapping[str, Data]) -> Evaluation:
+        """Objective and constraints at the solution on other data."""
+        with self.at_point():
+            other = Evaluator(
+                self.program,
+                self.decisions,
+                dtype=self.evaluator.dtype,
+                data=rebind(self.program, data),
+                reference=self.evaluator,
+                chunk=self.evaluator.chunk,
+            )
+            return evaluation_of(other, judge_sample(other), self.texts)
+
+
+def revive(problem: Problem, solution: Solution) -> Attached:
+    """Writes a stored solution into a problem's variables and models, and attaches the problem.
+
+    Raises:
+        ModelingError: E137 for decisions that differ in name or shape, E145 for other constraints.
+    """
+    names = list(problem.constraints)
+    if names != list(solution.names):
+        raise ModelingError(
+            "E145", f"the problem has the constraints {names}, the stored solution {list(solution.names)}"
+        )
+    program = lower(problem)
+    state = {
+        name: torch.as_tensor(value)
+        for name, value in (*solution.variables.items(), *solution.weights.items())
+    }
+    dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
+    decisions = Decisions(program, torch.device("cpu"), dtype)
+    decisions.restore(state)
+    decisions.write_back()
+    evaluator = Evaluator(program, decisions, dtype=dtype)
+    bound = None if solution.bound is None else program.sign * solution.bound
+    texts = {name: solution[name].text for name in solution.names}
+    return Attached(
+        program, evaluator, decisions, convex=solution.provenance.convex, bound=bound, texts=texts
+    )

@@ -1,0 +1,331 @@
+"""Intervals and verdicts: what a sample says about a constraint beyond that sample.
+
+Intervals are two-sided, by the delta method with Student's quantiles of the smallest group; plain rates get
+Wilson's interval. A verdict compares with the bound, corrected for the number of verdicts by Holm's step-down
+method: `holds`, `violated`, or `undecided`. For an equality an interval that covers the bound proves nothing:
+the word is `compatible`.
+
+Sources: Wilson (1927), JASA 22; Holm (1979), Scand. J. Statist. 6; for influence functions see
+`influence.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from scipy import stats
+
+from constrain.diagnostics.influence import Spread, spread
+from constrain.diagnostics.point import Point, array_of, bound_scale, read_point, reduce_to, user_objective
+from constrain.language import nodes as n
+from constrain.language.types import type_of
+from constrain.lowering.lower import EPIGRAPH
+from constrain.solution.constraint import slack_of, violation_of
+from constrain.solution.records import Estimate, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from constrain.lowering.program import Form
+    from constrain.runtime.evaluator import Evaluator
+
+__all__ = ["Judgement", "judge_sample", "step_down", "wilson"]
+
+Correction = Literal["holm", "bonferroni", "none"]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one sample says.
+
+    Attributes:
+        objective: value in the user's sense.
+        lower: lower end of its interval.
+        upper: upper end.
+        estimates: per constraint of the user.
+    """
+
+    objective: float
+    lower: float
+    upper: float
+    estimates: dict[str, Estimate]
+
+
+def wilson(
+    share: Any, rows: Any, confidence: float = 0.95
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Wilson's interval of a rate.
+
+    Args:
+        share: observed rates.
+        rows: numbers of observations.
+        confidence: two-sided level.
+    """
+    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    p, count = np.asarray(share, dtype=np.float64), np.asarray(rows, dtype=np.float64)
+    center = (p + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(p * (1 - p) / count + z**2 / (4 * count**2))
+    return np.maximum(0.0, center - half), np.minimum(1.0, center + half)
+
+
+def step_down(
+    p_values: NDArray[np.float64], level: float, correction: Correction = "holm"
+) -> NDArray[np.bool_]:
+    """Which hypotheses are rejected when the chance of any false rejection is to stay below `level`."""
+    count = int(np.isfinite(p_values).sum())
+    if correction == "none":
+        return p_values <= level
+    if correction == "bonferroni":
+        return p_values <= level / max(1, count)
+    order = np.argsort(p_values)  # NaN last
+    rejected = np.zeros(p_values.shape, dtype=bool)
+    for rank, k in enumerate(order[:count]):
+        if p_values[k] > level / (count - rank):
+            break
+        rejected[k] = True
+    return rejected
+
+
+@dataclass
+class _Tested:
+    """A constraint before the verdicts: statistics per entry of the constraint as written.
+
+    Attributes:
+        form: the constraint.
+        value: (entries as written).
+        bounds: one or two arrays.
+        lower: of the interval of the value.
+        upper: of the interval.
+        ratio: worst residual in standard errors; NaN where it is unknown or there is no data.
+        smallest: rows of the smallest group per entry, 0 without data.
+        freedom: degrees of freedom of the ratio.
+        settled: where no data enters, so that the exact value decides.
+    """
+
+    form: Form
+    value: NDArray[np.float64]
+    bounds: tuple[NDArray[np.float64], ...]
+    lower: NDArray[np.float64]
+    upper: NDArray[np.float64]
+    ratio: NDArray[np.float64]
+    smallest: NDArray[np.int64]
+    freedom: NDArray[np.float64]
+    settled: NDArray[np.bool_]
+
+
+def judge_sample(
+    evaluator: Evaluator,
+    point: Point | None = None,
+    *,
+    tolerance: float = 1e-6,
+    confidence: float = 0.95,
+    correction: Correction = "holm",
+) -> Judgement:
+    """Intervals and verdicts of every constraint on the sample of an evaluator.
+
+    Args:
+        evaluator: the program with the sample: training data or a hold-out.
+        point: exact values there, if they are known.
+        tolerance: violations up to tolerance * (1 + |bound|) are none where no sampling error is concerned.
+        confidence: two-sided level of the intervals.
+        correction: for the number of verdicts, one per level of each constraint of the user.
+    """
+    point = read_point(evaluator) if point is None else point
+    program = evaluator.program
+    moments = [m.requires_grad_(True) for m in evaluator.moments("exact")]
+    outer = evaluator.outer(moments, "exact")
+    sides = evaluator.sides_at(moments)
+    forms = [(k, form) for k, form in enumerate(program.forms) if form.rows is None]
+    functions: list[Tensor] = [outer.objective, *(_left(sides[k]) for k, _ in forms)]
+    functions += [r for r in outer.residuals if r is not None]
+    urgency = [np.zeros(()), *(_urgency(form, point.sides[k]) for k, form in forms)]
+    urgency += [
+        np.abs(r) if part.kind == "==" else r
+        for part, r in zip(program.parts, point.residuals, strict=True)
+        if part.rows is None
+    ]
+    spreads = spread(evaluator, moments, functions, urgency)
+    lefts, residuals = spreads[1 : 1 + len(forms)], iter(spreads[1 + len(forms) :])
+    by_part = [next(residuals) if part.rows is None else None for part in program.parts]
+    tested: list[_Tested] = []
+    objective = spreads[0]
+    for (k, form), left in zip(forms, lefts, strict=True):
+        if form.name == EPIGRAPH:
+            objective = left
+            continue
+        tested.append(_test(evaluator, point, k, form, left, by_part, confidence))
+    estimates = _verdicts(tested, tolerance, confidence, correction)
+    first = {part.constraint: i for i, part in reversed(list(enumerate(program.parts)))}
+    for k, form in enumerate(program.forms):
+        if form.rows is not None:
+            estimates[form.name] = _per_row(point, k, first[form.name], form, tolerance, confidence)
+    value = user_objective(evaluator, point)
+    half = float(stats.norm.ppf(0.5 + confidence / 2)) * float(objective.error.max(initial=0.0))
+    ordered = {f.name: estimates[f.name] for f in program.forms if f.name in estimates}
+    return Judgement(value, value - half, value + half, ordered)
+
+
+def _left(sides: tuple[Tensor, ...] | None) -> Tensor:
+    if sides is None:
+        raise TypeError("a constraint per row has no sides over moments")
+    return sides[0]
+
+
+def _urgency(form: Form, sides: tuple[NDArray[np.float64], ...]) -> NDArray[np.float64]:
+    """How little room each entry of the left side has, where the bounds have its shape."""
+    bounds = [s if s.shape in ((), sides[0].shape) else np.zeros(()) for s in sides[1:]]
+    if form.op == "==":
+        return np.abs(sides[0] - bounds[0])
+    return -slack_of(form.op, sides[0], bounds if form.op == "between" else bounds[0])
+
+
+def quantile(rows: NDArray[np.int64], confidence: float) -> NDArray[np.float64]:
+    """Two-sided quantile of Student's t with rows - 1 degrees of freedom."""
+    return np.asarray(stats.t.ppf(0.5 + confidence / 2, np.maximum(rows - 1, 1)))
+
+
+def _test(
+    evaluator: Evaluator,
+    point: Point,
+    k: int,
+    form: Form,
+    left: Spread,
+    by_part: Sequence[Spread | None],
+    confidence: float,
+) -> _Tested:
+    """Interval of the left side, and the worst residual in standard errors."""
+    sides = point.sides[k]
+    shape = np.broadcast_shapes(*(s.shape for s in sides))
+    value = np.array(np.broadcast_to(sides[0], shape))
+    bounds = tuple(np.array(np.broadcast_to(s, shape)) for s in sides[1:])
+    half = np.where(left.smallest > 0, quantile(left.smallest, confidence) * left.error, left.error)
+    lower, upper = sides[0] - half, sides[0] + half
+    rates = _rate_rows(evaluator, form)
+    if rates is not None:
+        lower, upper = wilson(sides[0], rates, confidence)
+    elif isinstance(form.lhs, n.Apply) and form.lhs.atom == "abs":
+        lower = np.maximum(0.0, lower)
+    lead = any(type_of(x).levels is not None for x in (form.lhs, *form.rhs))
+    ratio: NDArray[np.float64] | None = None
+    smallest = np.full(shape, np.inf)
+    for i, part in enumerate(evaluator.program.parts):
+        own = by_part[i]
+        if part.constraint != form.name or own is None:
+            continue
+        residual, error = point.residuals[i], own.error
+        if rates is not None:
+            target = np.broadcast_to(
+                bounds[-1] if part.side == "upper" or len(bounds) == 1 else bounds[0], shape
+            )
+            error = np.sqrt(np.clip(target * (1 - target), 0, None) / rates)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = (np.abs(residual) if part.kind == "==" else residual) / error
+        found = reduce_to(shape, found, lead=lead, how=np.fmax)
+        ratio = found if ratio is None else np.fmax(ratio, found)
+        rows = np.where(own.smallest > 0, own.smallest, np.inf)
+        smallest = np.minimum(smallest, reduce_to(shape, rows, lead=lead, how=np.minimum))
+    settled = np.isinf(smallest)
+    lower, upper = (np.array(np.broadcast_to(x, shape)) for x in (lower, upper))
+    counts = np.where(settled, 0, smallest).astype(np.int64)
+    freedom = np.full(shape, np.inf) if rates is not None else np.maximum(counts - 1.0, 1.0)
+    nothing = np.full(shape, np.nan) if ratio is None else ratio
+    return _Tested(form, value, bounds, lower, upper, nothing, counts, freedom, settled)
+
+
+def _rate_rows(evaluator: Evaluator, form: Form) -> NDArray[np.float64] | None:
+    """Rows of a plain rate P(A | B, by) against a bound without data, else None."""
+    moment = form.lhs
+    plain_rate = isinstance(moment, n.Moment) and isinstance(moment.integrand, n.Indicator)
+    if not plain_rate or any(n.mentions(side, n.Moment) for side in form.rhs):
+        return None
+    assert isinstance(moment, n.Moment)  # narrows the type
+    counts = evaluator.populations[moment.data].stratum(moment.given, moment.by).counts
+    return array_of(counts) if type_of(moment).shape == () else None
+
+
+def _verdicts(
+    tested: Sequence[_Tested], tolerance: float, confidence: float, correction: Correction
+) -> dict[str, Estimate]:
+    """Verdicts, corrected for their number over all constraints."""
+    pieces = [_p_values(t) for t in tested]
+    rejected = step_down(
+        np.concatenate([p.ravel() for p in pieces]) if pieces else np.zeros(0), 1 - confidence, correction
+    )
+    count = sum(int(np.isfinite(p).sum()) for p in pieces)
+    result: dict[str, Estimate] = {}
+    start = 0
+    for t, p in zip(tested, pieces, strict=True):
+        own = rejected[start : start + p.size].reshape(p.shape)
+        start += p.size
+        violation = violation_of(t.form.op, t.value, t.bounds if t.form.op == "between" else t.bounds[0])
+        exact = violation > tolerance * bound_scale((t.value, *t.bounds), t.value.shape)
+        columns = (own, t.ratio, t.settled, exact)
+        words = [
+            _word(t.form.op, *entry) for entry in zip(*(c.ravel().tolist() for c in columns), strict=True)
+        ]
+        bound: Any = tuple(plain(b) for b in t.bounds) if t.form.op == "between" else plain(t.bounds[0])
+        counted = t.smallest[~t.settled]
+        result[t.form.name] = Estimate(
+            value=plain(t.value),
+            bound=bound,
+            violation=plain(violation),
+            lower=plain(t.lower),
+            upper=plain(t.upper),
+            verdict=overall(words),
+            verdicts=tuple(words),
+            smallest=int(counted.min()) if counted.size else 0,
+            rows_needed=_rows_needed(t, words, max(1, count), confidence),
+            confidence=confidence,
+        )
+    return result
+
+
+def _p_values(t: _Tested) -> NDArray[np.float64]:
+    """Two-sided p-value of `left side == bound` per entry; NaN where there is nothing to test."""
+    return np.where(t.settled, np.nan, 2 * stats.t.sf(np.abs(t.ratio), t.freedom))
+
+
+def _word(op: str, rejected: bool, ratio: float, settled: bool, exact: bool) -> str:
+    if settled:
+        return "violated" if exact else "holds"
+    if op == "==":
+        return "violated" if rejected else "compatible"
+    if not rejected:
+        return "undecided"
+    return "violated" if ratio > 0 else "holds"
+
+
+def overall(words: Sequence[str]) -> str:
+    """The verdict on a block: the worst of its entries'."""
+    return next((w for w in ("violated", "undecided", "compatible") if w in words), "holds")
+
+
+def _rows_needed(t: _Tested, words: Sequence[str], count: int, confidence: float) -> int:
+    """Rows of the smallest group that would decide every undecided entry: n (z s / |slack|)^2."""
+    z = float(stats.norm.ppf(1 - (1 - confidence) / (2 * count)))
+    most = 0.0
+    for word, ratio, rows in zip(words, t.ratio.ravel(), t.smallest.ravel(), strict=True):
+        if word == "undecided" and math.isfinite(ratio) and abs(ratio) > 1e-3:
+            most = max(most, float(rows) * (z / ratio) ** 2)
+    return math.ceil(most)
+
+
+def _per_row(point: Point, k: int, i: int, form: Form, tolerance: float, confidence: float) -> Estimate:
+    """A constraint per row: values of the selected rows, and the share of them that are violated."""
+    (value, *bounds), rows = point.rows_of(k, i)
+    bound: Any = tuple(bounds) if form.op == "between" else bounds[0]
+    violation = violation_of(form.op, value, bound)
+    broken = violation > tolerance * bound_scale((value, *bounds), value.shape)
+    share = float(np.mean(broken.reshape(len(rows), -1).any(axis=1))) if len(rows) else 0.0
+    low, high = wilson(share, max(1, len(rows)), confidence)
+    word = "violated" if share > 0 else "holds"
+    return Estimate(
+        value, bound, violation, float(low), float(high), word,
+        smallest=len(rows), share=share, confidence=confidence,
+    )  # fmt: skip

@@ -1,0 +1,181 @@
+"""Standard errors of any outer function of moments, by the delta method with centered influence functions.
+
+A moment is m = mean_i w_i g_i with weights w that are shares counted on the same sample, so that the
+influence of row i is w_i (g_i - m_A), centered at the mean of its own group: uncentered, intervals of group
+differences came out almost three times too wide. The influence on phi(m) is the sum over moments of
+d phi / d m times that.
+
+Source: van der Vaart, Asymptotic Statistics (1998), chapters 3 and 20.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from constrain.diagnostics.point import array_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from constrain.runtime.binding import Stratum
+    from constrain.runtime.evaluator import Evaluator
+
+__all__ = ["ENTRIES", "Spread", "spread"]
+
+ENTRIES = 400
+"""Entries of one function whose standard error is computed: the most urgent ones; the others are NaN."""
+
+BLOCK = 4_000_000
+"""Largest number of influences held at a time."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Standard errors of the entries of one function.
+
+    Attributes:
+        error: of the function's shape; 0 where no data enters, NaN where it was not computed.
+        smallest: rows of the smallest group that enters each entry, 0 where no data does.
+    """
+
+    error: NDArray[np.float64]
+    smallest: NDArray[np.int64]
+
+
+def spread(
+    evaluator: Evaluator,
+    moments: Sequence[Tensor],
+    functions: Sequence[Tensor],
+    urgency: Sequence[NDArray[np.float64]],
+) -> list[Spread]:
+    """Standard errors of functions of moments.
+
+    Args:
+        evaluator: the program with the sample.
+        moments: leaves that require gradients, exact, float64.
+        functions: tensors of any shape, computed from these leaves.
+        urgency: per function an array of its shape; of more than `ENTRIES` entries, the largest are computed.
+    """
+    places = [_chosen(u) for u in urgency]
+    scalars = [f.reshape(-1)[k] for f, place in zip(functions, places, strict=True) for k in place]
+    jacobian = _jacobian(moments, scalars)
+    variance, smallest = _variance(evaluator, moments, jacobian, len(scalars))
+    result: list[Spread] = []
+    start = 0
+    for f, place in zip(functions, places, strict=True):
+        error = np.full(f.numel(), np.nan)
+        least = np.zeros(f.numel(), dtype=np.int64)
+        stop = start + len(place)
+        count = smallest[start:stop]
+        correction = np.where(count > 1, count / np.maximum(count - 1, 1), 1.0)
+        error[place] = np.sqrt(variance[start:stop] * correction)
+        least[place] = np.where(np.isfinite(count), count, 0)
+        result.append(Spread(error.reshape(f.shape), least.reshape(f.shape)))
+        start = stop
+    return result
+
+
+def _chosen(urgency: NDArray[np.float64]) -> list[int]:
+    if urgency.size <= ENTRIES:
+        return list(range(urgency.size))
+    return sorted(np.argpartition(-urgency.ravel(), ENTRIES)[:ENTRIES].tolist())
+
+
+def _jacobian(moments: Sequence[Tensor], scalars: Sequence[Tensor]) -> list[Tensor]:
+    """Per moment d scalar / d moment, of shape (scalars, *moment)."""
+    rows: list[list[Tensor]] = [[] for _ in moments]
+    for scalar in scalars:
+        found: Sequence[Tensor | None] = [None] * len(moments)
+        if scalar.requires_grad:
+            found = torch.autograd.grad(scalar, list(moments), retain_graph=True, allow_unused=True)
+        for row, m, g in zip(rows, moments, found, strict=True):
+            row.append(torch.zeros_like(m) if g is None else g)
+    return [
+        torch.stack(row) if row else m.new_zeros((0, *m.shape)) for row, m in zip(rows, moments, strict=True)
+    ]
+
+
+def _variance(
+    evaluator: Evaluator, moments: Sequence[Tensor], jacobian: Sequence[Tensor], count: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Squared standard error per scalar, and rows of its smallest group (infinite without data)."""
+    variance, smallest = np.zeros(count), np.full(count, np.inf)
+    for job in evaluator.jobs:
+        population = evaluator.populations[job.data]
+        pieces: list[_Piece] = []
+        for place, i in enumerate(job.moments):
+            moment = evaluator.program.moments[i]
+            stratum = population.stratum(moment.given, moment.by)
+            levels = len(stratum.levels) if moment.by else 1
+            piece = _Piece(
+                place,
+                stratum,
+                moments[i].detach().reshape(levels, -1),
+                jacobian[i].reshape(count, levels, -1),
+            )
+            if not piece.slopes.any():
+                continue
+            pieces.append(piece)
+            used = array_of((piece.slopes != 0).any(-1)) > 0
+            rows = array_of(stratum.counts).reshape(-1)
+            smallest = np.minimum(smallest, np.where(used, rows, np.inf).min(axis=1))
+        if pieces:
+            variance += _squares(evaluator, job, pieces, count) / population.rows**2
+    return variance, smallest
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One moment's part in the influence.
+
+    Attributes:
+        place: position among the outputs of the sample's generated function.
+        stratum: groups and weights.
+        mean: (levels, entries) the moment.
+        slopes: (scalars, levels, entries) d scalar / d moment.
+    """
+
+    place: int
+    stratum: Stratum
+    mean: Tensor
+    slopes: Tensor
+
+    def influence(self, integrand: Tensor, index: slice) -> Tensor:
+        """(scalars, rows) of these rows: slope * weight * (integrand - mean of the row's group)."""
+        g = integrand.double().reshape(integrand.shape[0], -1)
+        codes = None if self.stratum.codes is None else self.stratum.codes[index]
+        centered = g - (self.mean if codes is None else self.mean[codes])
+        if self.stratum.weight is not None:
+            weight = self.stratum.weight[index].double()[:, None]
+            centered = torch.where(weight > 0, centered * weight, torch.zeros_like(centered))
+        if codes is None:
+            return self.slopes[:, 0, :] @ centered.T
+        return (self.slopes[:, codes, :] * centered).sum(-1)
+
+
+def _squares(evaluator: Evaluator, job: Any, pieces: Sequence[_Piece], count: int) -> NDArray[np.float64]:
+    """Sum over rows of the squared influence, per scalar; streamed."""
+    population = evaluator.populations[job.data]
+    total = torch.zeros(count, dtype=torch.float64, device=evaluator.device)
+    width = max(piece.mean.shape[1] for piece in pieces)
+    step = max(1, BLOCK // (count * width))
+    with torch.no_grad():
+        for start in range(0, population.rows, evaluator.chunk):
+            stop = min(start + evaluator.chunk, population.rows)
+            values = evaluator.rows(job, slice(start, stop), "exact")
+            for first in range(start, stop, step):
+                index = slice(first, min(first + step, stop))
+                here = slice(first - start, index.stop - start)
+                influence = sum(
+                    (piece.influence(values[piece.place][here], index) for piece in pieces),
+                    torch.zeros((), dtype=torch.float64, device=evaluator.device),
+                )
+                total += influence.square().sum(1)
+    return array_of(total)

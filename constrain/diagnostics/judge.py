@@ -1,0 +1,233 @@
+"""Makes a `Solution` out of what a solver left: the one place where a status is decided.
+
+raw = solver.run(...)                                      # decisions are written, nothing is judged
+solution = build_solution(program, evaluator, decisions, raw, facts=Facts(...), holdout=..., tolerance=1e-6)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from constrain._lazy import language_printing
+from constrain.diagnostics.alive import Attached, evaluation_of
+from constrain.diagnostics.confidence import Judgement, judge_sample
+from constrain.diagnostics.kkt import CERTIFIED, kkt
+from constrain.diagnostics.names import level_axis
+from constrain.diagnostics.point import Point, align, read_point, reduce_to
+from constrain.diagnostics.provenance import Facts, provenance_of
+from constrain.language.types import type_of
+from constrain.lowering.lower import EPIGRAPH
+from constrain.solution import KKT, ConstraintResult, PartResult, Solution, Status, Warn
+from constrain.solution.answer import History
+from constrain.solution.constraint import slack_of
+from constrain.solution.records import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from constrain.lowering.program import Form, Program
+    from constrain.runtime.decisions import Decisions
+    from constrain.runtime.evaluator import Evaluator
+    from constrain.runtime.result import RawResult
+
+__all__ = ["Facts", "build_solution", "judge_status"]
+
+
+# ------------------------------------------------------------------------------------------- status
+def judge_status(record: KKT, raw: RawResult, certified_convex: bool, tolerance: float) -> Status:
+    """The status of a point, whatever the solver calls it.
+
+    A point that is not feasible is never called solved.
+
+    Args:
+        record: KKT quantities with the solver's multipliers, or best-fit ones.
+        raw: how the run ended.
+        certified_convex: of the problem.
+        tolerance: for scaled violations, stationarity, complementarity and the relative gap.
+    """
+    finite = math.isfinite(record.feasibility_scaled) and math.isfinite(record.stationarity)
+    if raw.ending in ("diverged", "unbounded") or not finite:
+        return Status.DIVERGED
+    if record.feasibility_scaled > tolerance:
+        if raw.ending == "infeasible":
+            return Status.INFEASIBLE
+        return Status.LIKELY_INFEASIBLE if raw.ending == "likely_infeasible" else Status.LIMIT
+    balanced = (
+        min(record.stationarity, record.stationarity_scaled) <= tolerance
+        and record.dual_feasibility >= -tolerance
+        and record.complementarity_scaled <= tolerance
+    )
+    small_gap = record.gap_kind == CERTIFIED and record.gap_scaled <= tolerance
+    if certified_convex and not record.surrogate and small_gap and (balanced or raw.bound is not None):
+        return Status.OPTIMAL
+    return Status.STATIONARY if balanced else Status.FEASIBLE
+
+
+# ----------------------------------------------------------------------------------------- building
+def build_solution(  # noqa: PLR0913  # one record of everything
+    program: Program,
+    evaluator: Evaluator,
+    decisions: Decisions,
+    raw: RawResult,
+    *,
+    facts: Facts,
+    holdout: Evaluator | None = None,
+    tolerance: float = 1e-6,
+    seed: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Solution:
+    """Judges the point that a solver wrote into the decisions.
+
+    Args:
+        program: the moment form.
+        evaluator: with the training data.
+        decisions: holding the point; they are only read.
+        raw: how the run ended, with multipliers if there are any.
+        facts: of the analysis and the router.
+        holdout: an evaluator of the same program on other data (`alive.rebind` maps the samples).
+        tolerance: of the judgement.
+        seed: for the record.
+        options: for the record.
+    """
+    point = read_point(evaluator)
+    record = kkt(
+        evaluator, raw.multipliers, tolerance, convex=facts.certified_convex, bound=raw.bound, point=point
+    )
+    train = judge_sample(evaluator, point, tolerance=tolerance)
+    other = None if holdout is None else judge_sample(holdout, tolerance=tolerance)
+    status = judge_status(record, raw, facts.certified_convex, tolerance)
+    constraints = _constraints(evaluator, point, raw, train, other)
+    texts = {name: result.text for name, result in constraints.items()}
+    attached = Attached(
+        program, evaluator, decisions, convex=facts.certified_convex, bound=raw.bound, texts=texts
+    )
+    multipliers = None
+    if raw.multipliers is not None:
+        multipliers = {key: np.asarray(value, dtype=np.float64) for key, value in raw.multipliers.items()}
+    return Solution(
+        status=status,
+        objective=train.objective,
+        sense=program.problem.sense,
+        constraints=constraints,
+        train=evaluation_of(evaluator, train, texts),
+        holdout=None if holdout is None or other is None else evaluation_of(holdout, other, texts),
+        record=record,
+        variables=attached.variables,
+        weights=attached.weights,
+        multipliers=multipliers,
+        history=History(raw.history),
+        warnings=(*record.warnings, *_statistical(constraints)),
+        provenance=provenance_of(program, evaluator, holdout, raw, facts, seed, options),
+        bound=None if raw.bound is None else program.sign * raw.bound,
+        message=raw.message,
+        live=attached,
+    )
+
+
+def _constraints(
+    evaluator: Evaluator, point: Point, raw: RawResult, train: Judgement, other: Judgement | None
+) -> dict[str, ConstraintResult]:
+    program = evaluator.program
+    result: dict[str, ConstraintResult] = {}
+    for k, form in enumerate(program.forms):
+        if form.name == EPIGRAPH:
+            continue
+        estimate = train.estimates[form.name]
+        indices = [i for i, part in enumerate(program.parts) if part.constraint == form.name]
+        columns, levels = level_axis(evaluator, form.lhs, *form.rhs)
+        rows = None if form.rows is None else point.rows_of(k, indices[0])[1]
+        parts, duals = _duals(program, point, raw, form, indices, rows, np.shape(estimate.value))
+        result[form.name] = ConstraintResult(
+            name=form.name,
+            text=str(language_printing().text(form.relation)),
+            op=form.op,
+            value=estimate.value,
+            bound=estimate.bound,
+            slack=plain(slack_of(form.op, estimate.value, estimate.bound)),
+            violation=estimate.violation,
+            parts=parts,
+            level_columns=columns,
+            levels=levels,
+            rows=rows,
+            train=estimate,
+            holdout=None if other is None else other.estimates[form.name],
+            duals=duals,
+            no_duals="" if duals is not None else raw.message or f"{raw.solver} returns none",
+        )
+    return result
+
+
+def _duals(
+    program: Program,
+    point: Point,
+    raw: RawResult,
+    form: Form,
+    indices: Sequence[int],
+    rows: NDArray[np.int64] | None,
+    shape: tuple[int, ...],
+) -> tuple[tuple[PartResult, ...], tuple[Any, Any] | None]:
+    """Multipliers and shadow prices, pulled back to the constraint as written (envelope theorem)."""
+    lead = rows is not None or any(type_of(x).levels is not None for x in (form.lhs, *form.rhs))
+    parts: list[PartResult] = []
+    total: NDArray[np.float64] = np.zeros(shape)
+    price: NDArray[np.float64] = np.zeros(shape)
+    complete = True
+    for i in indices:
+        part = program.parts[i]
+        residual, given = point.residuals[i], align(part, raw.multipliers, point.residuals[i], point.masks[i])
+        if rows is not None:
+            residual, given = residual[rows], None if given is None else given[rows]
+        own = None if given is None else program.sign * part.rhs_sign * given
+        parts.append(
+            PartResult(
+                part.key,
+                part.side,
+                part.kind,
+                plain(residual),
+                None if given is None else plain(given),
+                None if own is None else plain(own),
+            )
+        )
+        if given is None or own is None:
+            complete = False
+            continue
+        total = total + reduce_to(shape, given, lead=lead)
+        price = price + reduce_to(shape, own, lead=lead)
+    return tuple(parts), (plain(total), plain(price)) if complete else None
+
+
+def _statistical(constraints: Mapping[str, ConstraintResult]) -> list[Warn]:
+    """C311: what the hold-out does not confirm."""
+    found: list[Warn] = []
+    for name, result in constraints.items():
+        held = result.holdout
+        if held is None or held.share is not None:
+            continue
+        if held.verdict == "violated":
+            size = f"by up to {float(np.max(held.violation)):.3g}"
+            found.append(
+                Warn(
+                    "C312",
+                    "overfit-constraint",
+                    f"{name}: violated on the hold-out {size}; tighten its bound",
+                )
+            )
+        elif held.verdict == "undecided":
+            needed = (
+                f"; about {held.rows_needed:,} rows of its smallest group would decide it"
+                if held.rows_needed
+                else ""
+            )
+            found.append(
+                Warn(
+                    "C311",
+                    "undecided-constraint",
+                    f"{name}: the hold-out interval straddles the bound{needed}",
+                )
+            )
+    return found

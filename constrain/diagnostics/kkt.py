@@ -1,0 +1,296 @@
+"""First-order optimality conditions at any point.
+
+Multipliers are those of whoever produced the point, or best-fit ones. Everything is a function of the
+compiled program and the decisions, not of a solver. Values are exact and on the full data; gradients are
+exact too, up to the surrogates of rates, of which the record says so. Conventions: the program minimizes,
+L = f + sum_i multiplier_i * residual_i, residual <= 0 or == 0 (docs/concepts/signs.md).
+
+Source: Nocedal & Wright, Numerical Optimization (2006), chapter 12.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from constrain.diagnostics.fit import best_fit, projected
+from constrain.diagnostics.jacobian import Entry, Gradients, choose, gradients, qualify
+from constrain.diagnostics.names import part_label
+from constrain.diagnostics.point import Point, align, bound_scale, read_point, user_objective
+from constrain.diagnostics.traps import recognize
+from constrain.lowering.lower import EPIGRAPH
+from constrain.solution.records import KKT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from constrain.runtime.decisions import Decisions
+    from constrain.runtime.evaluator import Evaluator
+
+__all__ = ["CERTIFIED", "ESTIMATE", "kkt"]
+
+NEAR_BOUND = 1e-6
+"""A decision this close to its bound, relative to 1 + |bound|, is at it."""
+
+CERTIFIED = "certified"
+ESTIMATE = "estimate, not a bound"
+
+
+def kkt(
+    evaluator: Evaluator,
+    multipliers: Mapping[str, Any] | None = None,
+    tolerance: float = 1e-6,
+    *,
+    convex: bool = False,
+    bound: float | None = None,
+    point: Point | None = None,
+) -> KKT:
+    """Judges the current decisions.
+
+    Args:
+        evaluator: the program with the data of the judgement.
+        multipliers: per `Part.key`, in the shape of the residual (for constraints per row: of all rows, or of
+            the selected ones); None to use best-fit ones.
+        tolerance: below which a residual counts as zero.
+        convex: the problem is certified convex.
+        bound: proven lower bound of the program's optimal value.
+        point: values at the decisions, if they are known already.
+    """
+    point = read_point(evaluator) if point is None else point
+    scales = _scales(evaluator, point)
+    forces = _balance(evaluator, point, multipliers, scales, tolerance)
+    values = _values(evaluator, point, forces.multipliers, scales)
+    single = evaluator.dtype != torch.float64
+    independence = qualify(forces.entries, forces.gradients.rows, forces.free, single=single)
+    magnitude = 1 + abs(user_objective(evaluator, point))
+    stationarity, scaled, blocks, force = _stationarity(evaluator.decisions, forces)
+    proven = bound is not None
+    gap = abs(point.objective - bound) if bound is not None else values.total
+    certified = proven or (convex and min(stationarity, scaled) <= tolerance)
+    keys = [part.key for part in evaluator.program.parts]
+    return KKT(
+        stationarity=stationarity,
+        stationarity_scaled=scaled,
+        blocks=blocks,
+        force_balance=force,
+        feasibility=values.violations.get(values.worst, 0.0),
+        feasibility_scaled=values.scaled,
+        worst=values.worst,
+        violations=values.violations,
+        dual_feasibility=values.dual,
+        complementarity=values.complementarity,
+        complementarity_scaled=values.complementarity / magnitude,
+        products=values.products,
+        gap=gap,
+        gap_scaled=gap / magnitude,
+        gap_kind=CERTIFIED if certified else ESTIMATE,
+        multipliers={k: m for k, m in zip(keys, forces.multipliers, strict=True) if m is not None},
+        origin=forces.origin,
+        fit=dict(zip(keys, forces.fit, strict=True)),
+        fit_stationarity=forces.fit_stationarity,
+        fit_distance=_distance(forces),
+        singular_values=independence.singular_values,
+        rank=independence.rank,
+        active=independence.active,
+        dependent=tuple(dict.fromkeys(e.label for e, _ in independence.dependent)),
+        vanishing=tuple(dict.fromkeys(e.label for e in independence.vanishing)),
+        truncated=forces.truncated,
+        strict_complementarity=values.strict,
+        surrogate=evaluator.program.has_rates,
+        warnings=tuple(recognize(evaluator.program, point, independence, tolerance)),
+        tolerance=tolerance,
+    )
+
+
+# ---------------------------------------------------------------------------------------- gradients
+@dataclass
+class _Forces:
+    """Gradients at the point and the multipliers that balance them.
+
+    Attributes:
+        entries: scalar constraints whose gradients were formed.
+        gradients: of the objective and the entries.
+        multipliers: per part, as judged; None where there are none.
+        origin: `given`, `best fit` or `none`.
+        fit: per part the best-fit multipliers, NaN where they were not fitted.
+        fit_stationarity: largest entry of the gradient that remains with them.
+        at_lower: (decisions,) coordinates at their lower bound.
+        at_upper: (decisions,) coordinates at their upper bound.
+        truncated: active entries left out.
+    """
+
+    entries: list[Entry]
+    gradients: Gradients
+    multipliers: list[NDArray[np.float64] | None]
+    origin: str
+    fit: list[NDArray[np.float64]]
+    fit_stationarity: float
+    at_lower: NDArray[np.bool_]
+    at_upper: NDArray[np.bool_]
+    truncated: int
+
+    @property
+    def free(self) -> NDArray[np.bool_]:
+        """Coordinates off their bounds."""
+        return ~(self.at_lower | self.at_upper)
+
+
+def _scales(evaluator: Evaluator, point: Point) -> list[NDArray[np.float64]]:
+    """1 + |bound| per entry of each part."""
+    sides = dict(zip((form.name for form in evaluator.program.forms), point.sides, strict=True))
+    parts = evaluator.program.parts
+    return [bound_scale(sides[p.constraint], r.shape) for p, r in zip(parts, point.residuals, strict=True)]
+
+
+def _at_bounds(decisions: Decisions) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    lower, upper = decisions.bounds()
+    x = decisions.get()
+    finite_lower, finite_upper = np.isfinite(lower), np.isfinite(upper)
+    low, high = np.where(finite_lower, lower, 0.0), np.where(finite_upper, upper, 0.0)
+    at_lower = finite_lower & (x - low <= NEAR_BOUND * (1 + np.abs(low)))
+    at_upper = finite_upper & (high - x <= NEAR_BOUND * (1 + np.abs(high)))
+    return at_lower, at_upper
+
+
+def _balance(
+    evaluator: Evaluator,
+    point: Point,
+    multipliers: Mapping[str, Any] | None,
+    scales: Sequence[NDArray[np.float64]],
+    tolerance: float,
+) -> _Forces:
+    parts = evaluator.program.parts
+    aligned: list[NDArray[np.float64] | None] = [
+        align(p, multipliers, r, m) for p, r, m in zip(parts, point.residuals, point.masks, strict=True)
+    ]
+
+    def label(i: int, k: int) -> str:
+        return part_label(evaluator, i, k, point.residuals[i].shape)
+
+    near = max(1e-6, 10 * tolerance)
+    entries, truncated = choose(evaluator, point, aligned, scales, label, near)
+    found = gradients(evaluator, entries, aligned)
+    at_lower, at_upper = _at_bounds(evaluator.decisions)
+    active = np.array([e.active for e in entries], dtype=bool)
+    equality = np.array([e.equality for e in entries], dtype=bool)
+    fitted = np.zeros(len(entries))
+    base = found.objective + found.rest
+    fitted[active], rest = best_fit(base, found.rows[active], equality[active], at_lower, at_upper)
+    fit = _scatter(entries, fitted, point)
+    origin = "given" if any(m is not None for m in aligned) else "best fit" if entries else "none"
+    if origin == "best fit":
+        entries = [replace(e, multiplier=float(x)) for e, x in zip(entries, fitted, strict=True)]
+        aligned = list(fit)
+    left = float(np.max(np.abs(rest), initial=0.0))
+    return _Forces(entries, found, aligned, origin, fit, left, at_lower, at_upper, truncated)
+
+
+def _scatter(
+    entries: Sequence[Entry], values: NDArray[np.float64], point: Point
+) -> list[NDArray[np.float64]]:
+    """Fitted values per part: 0 for entries off their bound, NaN for active ones that were left out."""
+    result = [np.zeros(r.shape) for r in point.residuals]
+    for e, value in zip(entries, values, strict=True):
+        result[e.part].reshape(-1)[e.index] = value
+    return result
+
+
+def _distance(forces: _Forces) -> float:
+    if forces.origin != "given":
+        return float("nan")
+    pairs = [(m, f) for m, f in zip(forces.multipliers, forces.fit, strict=True) if m is not None]
+    return max((float(np.max(np.abs(m - f), initial=0.0)) for m, f in pairs), default=float("nan"))
+
+
+def _stationarity(
+    decisions: Decisions, forces: _Forces
+) -> tuple[float, float, dict[str, tuple[float, float]], float]:
+    """Absolute, scaled, per block (absolute, scaled), and the force balance."""
+    g = forces.gradients
+    residual = projected(g.lagrangian(forces.entries), forces.at_lower, forces.at_upper)
+    weights = np.abs([e.multiplier for e in forces.entries])
+    blocks: dict[str, tuple[float, float]] = {}
+    start = 0
+
+    def sizes(where: slice) -> tuple[float, float]:
+        absolute = float(np.max(np.abs(residual[where]), initial=0.0))
+        rows = np.max(np.abs(g.rows[:, where]), axis=1, initial=0.0)
+        pull = float(np.max(np.abs(g.objective[where]), initial=0.0))
+        scale = pull + float(weights @ rows) + float(np.max(np.abs(g.rest[where]), initial=0.0))
+        return absolute, absolute / scale if scale > 0 else absolute
+
+    for block in decisions.blocks:
+        size = block.tensor.numel()
+        name = "objective bound" if block.name == EPIGRAPH else block.name
+        blocks[name] = sizes(slice(start, start + size))
+        start += size
+    absolute, scaled = sizes(slice(None))
+    pull = projected(g.objective, forces.at_lower, forces.at_upper)
+    total, left = float(pull @ pull), float(residual @ residual)
+    balance = 1 - left / total if total > 0 else (1.0 if left == 0 else float("nan"))
+    return absolute, scaled, blocks, balance
+
+
+# ------------------------------------------------------------------------------------------- values
+@dataclass
+class _Values:
+    """Feasibility and complementarity.
+
+    Attributes:
+        violations: largest per constraint, in its units.
+        scaled: largest violation / (1 + |bound|).
+        worst: its constraint.
+        dual: least multiplier of an inequality, at most 0.
+        products: largest |multiplier * residual| per constraint.
+        complementarity: largest of those of inequalities.
+        total: |sum multiplier * residual|.
+        strict: strict complementarity margin.
+    """
+
+    violations: dict[str, float]
+    scaled: float
+    worst: str
+    dual: float
+    products: dict[str, float]
+    complementarity: float
+    total: float
+    strict: float
+
+
+def _values(
+    evaluator: Evaluator,
+    point: Point,
+    multipliers: Sequence[NDArray[np.float64] | None],
+    scales: Sequence[NDArray[np.float64]],
+) -> _Values:
+    result = _Values({}, 0.0, "", 0.0, {}, 0.0, 0.0, float("nan"))
+    largest = max((float(np.max(np.abs(m), initial=0.0)) for m in multipliers if m is not None), default=0.0)
+    signed = 0.0
+    for i, part in enumerate(evaluator.program.parts):
+        residual = point.selected(i)
+        violation = np.abs(residual) if part.kind == "==" else np.maximum(0.0, residual)
+        name = "objective" if part.constraint == EPIGRAPH else part.constraint
+        size = float(np.max(violation, initial=0.0))
+        result.violations[name] = max(result.violations.get(name, 0.0), size)
+        scaled = float(np.max(violation / scales[i], initial=0.0))
+        if scaled > result.scaled or not result.worst or np.isnan(scaled):
+            result.scaled, result.worst = scaled, name
+        given = multipliers[i]
+        if given is None:
+            continue
+        product = np.where(np.isfinite(residual), given * np.where(np.isfinite(residual), residual, 0.0), 0.0)
+        signed += float(product.sum())
+        biggest = float(np.max(np.abs(product), initial=0.0))
+        result.products[name] = max(result.products.get(name, 0.0), biggest)
+        if part.kind == "<=":
+            result.complementarity = max(result.complementarity, biggest)
+            result.dual = min(result.dual, float(np.min(given, initial=0.0)))
+            margin = np.maximum(given / (largest or 1.0), -residual / scales[i])
+            result.strict = float(np.nanmin([result.strict, np.min(margin, initial=np.inf)]))
+    result.total = abs(signed)
+    return result

@@ -1,0 +1,150 @@
+"""Exact values of a program at its current decisions, and multipliers brought to their shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from constrain.lowering.lower import EPIGRAPH
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from constrain.lowering.program import Part
+    from constrain.runtime.evaluator import Evaluator
+
+__all__ = ["Point", "align", "array_of", "bound_scale", "read_point", "reduce_to", "user_objective"]
+
+
+def array_of(value: Any) -> NDArray[np.float64]:
+    """A tensor as a float64 array on the host."""
+    return (
+        value.detach().cpu().double().numpy()
+        if isinstance(value, torch.Tensor)
+        else np.asarray(value, np.float64)
+    )
+
+
+@dataclass(frozen=True)
+class Point:
+    """Exact values at one point.
+
+    Attributes:
+        objective: of the program, which minimizes.
+        residuals: per part; of a constraint per row one entry per row of its sample.
+        surrogates: the same with the surrogates of rates in place of the rates; the same arrays without
+            rates.
+        masks: per part the rows that it selects, (rows,) bool; None for all, and for parts that are not per
+            row.
+        sides: per form its left side and bounds as written; of a constraint per row one entry per row.
+    """
+
+    objective: float
+    residuals: list[NDArray[np.float64]]
+    surrogates: list[NDArray[np.float64]]
+    masks: list[NDArray[np.bool_] | None]
+    sides: list[tuple[NDArray[np.float64], ...]]
+
+    def selected(self, i: int) -> NDArray[np.float64]:
+        """Residuals of part `i`; -inf for rows that it does not select (they can never be violated)."""
+        mask = self.masks[i]
+        if mask is None:
+            return self.residuals[i]
+        return np.where(_spread(mask, self.residuals[i].ndim), self.residuals[i], -np.inf)
+
+    def rows_of(self, k: int, i: int) -> tuple[list[NDArray[np.float64]], NDArray[np.int64]]:
+        """Sides of form `k`, a constraint per row, on the rows that its part `i` selects; their numbers."""
+        sides = self.sides[k]
+        shape = np.broadcast_shapes(*(side.shape for side in sides))
+        mask = self.masks[i]
+        rows: NDArray[np.int64] = np.flatnonzero(np.ones(shape[0]) if mask is None else mask)
+        return [np.array(np.broadcast_to(side, shape)[rows]) for side in sides], rows
+
+
+def _spread(mask: NDArray[np.bool_], dimensions: int) -> NDArray[np.bool_]:
+    return mask.reshape(-1, *(1 for _ in range(dimensions - 1)))
+
+
+def read_point(evaluator: Evaluator) -> Point:
+    """Exact values of everything, by full passes over the data."""
+    program = evaluator.program
+    outer = evaluator.full("exact")
+    soft = evaluator.full("primal") if program.has_rates else outer
+    residuals: list[NDArray[np.float64]] = []
+    surrogates: list[NDArray[np.float64]] = []
+    masks: list[NDArray[np.bool_] | None] = []
+    for i, part in enumerate(program.parts):
+        if part.rows is None:
+            residuals.append(array_of(outer.residuals[i]))
+            surrogates.append(array_of(soft.residuals[i]))
+            masks.append(None)
+            continue
+        exact, mask = evaluator.row_residuals(i, "exact")
+        residuals.append(array_of(exact))
+        surrogates.append(
+            array_of(evaluator.row_residuals(i, "primal")[0]) if program.has_rates else residuals[-1]
+        )
+        masks.append(None if mask is None else mask.cpu().numpy().astype(bool))
+    sides = [tuple(array_of(side) for side in form) for form in evaluator.sides()]
+    return Point(float(outer.objective), residuals, surrogates, masks, sides)
+
+
+def user_objective(evaluator: Evaluator, point: Point) -> float:
+    """The objective as written: in the user's sense, and not the bound variable of the epigraph rule."""
+    program = evaluator.program
+    for form, sides in zip(program.forms, point.sides, strict=True):
+        if form.name == EPIGRAPH:
+            return program.sign * float(sides[0])
+    return program.sign * point.objective
+
+
+def align(
+    part: Part, given: Mapping[str, Any] | None, residual: NDArray[np.float64], mask: NDArray[np.bool_] | None
+) -> NDArray[np.float64] | None:
+    """Multipliers of a part in the shape of its residual: 0 for rows not selected; None when not given."""
+    if given is None or given.get(part.key) is None:
+        return None
+    value = array_of(given[part.key])
+    if mask is not None and value.shape[:1] != residual.shape[:1] and value.shape[:1] == (int(mask.sum()),):
+        scattered = np.zeros(residual.shape)
+        scattered[mask] = value
+        return scattered
+    full = np.array(np.broadcast_to(value, residual.shape))
+    if mask is not None:
+        full[~mask] = 0.0
+    return full
+
+
+def reduce_to(
+    shape: tuple[int, ...], values: NDArray[np.float64], *, lead: bool, how: np.ufunc = np.add
+) -> NDArray[np.float64]:
+    """Combines the entries of a part to the shape of the constraint as written, by `how` (a sum by default).
+
+    A worst-case constraint has one multiplier, the sum over the cases. With `lead`, the first axis (levels or
+    rows) is one of the constraint as written, and the cases are trailing axes; else they are leading ones.
+    """
+    extra = values.ndim - len(shape)
+    if extra > 0:
+        axes = range(len(shape), values.ndim) if lead else range(extra)
+        values = how.reduce(values, axis=tuple(axes))
+    broad = tuple(
+        i for i, (have, want) in enumerate(zip(values.shape, shape, strict=False)) if want == 1 < have
+    )
+    if broad:
+        values = how.reduce(values, axis=broad, keepdims=True)
+    return np.array(np.broadcast_to(values, shape)) if values.shape != shape else values
+
+
+def bound_scale(sides: tuple[NDArray[np.float64], ...], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """1 + |bound| for each entry of a part's residual; entries share the largest one where shapes differ."""
+    size: NDArray[np.float64] = np.zeros(())
+    for side in sides[1:]:
+        size = np.maximum(
+            size, np.abs(side) if side.shape in ((), shape) else np.max(np.abs(side), initial=0.0)
+        )
+    return 1.0 + np.broadcast_to(size, shape)

@@ -1,0 +1,87 @@
+"""Where a solution comes from: versions, options, and a stable hash of the data it was computed from."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import constrain
+from constrain.runtime.binding import as_array
+from constrain.solution.records import Provenance
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from constrain.lowering.program import Program
+    from constrain.runtime.binding import Population
+    from constrain.runtime.evaluator import Evaluator
+    from constrain.runtime.result import RawResult
+
+__all__ = ["Facts", "fingerprint", "provenance_of"]
+
+_PACKAGES = ("torch", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the analysis and the router know.
+
+    Attributes:
+        certified_convex: convex in all decisions, by proof.
+        problem_class: such as `"LP"`, `"convex"`, `"nonlinear"`.
+        route: which route was taken and why, in words.
+    """
+
+    certified_convex: bool = False
+    problem_class: str = ""
+    route: str = ""
+
+
+def fingerprint(population: Population) -> str:
+    """16 digits of the SHA-256 over names, types, shapes and values of the used columns, as given."""
+    digest = hashlib.sha256()
+    for name in sorted(population.columns):
+        array = as_array(population.data.values(name))
+        digest.update(f"{name}|{array.dtype.kind}|{array.shape}|".encode())
+        if array.dtype.kind in "OUS":
+            digest.update("\x1f".join(map(str, array.ravel().tolist())).encode())
+        else:
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def provenance_of(
+    program: Program,
+    evaluator: Evaluator,
+    holdout: Evaluator | None,
+    raw: RawResult,
+    facts: Facts,
+    seed: int | None,
+    options: Mapping[str, Any] | None,
+) -> Provenance:
+    """The record of a solve."""
+    versions = {"constrain": constrain.__version__, "python": platform.python_version()}
+    versions.update((name, metadata.version(name)) for name in _PACKAGES)
+    data: dict[str, dict[str, Any]] = {}
+    for split, source in (("train", evaluator), ("holdout", holdout)):
+        for population in source.populations.values() if source is not None else ():
+            described = {"rows": population.rows, "sha256": fingerprint(population)}
+            data[f"{split}:{population.data.name}"] = described
+    return Provenance(
+        versions=versions,
+        solver=raw.solver,
+        route=facts.route,
+        problem_class=facts.problem_class,
+        convex=facts.certified_convex,
+        source=repr(program.problem),
+        seed=seed,
+        seconds=raw.seconds,
+        iterations=raw.iterations,
+        options={key: str(value) for key, value in dict(options or {}).items()},
+        data=data,
+    )

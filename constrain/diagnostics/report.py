@@ -1,0 +1,372 @@
+"""Views of a solution's records: aligned text, Markdown, JSON. Nothing is computed here."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from constrain.diagnostics.table import aligned, cut, fitted, markdown, wrapped
+from constrain.errors import ModelingError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from constrain.solution import KKT, ConstraintResult, Estimate, Evaluation, Solution
+
+__all__ = ["constraint_rows", "evaluation_text", "kkt_text", "report"]
+
+SHOWN = 6
+"""Entries of a block that are listed; the worst ones."""
+
+WIDTH = 110
+"""Columns of a report."""
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A number for a table: fixed point near 1, else with an exponent."""
+    if not math.isfinite(value):
+        return {math.inf: "inf", -math.inf: "-inf"}.get(value, "")
+    if value == 0:
+        return "0"
+    return f"{value:.{digits}f}" if 1e-3 <= abs(value) < 1e5 else f"{value:.{max(1, digits - 2)}e}"
+
+
+def limit_text(value: float) -> str:
+    """A bound, as short as the user wrote it."""
+    return f"{value:.6g}" if math.isfinite(value) else number(value)
+
+
+def short(value: float) -> str:
+    """A residual: two digits with an exponent."""
+    return "-" if math.isnan(value) else "0" if value == 0 else f"{value:.1e}"
+
+
+def plus_minus(value: float, lower: float, upper: float) -> str:
+    """`0.6883 ± 0.0224`, without the second part where it is unknown or zero."""
+    half = (upper - lower) / 2
+    return number(value) if math.isnan(half) or half == 0 else f"{number(value)} ± {number(half)}"
+
+
+# ------------------------------------------------------------------------------------------ records
+def constraint_rows(c: ConstraintResult) -> list[dict[str, Any]]:
+    """One plain record per entry: value, bound, slack, violation, hold-out, verdict, multiplier, price."""
+    shape = np.shape(c.value)
+
+    def spread(value: Any) -> list[Any]:
+        return np.broadcast_to(np.asarray(value), shape).ravel().tolist()
+
+    size = max(1, int(np.prod(shape))) if shape else 1
+    double = c.op == "between"
+    lower, upper = (c.bound[0], c.bound[1]) if isinstance(c.bound, tuple) else (c.bound, c.bound)
+    columns: dict[str, list[Any]] = {
+        "constraint": c.labels,
+        "value": spread(c.value),
+        **(
+            {"lower_bound": spread(lower), "upper_bound": spread(upper)}
+            if double
+            else {"bound": spread(lower)}
+        ),
+        "slack": spread(c.slack),
+        "violation": spread(c.violation),
+        "verdict": list(c.train.verdicts) or [c.train.verdict] * size,
+    }
+    if c.train.share is None:
+        columns |= {"interval_lower": spread(c.train.lower), "interval_upper": spread(c.train.upper)}
+    if c.holdout is not None and c.holdout.share is None:
+        columns |= {
+            "holdout_value": spread(c.holdout.value),
+            "holdout_lower": spread(c.holdout.lower),
+            "holdout_upper": spread(c.holdout.upper),
+            "holdout_verdict": list(c.holdout.verdicts),
+        }
+    if c.has_duals:
+        columns |= {"multiplier": spread(c.multiplier), "shadow_price": spread(c.shadow_price)}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+HEADER = ("constraint", "as written", "value", "bound", "hold-out", "verdict", "multiplier", "shadow price")
+
+
+def _table(s: Solution) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [HEADER]
+    for name in s.names:
+        rows += _block(s, s[name])
+    return rows
+
+
+def _block(s: Solution, c: ConstraintResult) -> list[tuple[str, ...]]:
+    if c.rows is not None:
+        return [_summary(s, c)]
+    records = constraint_rows(c)
+    order = list(range(len(records)))
+    if len(records) > SHOWN:
+        multipliers = [abs(r.get("multiplier", 0.0)) for r in records]
+        order.sort(key=lambda k: (-records[k]["violation"], -multipliers[k], records[k]["slack"]))
+    rows: list[tuple[str, ...]] = []
+    doubtful = c.name in {d.partition("[")[0] for d in s.record.dependent}
+    for position, k in enumerate(order[:SHOWN]):
+        record = records[k]
+        bound = (
+            limit_text(record["bound"])
+            if "bound" in record
+            else (f"{limit_text(record['lower_bound'])} … {limit_text(record['upper_bound'])}")
+        )
+        held = "holdout_value" in record
+        shown = (
+            plus_minus(record["holdout_value"], record["holdout_lower"], record["holdout_upper"])
+            if held
+            else ""
+        )
+        mark = " (!)" if doubtful else ""
+        rows.append(
+            (
+                cut(record["constraint"], 26),
+                c.text if position == 0 else "",
+                number(record["value"]),
+                bound,
+                shown,
+                record["holdout_verdict"] if held else record["verdict"],
+                number(record["multiplier"]) + mark if "multiplier" in record else "-",
+                number(record["shadow_price"]) + mark if "shadow_price" in record else "-",
+            )
+        )
+    if len(records) > SHOWN:
+        rows.append((f"  ... and {len(records) - SHOWN} more", "", "", "", "", "", "", ""))
+    return rows
+
+
+def _summary(s: Solution, c: ConstraintResult) -> tuple[str, ...]:
+    """One line for a constraint per row: shares of violated rows, largest multiplier."""
+    del s
+    held = "" if c.holdout is None else f"{100 * (c.holdout.share or 0.0):.3g}% off"
+    bounds = np.zeros(0) if isinstance(c.bound, tuple) else np.ravel(c.bound)
+    bound = limit_text(float(bounds[0])) if bounds.size and np.ptp(bounds) == 0 else ""
+    return (
+        cut(f"{c.name} ({np.shape(c.value)[0]} rows)", 26),
+        c.text,
+        f"{100 * (c.train.share or 0.0):.3g}% off",
+        bound,
+        held,
+        (c.holdout or c.train).verdict,
+        f"max {number(float(np.max(np.abs(c.multiplier), initial=0.0)))}" if c.has_duals else "-",
+        f"sum {number(float(np.sum(c.shadow_price)))}" if c.has_duals else "-",
+    )
+
+
+# ------------------------------------------------------------------------------------------ lines
+def _kkt_lines(k: KKT) -> list[str]:
+    first = (
+        f"stationarity {short(k.stationarity)} (scaled {short(k.stationarity_scaled)})  "
+        f"feasibility {short(k.feasibility)}  complementarity {short(k.complementarity)}  "
+        f"dual feasibility {'ok' if k.dual_feasibility >= -k.tolerance else short(k.dual_feasibility)}"
+    )
+    second = f"gap {short(k.gap)} ({k.gap_kind})  rank {k.rank} of {k.active}"
+    second += f"  force balance {number(k.force_balance, 3)}"
+    if k.origin == "best fit":
+        second += "  multipliers: best fit"
+    if k.surrogate:
+        second += "  gradients of rates: surrogates"
+    return [first, second]
+
+
+def _status_text(s: Solution) -> str:
+    words: list[str] = [f"{s.status.value}: {s.status.meaning}"]
+    held = [s[name] for name in s.names if s[name].holdout is not None]
+    open_ones = [c for c in held if c.verdict in ("violated", "undecided")]
+    if open_ones:
+        words.append(f"on the hold-out {len(open_ones)} of {len(held)} constraints not confirmed")
+    if not s.status.solved and s.message:
+        words.append(s.message)
+    return "; ".join(words)
+
+
+def _objective_text(s: Solution) -> str:
+    if s.sense == "find":
+        return "none (feasibility problem)"
+    shown = f"{s.sense} {number(s.objective, 6)}"
+    if s.holdout is not None:
+        shown += f"   hold-out {plus_minus(s.holdout.objective, *s.holdout.interval)}"
+    if s.bound is not None:
+        shown += f"   proven bound {number(s.bound, 6)}"
+    return shown
+
+
+def _next_steps(s: Solution) -> str:
+    steps: list[str] = []
+    if s.record.dependent:
+        steps.append("solution.kkt().dependent")
+    if not s.status.solved and s.names:
+        steps.append(f'solution["{s.record.worst if s.record.worst in s.names else s.names[0]}"].worst()')
+    if s.names and not any(s[name].has_duals for name in s.names):
+        steps.append("solution.kkt().fit")
+    if s.holdout is None and s.train.rows:
+        steps.append("solution.evaluate(D_test)")
+    steps.append("solution.kkt()")
+    if len(s.history) > 1:
+        steps.append("solution.history.to_frame()")
+    return "   ".join(steps)
+
+
+def _provenance_lines(s: Solution) -> list[str]:
+    p = s.provenance
+    sizes = [f"{name} n={rows}" for name, rows in zip(s.train.data, s.train.rows, strict=True)]
+    if s.holdout is not None:
+        sizes += [
+            f"hold-out {name} n={rows}" for name, rows in zip(s.holdout.data, s.holdout.rows, strict=True)
+        ]
+    parts = [
+        p.solver,
+        p.problem_class,
+        *sizes,
+        "no seed" if p.seed is None else f"seed {p.seed}",
+        f"{p.seconds:.2f} s",
+    ]
+    return [" | ".join(part for part in parts if part)]
+
+
+def _text(s: Solution) -> str:
+    lines = wrapped("constrain", _provenance_lines(s)[0])
+    if s.provenance.route:
+        lines += wrapped("route", s.provenance.route)
+    lines += wrapped("status", _status_text(s))
+    lines += wrapped("objective", _objective_text(s))
+    if s.names:
+        lines += aligned(fitted(_table(s), 1, WIDTH), left=2)
+    first, second = _kkt_lines(s.record)
+    lines += [*wrapped("KKT", first), *wrapped("", second)]
+    for warning in s.warnings:
+        lines += wrapped("warning", str(warning))
+    lines += wrapped("next steps", _next_steps(s))
+    return "\n".join(lines)
+
+
+def _markdown(s: Solution) -> str:
+    lines = [f"# {s.status.value}", "", f"{_status_text(s)}.", ""]
+    lines += [f"- objective: {_objective_text(s)}", f"- {_provenance_lines(s)[0]}"]
+    lines += [f"- route: {s.provenance.route}"] if s.provenance.route else []
+    if s.names:
+        lines += ["", *markdown(_table(s), left=2)]
+    lines += ["", "## KKT", "", *(f"- {line}" for line in _kkt_lines(s.record))]
+    if s.warnings:
+        lines += ["", "## Warnings", "", *(f"- {warning}" for warning in s.warnings)]
+    return "\n".join(lines) + "\n"
+
+
+def finite(value: Any) -> Any:
+    """Numbers that JSON lacks as text: `"NaN"`, `"Infinity"`, `"-Infinity"`."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in cast("dict[str, Any]", value).items()}
+    return [finite(item) for item in cast("list[Any]", value)] if isinstance(value, list) else value
+
+
+def _json(s: Solution) -> str:
+    return json.dumps(finite(s.to_dict()), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def report(s: Solution, path: str | Path | None = None, format: str | None = None) -> str:
+    """The report of a solution; written to `path` when one is given.
+
+    Raises:
+        ModelingError: E142 for a format that does not exist.
+    """
+    suffixes = {".md": "markdown", ".json": "json", ".html": "html", ".htm": "html"}
+    chosen = format or ("text" if path is None else suffixes.get(Path(path).suffix, "text"))
+    views = {"text": _text, "markdown": _markdown, "md": _markdown, "json": _json}
+    if chosen not in views:
+        raise ModelingError(
+            "E142",
+            f"reports come as text, markdown or json; {chosen!r} does not exist",
+            fix='format="markdown"',
+        )
+    result = views[chosen](s)
+    if path is not None:
+        Path(path).write_text(result if result.endswith("\n") else result + "\n", encoding="utf-8")
+    return result
+
+
+# ------------------------------------------------------------------------------------ other records
+def kkt_text(k: KKT) -> str:
+    """The KKT record, one quantity a line."""
+    rows: list[tuple[str, str]] = [
+        ("stationarity", f"{short(k.stationarity)}, scaled {short(k.stationarity_scaled)}"),
+        ("force balance", number(k.force_balance, 4)),
+        ("feasibility", f"{short(k.feasibility)}" + (f" ({k.worst})" if k.worst else "")),
+        ("dual feasibility", short(k.dual_feasibility)),
+        ("complementarity", f"{short(k.complementarity)}, scaled {short(k.complementarity_scaled)}"),
+        ("gap", f"{short(k.gap)}, scaled {short(k.gap_scaled)} ({k.gap_kind})"),
+        ("rank", f"{k.rank} of {k.active} active" + (f", {k.truncated} left out" if k.truncated else "")),
+    ]
+    if k.singular_values.size:
+        rows.append(
+            (
+                "singular values",
+                f"{short(float(k.singular_values[0]))} … {short(float(k.singular_values[-1]))}",
+            )
+        )
+    rows.append(("multipliers", _origin(k)))
+    if not math.isnan(k.strict_complementarity):
+        rows.append(("strictness", short(k.strict_complementarity)))
+    if k.surrogate:
+        rows.append(("surrogates", "gradients are those of the surrogates of rates; values are exact"))
+    lines = [f"{label:<17} {text}" for label, text in rows]
+    if len(k.blocks) > 1:
+        lines.append("stationarity by decision")
+        lines += [
+            f"  {cut(name, 40):<40} {short(a)}, scaled {short(b)}" for name, (a, b) in _largest(k.blocks)
+        ]
+    for warning in k.warnings:
+        lines += wrapped("warning", str(warning), indent=18)
+    return "\n".join(lines)
+
+
+def _largest(blocks: dict[str, tuple[float, float]]) -> Sequence[tuple[str, tuple[float, float]]]:
+    return sorted(blocks.items(), key=lambda item: -item[1][0])[:8]
+
+
+def _origin(k: KKT) -> str:
+    if k.origin != "given":
+        return f"{k.origin}; stationarity {short(k.fit_stationarity)}"
+    return (
+        f"given; best fit differs by {short(k.fit_distance)} (its stationarity {short(k.fit_stationarity)})"
+    )
+
+
+def evaluation_text(e: Evaluation) -> str:
+    """An evaluation: objective and one line per constraint entry."""
+    sizes = ", ".join(f"{name} n={rows}" for name, rows in zip(e.data, e.rows, strict=True))
+    lines = wrapped("data", sizes) + wrapped("objective", plus_minus(e.objective, e.lower, e.upper))
+    rows: list[tuple[str, ...]] = [("constraint", "as written", "value", "bound", "verdict")]
+    for name, estimate in e.estimates.items():
+        rows += _estimate_rows(name, e.texts.get(name, ""), estimate)
+    return "\n".join([*lines, *(aligned(fitted(rows, 1, WIDTH), left=2) if len(rows) > 1 else [])])
+
+
+def _estimate_rows(name: str, text: str, estimate: Estimate) -> list[tuple[str, ...]]:
+    if estimate.share is not None:
+        shown = f"{estimate.share:.2%} of {estimate.smallest} rows violated"
+        return [(name, text, shown, "", estimate.verdict)]
+    shape = np.shape(estimate.value)
+    values, lower, upper = (
+        np.broadcast_to(x, shape).ravel() for x in (estimate.value, estimate.lower, estimate.upper)
+    )
+    bounds = [
+        np.broadcast_to(b, shape).ravel()
+        for b in (estimate.bound if isinstance(estimate.bound, tuple) else (estimate.bound,))
+    ]
+    violation = np.broadcast_to(estimate.violation, shape).ravel()
+    order = np.argsort(-violation, kind="stable")[:SHOWN] if values.size > SHOWN else np.arange(values.size)
+    rows: list[tuple[str, ...]] = []
+    for position, k in enumerate(order.tolist()):
+        label = name if not shape else f"{name}[{k}]"
+        bound = " … ".join(limit_text(float(b[k])) for b in bounds)
+        shown = plus_minus(float(values[k]), float(lower[k]), float(upper[k]))
+        rows.append((label, text if position == 0 else "", shown, bound, estimate.verdicts[k]))
+    if values.size > SHOWN:
+        rows.append((f"  ... and {values.size - SHOWN} more", "", "", "", ""))
+    return rows

@@ -1,0 +1,241 @@
+"""`Solution`: status, objective, constraints by name, diagnostics, history, provenance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from constrain._lazy import diagnostics_report, pandas
+from constrain.errors import ModelingError
+from constrain.language.data import suggest
+from constrain.solution import storage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from constrain.language.data import Data
+    from constrain.solution.constraint import ConstraintResult
+    from constrain.solution.records import KKT, Estimate, Provenance, Status, Warn
+
+__all__ = ["Evaluation", "History", "Live", "Solution"]
+
+
+class Live(Protocol):
+    """The problem behind a solution, when it is at hand; made by `constrain.diagnostics.alive`."""
+
+    def kkt(self, multipliers: Mapping[str, Any] | None, tolerance: float) -> KKT:
+        """KKT quantities at the solution's point."""
+        ...
+
+    def evaluate(self, data: Data | Mapping[str, Data]) -> Evaluation:
+        """Statistics at the solution's point on other data."""
+        ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A solution's objective and constraints on some data.
+
+    Attributes:
+        data: names of the samples.
+        rows: rows per sample.
+        objective: value in the user's sense.
+        lower: lower end of its 95 % interval (sampling error of these rows).
+        upper: upper end.
+        estimates: per constraint its statistics.
+        texts: per constraint its text as written.
+    """
+
+    data: tuple[str, ...]
+    rows: tuple[int, ...]
+    objective: float
+    lower: float
+    upper: float
+    estimates: dict[str, Estimate]
+    texts: dict[str, str]
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Two-sided interval of the objective."""
+        return self.lower, self.upper
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the constraints."""
+        return tuple(self.estimates)
+
+    def __getitem__(self, name: str) -> Estimate:
+        return _named(self.estimates, name)
+
+    def __str__(self) -> str:
+        return str(diagnostics_report().evaluation_text(self))
+
+
+class History(list[dict[str, Any]]):
+    """One record per recorded step; keys `step`, `objective`, `violation`, `multiplier:KEY`, ..."""
+
+    def to_frame(self) -> Any:
+        """A pandas frame with one row per recorded step.
+
+        Raises:
+            ModelingError: E143 without pandas.
+        """
+        return frame_of(self)
+
+
+def frame_of(rows: list[dict[str, Any]]) -> Any:
+    """A pandas frame of records.
+
+    Raises:
+        ModelingError: E143 without pandas.
+    """
+    try:
+        return pandas().DataFrame(rows)
+    except ModuleNotFoundError:
+        raise ModelingError(
+            "E143", "a frame needs pandas", fix="pip install pandas, or use the records as they are"
+        ) from None
+
+
+def _named(table: Mapping[str, Any], name: str) -> Any:
+    if name not in table:
+        raise ModelingError(
+            "E139",
+            f"there is no constraint {name!r}{suggest(name, table)}",
+            fix=f"one of {', '.join(table)}" if table else "the problem has no constraints",
+        )
+    return table[name]
+
+
+@dataclass
+class Solution:
+    """What a solve returns.
+
+    Attributes:
+        status: how much is known.
+        objective: exact value on the training data, in the user's sense.
+        sense: `minimize`, `maximize` or `find`.
+        constraints: results by name, in the user's order.
+        train: statistics on the training data.
+        holdout: statistics on the hold-out, None without one.
+        record: KKT quantities at the point with the solver's multipliers.
+        variables: values of the `Variable`s by name.
+        weights: parameters and buffers of the models by `model.parameter`.
+        multipliers: per part key, in the sign of the program that minimizes; None when there are none.
+        history: one record per recorded step.
+        warnings: what a reader must know.
+        provenance: versions, seed, time, data fingerprints, source.
+        bound: proven bound of the optimal value in the user's sense, None without.
+        message: the solver's words.
+        live: the problem behind it; None after `load` without one.
+    """
+
+    status: Status
+    objective: float
+    sense: str
+    constraints: dict[str, ConstraintResult]
+    train: Evaluation
+    holdout: Evaluation | None
+    record: KKT
+    variables: dict[str, NDArray[Any]]
+    weights: dict[str, NDArray[Any]]
+    multipliers: dict[str, NDArray[np.float64]] | None
+    history: History
+    warnings: tuple[Warn, ...]
+    provenance: Provenance
+    bound: float | None = None
+    message: str = ""
+    live: Live | None = field(default=None, repr=False, compare=False)
+
+    # ---- constraints
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the constraints, in the user's order."""
+        return tuple(self.constraints)
+
+    def __getitem__(self, name: str) -> ConstraintResult:
+        result: ConstraintResult = _named(self.constraints, name)
+        return result
+
+    # ---- diagnostics
+    def kkt(self, multipliers: Mapping[str, Any] | None = None, tolerance: float | None = None) -> KKT:
+        """First-order conditions at this point.
+
+        Args:
+            multipliers: per part key (`parity:upper`) others than the solver's; recomputes.
+            tolerance: of the judgement; recomputes when it differs from that of the solve.
+
+        Raises:
+            ModelingError: E141 when it has to be recomputed and the problem is not at hand.
+        """
+        if multipliers is None and tolerance in (None, self.record.tolerance):
+            return self.record
+        given = self.multipliers if multipliers is None else multipliers
+        return self._need("kkt()").kkt(given, self.record.tolerance if tolerance is None else tolerance)
+
+    def evaluate(self, data: Data | Mapping[str, Data]) -> Evaluation:
+        """Objective and constraints at this point on other data.
+
+        Columns are bound by name (semantics S12).
+
+        Args:
+            data: a sample when the problem has one, else samples by the name of the one they replace.
+
+        Raises:
+            DataError: E106, E124, E135 when the data does not fit.
+            ModelingError: E141 when the problem is not at hand.
+        """
+        return self._need("evaluate()").evaluate(data)
+
+    def _need(self, what: str) -> Live:
+        if self.live is None:
+            raise ModelingError(
+                "E141",
+                f"{what} needs the problem, and this solution was loaded without it",
+                fix="cn.load(folder, problem=problem)",
+            )
+        return self.live
+
+    # ---- views
+    def __str__(self) -> str:
+        return self.report()
+
+    def __repr__(self) -> str:
+        count = len(self.constraints)
+        return f"<Solution {self.status.value}: objective {self.objective:.6g}, {count} constraints>"
+
+    def report(self, path: str | Path | None = None, format: str | None = None) -> str:  # the field's word
+        """The report as text, Markdown or JSON.
+
+        Args:
+            path: a file to write it to; its suffix chooses the format when `format` is None.
+            format: `text`, `markdown` or `json`.
+
+        Raises:
+            ModelingError: E142 for another format.
+        """
+        return str(diagnostics_report().report(self, path, format))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One record per constraint and level: what `to_frame` shows."""
+        return [row for name in self.names for row in diagnostics_report().constraint_rows(self[name])]
+
+    def to_frame(self) -> Any:
+        """A pandas frame with one row per constraint and level.
+
+        Raises:
+            ModelingError: E143 without pandas.
+        """
+        return frame_of(self.rows())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the decisions, as plain Python values (arrays become lists)."""
+        return storage.plain_dict(self)
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes `solution.json` and `arrays.npz` (no pickle) into a folder, which is made when needed."""
+        return storage.save(self, folder)

@@ -1,0 +1,86 @@
+"""Reads what `storage.py` wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from constrain._lazy import diagnostics_alive
+from constrain.errors import DataError
+from constrain.solution.answer import Evaluation, History, Solution
+from constrain.solution.constraint import ConstraintResult, PartResult
+from constrain.solution.records import KKT, Estimate, Provenance, Status, Warn
+from constrain.solution.storage import SCHEMA
+
+if TYPE_CHECKING:
+    from constrain.language.problem import Problem
+
+__all__ = ["load"]
+
+_TYPES: dict[str, type[Any]] = {
+    kind.__name__: kind
+    for kind in (KKT, Estimate, Provenance, Warn, ConstraintResult, PartResult, Evaluation)
+}
+
+
+def _decode(value: Any, arrays: Any) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, arrays) for item in cast("list[Any]", value)]
+    if not isinstance(value, dict):
+        return value
+    stored = cast("dict[str, Any]", value)
+    if "$type" in stored:
+        fields = {key: _decode(item, arrays) for key, item in stored.items() if key != "$type"}
+        return _TYPES[stored["$type"]](**fields)
+    if "$dict" in stored:
+        return {key: _decode(item, arrays) for key, item in stored["$dict"]}
+    if "$tuple" in stored:
+        return tuple(_decode(item, arrays) for item in stored["$tuple"])
+    if "$array" in stored:
+        listed = [_decode(item, arrays) for item in stored["$array"]]
+        return np.asarray(listed, dtype=np.dtype(stored["dtype"])).reshape(stored["shape"])
+    if "$npz" in stored:
+        return arrays[stored["$npz"]]
+    if "$status" in stored:
+        return Status(stored["$status"])
+    return float(stored["$float"])
+
+
+def load(folder: str | Path, problem: Problem | None = None) -> Solution:
+    """Reads a solution that `Solution.save` wrote.
+
+    Args:
+        folder: the folder.
+        problem: the same problem, built again. Its variables and models receive the stored values (checked by
+            name and shape), and `kkt()` and `evaluate()` can compute. Without it everything recorded can be
+            read.
+
+    Raises:
+        DataError: E144 when the folder holds no solution, or one of a newer version.
+        ModelingError: E137, E145 when the problem's decisions or constraints differ.
+    """
+    source = Path(folder)
+    file = source / "solution.json"
+    if not file.is_file():
+        raise DataError(
+            "E144", f"{source} holds no solution.json", fix="the folder given to solution.save(...)"
+        )
+    document = json.loads(file.read_text(encoding="utf-8"))
+    if document.get("schema") != SCHEMA:
+        raise DataError("E144", f"{file} has schema {document.get('schema')!r}; this version reads {SCHEMA}")
+    with np.load(source / "arrays.npz", allow_pickle=False) as archive:
+        arrays = {key: archive[key] for key in archive.files}
+    body = {key: _decode(item, arrays) for key, item in document["solution"].items()}
+
+    def group(kind: str) -> dict[str, Any]:
+        return {k.removeprefix(f"{kind}:"): v for k, v in arrays.items() if k.startswith(f"{kind}:")}
+
+    body["history"] = History(body["history"])
+    body["multipliers"] = group("multiplier") if document["multipliers"] else None
+    solution = Solution(**body, variables=group("variable"), weights=group("weight"))
+    if problem is not None:
+        solution.live = diagnostics_alive().revive(problem, solution)
+    return solution
