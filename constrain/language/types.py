@@ -76,9 +76,17 @@ def type_of(node: n.Node) -> Type:
     known = _known(node)
     if known is not None:
         return known
-    for sub in n.postorder(node):
-        if _known(sub) is None:
-            object.__setattr__(sub, "_type", _infer(sub, [type_of(c) for c in n.children(sub)]))
+    stack = [node]  # only nodes without a type are visited: building a sum of k terms takes k steps
+    while stack:
+        top = stack[-1]
+        parts = [(child, _known(child)) for child in n.children(top)]
+        missing = [child for child, kind in parts if kind is None]
+        if missing:
+            stack.extend(missing)
+            continue
+        if _known(top) is None:
+            object.__setattr__(top, "_type", _infer(top, [kind for _, kind in parts if kind is not None]))
+        stack.pop()
     return type_of(node)
 
 
