@@ -45,7 +45,7 @@ class Lagrangian(nn.Module):
     """
 
     def __init__(
-        self, evaluator: Evaluator, *, rate: float = 0.05, gain: float = 4.0, memory: float = 0.95
+        self, evaluator: Evaluator, *, rate: float = 0.03, gain: float = 1.0, memory: float = 0.95
     ) -> None:
         super().__init__()
         self.evaluator = evaluator
@@ -55,6 +55,8 @@ class Lagrangian(nn.Module):
         self.parts: list[Part] = list(evaluator.program.parts)
         self._last: Estimate | None = None
         self._index: dict[str, Tensor] = {}
+        self.spreads: dict[str, float] = {}
+        self.slope = 0.0
         for part, shape in zip(self.parts, part_shapes(evaluator), strict=True):
             dtype = torch.promote_types(evaluator.dtype, torch.float32)
             zeros = torch.zeros(shape, dtype=dtype, device=evaluator.device)
@@ -193,7 +195,8 @@ class Lagrangian(nn.Module):
         """Measures the steps' scale on a sample of the data.
 
         `|grad f| / (|grad c| * spread)`, with the gradient of a block from one random combination of its entries,
-        and the spread the standard deviation of one row's contribution to c, measured between small batches.
+        and the spread the standard deviation of one row's contribution to c, measured between small batches. Of
+        |grad f| the largest seen so far is used: it vanishes at an unconstrained optimum, multipliers do not.
         """
         if self.evaluator.device.type == "meta":
             return
@@ -203,10 +206,12 @@ class Lagrangian(nn.Module):
         }
         gradients = self._gradient_norms(self.evaluator.estimate(sample), generator)
         spreads = self._spreads(sample, batches)
-        objective = gradients[0] if gradients[0] > 0 else 1.0
+        self.slope = max(self.slope, gradients[0])
+        objective = self.slope or 1.0
         for i, part in enumerate(self.parts):
             slope = gradients[i + 1] or 1.0
             spread = spreads[i] or slope
+            self.spreads[part.key] = spread
             with torch.no_grad():
                 self.buffer("step", part).fill_(objective / (slope * spread))
 

@@ -62,7 +62,7 @@ class AugmentedLagrangian:
         max_penalty: largest penalty; reaching it while infeasible means `likely_infeasible`.
     """
 
-    tolerance: float = 1e-7
+    tolerance: float = 1e-8
     outer: int = 60
     inner: int = 1000
     memory: int = 40
