@@ -20,7 +20,7 @@ class ConstrainError(Exception):
     Attributes:
         code: stable identifier such as `"E101"`.
         at: where in the user's source the offending expression was written, if known.
-        fix: what to write instead.
+        fix: what to write instead; alternatives on lines of their own.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class ConstrainError(Exception):
         self.fix = fix
         lines = [f"[{code}] {message}"]
         if fix:
-            lines.append(f"  write: {fix}")
+            lines.append("  write: " + fix.replace("\n", "\n         "))
         if at is not None:
             lines.append(f"  at:    {at.describe()}")
         super().__init__("\n".join(lines))

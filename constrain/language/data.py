@@ -66,7 +66,7 @@ class Data:
     def __init__(self, name: str, /, **columns: Any) -> None:
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ModelingError(
-                "E117", "the first argument of cn.Data is its name", fix='cn.Data("train", x=X)'
+                "E117", "the first argument of cn.Data is its name", at=here(), fix='cn.Data("train", x=X)'
             )
         if not columns:
             raise DataError(

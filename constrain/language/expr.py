@@ -146,6 +146,14 @@ def as_event(value: Any, where: str) -> Expr:
             at=here(),
             fix="a comparison of columns or models; for an average write E(...)",
         )
+    if isinstance(value.node, n.Between):
+        lower, e, upper = (code(Expr(x)) for x in n.children(value.node))
+        raise ModelingError(
+            "E105",
+            f"{where} needs an event, got the relation {shown(value)}",
+            at=here(),
+            fix=f"({lower} <= {e}) & ({e} <= {upper})",
+        )
     return value
 
 
@@ -197,7 +205,8 @@ class Expr:
         object.__setattr__(self, "node", node)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(getattr(type(self), name, None), property):
+        known = getattr(type(self), name, None)
+        if isinstance(known, property) and known.fset is not None:
             object.__setattr__(self, name, value)
             return
         raise ModelingError(
@@ -434,6 +443,16 @@ class Constraint:
         )
 
     __le__ = __ge__ = __lt__ = __gt__ = _chained
+
+    def _joined(self, _other: object = None) -> Any:
+        raise ModelingError(
+            "E103",
+            f"{shown(self)} is a constraint; constraints are listed, not joined",
+            at=here(),
+            fix="subject_to(first=..., second=...)",
+        )
+
+    __and__ = __rand__ = __or__ = __ror__ = __invert__ = _joined
 
 
 def compare(op: n.CompareOp, lhs: Any, rhs: Any) -> Expr | Constraint:

@@ -146,9 +146,7 @@ def _constraint(name: str, relation: Any) -> n.Node:
             f"constraint {name!r} ( {shown(relation)} ) still depends on every row of {data.name} "
             f"(n={len(data)})",
             at=relation.node.loc or here(),
-            fix=f"say which you mean: E(lhs) <= rhs, one constraint on the average (1 multiplier); "
-            f"P(event) >= share, a share of rows; forall({data.name}, {code(relation)}), "
-            f"one per row ({len(data)} multipliers)",
+            fix=_readings(relation, data),
         )
     if isinstance(relation, Expr) and not relation.type.event:
         raise ModelingError(
@@ -167,6 +165,24 @@ def _constraint(name: str, relation: Any) -> n.Node:
     return relation.node
 
 
+def _readings(relation: Expr, data: Data) -> str:
+    """The three readings of a relation that still depends on every row (semantics S1)."""
+    node, name = relation.node, data.name
+    event = code(relation)
+    readings: list[str] = []
+    if isinstance(node, n.Comparison):
+        lhs, rhs = (f"E({code(x)})" if x.type.random else code(x) for x in (Expr(node.lhs), Expr(node.rhs)))
+        readings.append(f"{lhs} {node.op} {rhs}, for the average (1 multiplier)")
+    if isinstance(node, n.Between):
+        lower, e, upper = (code(Expr(x)) for x in (node.lower, node.arg, node.upper))
+        readings.append(f"cn.between({lower}, E({e}), {upper}), for the average (1 multiplier)")
+        event = f"({lower} <= {e}) & ({e} <= {upper})"
+    readings.append(f"P({event}) >= share, for a share of the rows (1 multiplier)")
+    if not isinstance(node, n.Logic):
+        readings.append(f"forall({name}, {code(relation)}), for every row ({len(data)} multipliers)")
+    return "\n".join(readings)
+
+
 def _objective(expr: Any, word: str) -> n.Node:
     if isinstance(expr, Constraint) or (isinstance(expr, Expr) and expr.type.event):
         raise ModelingError(
@@ -181,7 +197,7 @@ def _objective(expr: Any, word: str) -> n.Node:
             "E101",
             f"the objective {shown(e)} still depends on every row of {e.type.rows.name}",
             at=here(),
-            fix=f"cn.{word}(E(...))",
+            fix=f"cn.{word}(E({code(e)}))",
         )
     if e.type.levels is not None or e.shape not in ((), (1,), None):
         what = f"levels of {e.type.levels.describe()}" if e.type.levels is not None else f"shape {e.shape}"

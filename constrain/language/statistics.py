@@ -34,7 +34,7 @@ def _conditions(
     columns: list[n.Column] = []
     for item in () if by is None else as_list(by):
         node = item.node if isinstance(item, Expr) else None
-        if not isinstance(node, n.Column) or population.row_shape(node.name) != ():
+        if not isinstance(node, n.Column) or node.data.row_shape(node.name) != ():
             raise ModelingError(
                 "E118",
                 f"{word}(..., by=) needs columns with one value per row, got {shown(item)}",
@@ -44,8 +44,10 @@ def _conditions(
         if node.data is not population:
             raise ModelingError(
                 "E107",
-                f"{word}: by={shown(item)} lives on another population than {population.name!r}",
+                f"{word}: the expression lives on {population.name!r} and by={node.name} on "
+                f"{node.data.name!r}",
                 at=here(),
+                fix="one population per statistic",
             )
         columns.append(node)
     return None if event is None else event.node, tuple(columns)
@@ -69,6 +71,15 @@ def _population(e: Expr, word: str) -> Data:
             fix="expand it: the variance is E(g**2) - E(g)**2",
         )
     return e.type.rows
+
+
+def _brackets(word: str, argument: str) -> ModelingError:
+    return ModelingError(
+        "E104",
+        f"{word}[...] is how results are printed, not how they are written",
+        at=here(),
+        fix=f"{word}({argument}), or {word}({argument}, given=D.a == 1)",
+    )
 
 
 class _Expectation:
@@ -95,12 +106,7 @@ class _Expectation:
         return Expr(n.Mean(e.node, event, columns, loc=here()))
 
     def __getitem__(self, item: Any) -> Any:
-        raise ModelingError(
-            "E104",
-            "E[...] is not the syntax; in Python `g | D.a == 1` means `(g | D.a) == 1`",
-            at=here(),
-            fix="E(g), or E(g, given=D.a == 1)",
-        )
+        raise _brackets("E", "g")
 
     def __repr__(self) -> str:
         return "E"
@@ -139,13 +145,17 @@ class _Probability:
         e = as_event(event, "P()")
         if surrogate is not None and surrogate not in SURROGATES:
             raise ModelingError(
-                "E119", f"no surrogate is called {surrogate!r}", at=here(), fix=f"one of {SURROGATES}"
+                "E119",
+                f"no surrogate is called {surrogate!r}",
+                at=here(),
+                fix=" or ".join(f'"{s}"' for s in SURROGATES),
             )
         population = _population(e, "P")
         condition, columns = _conditions(population, given, by, "P")
         return Expr(n.Rate(e.node, condition, columns, surrogate, loc=here()))
 
-    __getitem__ = _Expectation.__getitem__
+    def __getitem__(self, item: Any) -> Any:
+        raise _brackets("P", "event")
 
     def __repr__(self) -> str:
         return "P"

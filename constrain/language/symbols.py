@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from operator import index
+from typing import Any
 
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
@@ -10,16 +12,21 @@ from constrain.language.data import static_shape
 from constrain.language.expr import Expr, as_number
 from constrain.language.location import here
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 __all__ = ["Model", "Parameter", "Variable"]
 
 
 def _shape_of(shape: int | Sequence[int]) -> tuple[int, ...]:
-    sizes = (shape,) if isinstance(shape, int) else tuple(int(s) for s in shape)
+    try:
+        sizes = tuple(index(s) for s in (shape if isinstance(shape, Iterable) else (shape,)))
+    except TypeError:
+        raise ModelingError(
+            "E117",
+            f"a shape is an integer or a tuple of integers, got {shape!r}",
+            at=here(),
+            fix="(3, 2), or 3",
+        ) from None
     if any(s < 1 for s in sizes):
-        raise ModelingError("E112", f"shape {sizes} has an axis without entries", at=here())
+        raise ModelingError("E112", f"shape {sizes} has an axis without entries", at=here(), fix="sizes >= 1")
     return sizes
 
 

@@ -260,9 +260,18 @@ def _stack(tensors: Any, dim: int = 0) -> Expr:
     if shape is None or any(p.shape != shape for p in parts):
         raise NotInTable
     place = dim + len(shape) + 1 if dim < 0 else dim - lead
-    if place != 0:
-        raise NotInTable
-    return apply("stack", *parts)
+    if place == 1 and len(shape) == 1:
+        return apply("stack", *parts).T
+    if place == 0:
+        return apply("stack", *parts)
+    if lead and dim == 0:
+        raise ModelingError(
+            "E115",
+            f"torch.stack(..., dim=0) would put a new axis before the {_rows_or_levels(parts[0])}",
+            at=here(),
+            fix=f"torch.stack(..., dim={-len(shape) - 1}), or cn.stack(a, b)",
+        )
+    raise NotInTable
 
 
 def _einsum(equation: Any, *operands: Any) -> Expr:
@@ -334,13 +343,10 @@ def _compare(op: n.CompareOp) -> Rule:
     return rule
 
 
-def _no_value(what: str) -> Rule:
+def _no_value(what: str, fix: str) -> Rule:
     def rule(*_args: Any, **_kwargs: Any) -> Any:
         raise ModelingError(
-            "E121",
-            f"{what} needs a value, but the expression has none before a solve",
-            at=here(),
-            fix="leave it out",
+            "E121", f"{what} needs a value, but the expression has none before a solve", at=here(), fix=fix
         )
 
     return rule
@@ -432,9 +438,11 @@ RULES: dict[str, Rule] = {
     **{name: _and for name in ("logical_and", "bitwise_and", "__and__", "__rand__")},
     **{name: _or for name in ("logical_or", "bitwise_or", "__or__", "__ror__")},
     **{name: _not for name in ("logical_not", "bitwise_not", "__invert__")},
+    **{name: _no_value(f".{name}()", "leave it out") for name in ("detach", "cpu", "cuda", "requires_grad_")},
     **{
-        name: _no_value(f".{name}()")
-        for name in ("item", "detach", "numpy", "tolist", "backward", "cpu", "cuda", "requires_grad_")
+        name: _no_value(f".{name}()", "after a solve: solution['name'].value, w.value")
+        for name in ("item", "numpy", "tolist")
     },
+    "backward": _no_value(".backward()", "problem.solve(), or problem.compile() for a loop of your own"),
     "__setitem__": _not_into_a_tensor,
 }

@@ -72,7 +72,7 @@ def call_shape(node: n.Call, shapes: Sequence[Shape | None], leads: Sequence[int
         with _untouched(module):
             return functional_call(module, fresh, tuple(inputs))
 
-    result = _first_success(attempt, [_dtype(a, floating) for a in node.args], floating, node, shown)
+    result = _first_success(attempt, [_dtype(a, floating) for a in node.args], floating, rows, node, shown)
     return _row_shape(result, rows if any(leads) else None, node, shown)
 
 
@@ -98,7 +98,9 @@ def opaque_shape(node: n.Opaque, shapes: Sequence[Shape | None], leads: Sequence
         with _untouched():
             return node.function(*arguments, **keywords)
 
-    result = _first_success(attempt, [_dtype(a, floating) for a in n.children(node)], floating, node, shown)
+    result = _first_success(
+        attempt, [_dtype(a, floating) for a in n.children(node)], floating, rows, node, shown
+    )
     return _row_shape(result, rows if any(leads) else None, node, shown)
 
 
@@ -163,6 +165,7 @@ def _first_success(
     attempt: Callable[[list[torch.dtype]], Any],
     dtypes: list[torch.dtype],
     floating: torch.dtype,
+    rows: int,
     node: n.Node,
     shown: str,
 ) -> Any:
@@ -181,7 +184,7 @@ def _first_success(
         given = ", ".join(str(type_of(a).shape) for a in n.children(node))
         raise ModelingError(
             "E112",
-            f"{shown} was given rows of shape {given}; torch says: {words}",
+            f"{shown} does not take rows of shape {given}; with {rows} rows torch says: {words}",
             at=node.loc,
             fix="arguments of other shapes; a model sees a batch of rows, (rows, ...)",
         ) from complaint
