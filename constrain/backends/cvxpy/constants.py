@@ -17,6 +17,7 @@ from scipy import sparse
 from torch import Tensor
 
 from constrain._lazy import language_printing
+from constrain.analysis.models import trainable
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from constrain.language.data import Data
+    from constrain.language.symbols import Model
 
 __all__ = ["Averaging", "Constants"]
 
@@ -86,17 +88,28 @@ def _float(value: Any) -> Tensor:
     return tensor.to(torch.float64) if tensor.dtype is not torch.bool else tensor
 
 
+def _parameters(model: Model) -> list[tuple[str, Tensor]]:
+    return list(model.module.named_parameters()) if model.frozen else list(trainable(model.module))
+
+
 class Constants:
     """Evaluates decision-free nodes on bound data.
 
     Args:
         bind: the sample to use in the place of each sample of the problem; itself when missing.
         parameters: values of parameters.
+        decisions: values of variables, to evaluate an expression at a point; models as they are now.
     """
 
-    def __init__(self, bind: Mapping[Data, Data], parameters: Mapping[n.ParameterSymbol, Any]) -> None:
+    def __init__(
+        self,
+        bind: Mapping[Data, Data],
+        parameters: Mapping[n.ParameterSymbol, Any],
+        decisions: Mapping[n.VariableSymbol, Any] | None = None,
+    ) -> None:
         self._bind = bind
         self._parameters = parameters
+        self._decisions = decisions or {}
         self._populations: dict[Data, Population] = {}
         self._memo: dict[int, Tensor] = {}
         self._kept: list[n.Node] = []
@@ -159,7 +172,7 @@ class Constants:
         return Averaging(matrix, bool(moment.by), tuple(stratum.levels))
 
     # ---- nodes
-    def _step(self, node: n.Node, parts: tuple[Tensor, ...]) -> Tensor:  # noqa: PLR0911  # one per kind
+    def _step(self, node: n.Node, parts: tuple[Tensor, ...]) -> Tensor:  # noqa: PLR0911, PLR0912  # one per kind
         match node:
             case n.Constant(value=value):
                 return torch.tensor(value, dtype=torch.bool if isinstance(value, bool) else torch.float64)
@@ -167,6 +180,8 @@ class Constants:
                 return torch.zeros(()) if isinstance(symbol.value, str) else _float(symbol.value)
             case n.Knob(symbol=symbol):
                 return _float(self._parameters[symbol])
+            case n.Decision(symbol=symbol):
+                return _float(self._decisions[symbol])
             case n.Column():
                 return self.column(node)
             case n.Call(model=model):
@@ -174,7 +189,7 @@ class Constants:
                 with torch.no_grad():
                     return module(*parts).to(torch.float64)
             case n.Weights(model=model):
-                return torch.cat([_float(p).reshape(-1) for p in model.module.parameters()])
+                return torch.cat([_float(p).reshape(-1) for _, p in _parameters(model)])
             case n.Apply():
                 return self._apply(node, parts)
             case n.Opaque():

@@ -252,13 +252,14 @@ def _run(problem: Any, solver: str, options: dict[str, Any], verbose: bool) -> A
 
 def _gap(raw: Any) -> float | None:
     """Primal minus dual objective, from Clarabel's or SCS's own record."""
+    primal: Any = getattr(raw, "obj_val", None)
+    dual: Any = getattr(raw, "obj_val_dual", None)
     if isinstance(raw, Mapping):
         info: Any = cast("Mapping[str, Any]", raw).get("info")
-        pair: tuple[Any, Any] = (info["pobj"], info["dobj"]) if isinstance(info, dict) else (None, None)
-    else:
-        pair = (getattr(raw, "obj_val", None), getattr(raw, "obj_val_dual", None))
-    if all(isinstance(value, float) and np.isfinite(value) for value in pair):
-        return abs(pair[0] - pair[1])
+        known = cast("dict[str, float]", info) if isinstance(info, dict) else {}
+        primal, dual = known.get("pobj"), known.get("dobj")
+    if isinstance(primal, float) and isinstance(dual, float) and np.isfinite(primal) and np.isfinite(dual):
+        return abs(primal - dual)
     return None
 
 
