@@ -109,9 +109,10 @@ class Attached:
     def at_point(self) -> Generator[None]:
         """Runs a block with the decisions at the solution."""
         now = self.decisions.snapshot()
-        self.decisions.restore(self.point)
         try:
-            yield
+            with self.decisions.precision(self.evaluator.dtype):
+                self.decisions.restore(self.point)
+                yield
         finally:
             self.decisions.restore(now)
 

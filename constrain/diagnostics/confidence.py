@@ -106,6 +106,7 @@ class _Tested:
         smallest: rows of the smallest group per entry, 0 without data.
         freedom: degrees of freedom of the ratio.
         settled: where no data enters, so that the exact value decides.
+        unknown: where no standard error was computed (blocks of very many levels).
     """
 
     form: Form
@@ -117,6 +118,7 @@ class _Tested:
     smallest: NDArray[np.int64]
     freedom: NDArray[np.float64]
     settled: NDArray[np.bool_]
+    unknown: NDArray[np.bool_]
 
 
 def judge_sample(
@@ -185,7 +187,7 @@ def _urgency(form: Form, sides: tuple[NDArray[np.float64], ...]) -> NDArray[np.f
     return -slack_of(form.op, sides[0], bounds if form.op == "between" else bounds[0])
 
 
-def quantile(rows: NDArray[np.int64], confidence: float) -> NDArray[np.float64]:
+def quantile(rows: NDArray[np.float64], confidence: float) -> NDArray[np.float64]:
     """Two-sided quantile of Student's t with rows - 1 degrees of freedom."""
     return np.asarray(stats.t.ppf(0.5 + confidence / 2, np.maximum(rows - 1, 1)))
 
@@ -213,7 +215,7 @@ def _test(
         lower = np.maximum(0.0, lower)
     lead = any(type_of(x).levels is not None for x in (form.lhs, *form.rhs))
     ratio: NDArray[np.float64] | None = None
-    smallest = np.full(shape, np.inf)
+    smallest: NDArray[np.float64] | None = None
     for i, part in enumerate(evaluator.program.parts):
         own = by_part[i]
         if part.constraint != form.name or own is None:
@@ -228,14 +230,17 @@ def _test(
             found = (np.abs(residual) if part.kind == "==" else residual) / error
         found = reduce_to(shape, found, lead=lead, how=np.fmax)
         ratio = found if ratio is None else np.fmax(ratio, found)
-        rows = np.where(own.smallest > 0, own.smallest, np.inf)
-        smallest = np.minimum(smallest, reduce_to(shape, rows, lead=lead, how=np.minimum))
+        rows = np.where(own.smallest == 0, np.inf, own.smallest)
+        rows = reduce_to(shape, rows, lead=lead, how=np.fmin)
+        smallest = rows if smallest is None else np.fmin(smallest, rows)
+    if ratio is None or smallest is None:
+        raise ValueError(f"the constraint {form.name!r} has no parts")
     settled = np.isinf(smallest)
     lower, upper = (np.array(np.broadcast_to(x, shape)) for x in (lower, upper))
-    counts = np.where(settled, 0, smallest).astype(np.int64)
+    counts = np.where(np.isfinite(smallest), smallest, 0).astype(np.int64)
     freedom = np.full(shape, np.inf) if rates is not None else np.maximum(counts - 1.0, 1.0)
-    nothing = np.full(shape, np.nan) if ratio is None else ratio
-    return _Tested(form, value, bounds, lower, upper, nothing, counts, freedom, settled)
+    unknown = np.isnan(smallest)
+    return _Tested(form, value, bounds, lower, upper, ratio, counts, freedom, settled, unknown)
 
 
 def _rate_rows(evaluator: Evaluator, form: Form) -> NDArray[np.float64] | None:
@@ -265,12 +270,12 @@ def _verdicts(
         start += p.size
         violation = violation_of(t.form.op, t.value, t.bounds if t.form.op == "between" else t.bounds[0])
         exact = violation > tolerance * bound_scale((t.value, *t.bounds), t.value.shape)
-        columns = (own, t.ratio, t.settled, exact)
+        columns = (own, t.ratio, t.settled, t.unknown, exact)
         words = [
             _word(t.form.op, *entry) for entry in zip(*(c.ravel().tolist() for c in columns), strict=True)
         ]
         bound: Any = tuple(plain(b) for b in t.bounds) if t.form.op == "between" else plain(t.bounds[0])
-        counted = t.smallest[~t.settled]
+        counted = t.smallest[~t.settled & ~t.unknown]
         result[t.form.name] = Estimate(
             value=plain(t.value),
             bound=bound,
@@ -291,9 +296,11 @@ def _p_values(t: _Tested) -> NDArray[np.float64]:
     return np.where(t.settled, np.nan, 2 * stats.t.sf(np.abs(t.ratio), t.freedom))
 
 
-def _word(op: str, rejected: bool, ratio: float, settled: bool, exact: bool) -> str:
+def _word(op: str, rejected: bool, ratio: float, settled: bool, unknown: bool, exact: bool) -> str:
     if settled:
         return "violated" if exact else "holds"
+    if unknown:
+        return "not judged"
     if op == "==":
         return "violated" if rejected else "compatible"
     if not rejected:

@@ -42,11 +42,12 @@ class Spread:
 
     Attributes:
         error: of the function's shape; 0 where no data enters, NaN where it was not computed.
-        smallest: rows of the smallest group that enters each entry, 0 where no data does.
+        smallest: rows of the smallest group that enters each entry, 0 where no data does, NaN where it was
+            not computed.
     """
 
     error: NDArray[np.float64]
-    smallest: NDArray[np.int64]
+    smallest: NDArray[np.float64]
 
 
 def spread(
@@ -71,12 +72,12 @@ def spread(
     start = 0
     for f, place in zip(functions, places, strict=True):
         error = np.full(f.numel(), np.nan)
-        least = np.zeros(f.numel(), dtype=np.int64)
+        least = np.full(f.numel(), np.nan)
         stop = start + len(place)
-        count = smallest[start:stop]
+        count = np.where(np.isfinite(smallest[start:stop]), smallest[start:stop], 0.0)
         correction = np.where(count > 1, count / np.maximum(count - 1, 1), 1.0)
         error[place] = np.sqrt(variance[start:stop] * correction)
-        least[place] = np.where(np.isfinite(count), count, 0)
+        least[place] = count
         result.append(Spread(error.reshape(f.shape), least.reshape(f.shape)))
         start = stop
     return result
@@ -93,7 +94,7 @@ def _jacobian(moments: Sequence[Tensor], scalars: Sequence[Tensor]) -> list[Tens
     rows: list[list[Tensor]] = [[] for _ in moments]
     for scalar in scalars:
         found: Sequence[Tensor | None] = [None] * len(moments)
-        if scalar.requires_grad:
+        if moments and scalar.requires_grad:
             found = torch.autograd.grad(scalar, list(moments), retain_graph=True, allow_unused=True)
         for row, m, g in zip(rows, moments, found, strict=True):
             row.append(torch.zeros_like(m) if g is None else g)

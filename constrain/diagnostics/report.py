@@ -30,7 +30,7 @@ def number(value: float, digits: int = 4) -> str:
     """A number for a table: fixed point near 1, else with an exponent."""
     if not math.isfinite(value):
         return {math.inf: "inf", -math.inf: "-inf"}.get(value, "")
-    if value == 0:
+    if abs(value) < 1e-12:
         return "0"
     return f"{value:.{digits}f}" if 1e-3 <= abs(value) < 1e5 else f"{value:.{max(1, digits - 2)}e}"
 
@@ -105,9 +105,10 @@ def _block(s: Solution, c: ConstraintResult) -> list[tuple[str, ...]]:
     order = list(range(len(records)))
     if len(records) > SHOWN:
         multipliers = [abs(r.get("multiplier", 0.0)) for r in records]
-        order.sort(key=lambda k: (-records[k]["violation"], -multipliers[k], records[k]["slack"]))
+        broken = [v if v > s.record.tolerance else 0.0 for v in (r["violation"] for r in records)]
+        order.sort(key=lambda k: (-broken[k], -multipliers[k], records[k]["slack"]))
     rows: list[tuple[str, ...]] = []
-    doubtful = c.name in {d.partition("[")[0] for d in s.record.dependent}
+    multiplicity = set(s.record.dependent)
     for position, k in enumerate(order[:SHOWN]):
         record = records[k]
         bound = (
@@ -121,7 +122,7 @@ def _block(s: Solution, c: ConstraintResult) -> list[tuple[str, ...]]:
             if held
             else ""
         )
-        mark = " (!)" if doubtful else ""
+        mark = " (!)" if record["constraint"] in multiplicity else ""
         rows.append(
             (
                 cut(record["constraint"], 26),
@@ -161,11 +162,11 @@ def _summary(s: Solution, c: ConstraintResult) -> tuple[str, ...]:
 def _kkt_lines(k: KKT) -> list[str]:
     first = (
         f"stationarity {short(k.stationarity)} (scaled {short(k.stationarity_scaled)})  "
-        f"feasibility {short(k.feasibility)}  complementarity {short(k.complementarity)}  "
-        f"dual feasibility {'ok' if k.dual_feasibility >= -k.tolerance else short(k.dual_feasibility)}"
+        f"feasibility {short(k.feasibility)}  complementarity {short(k.complementarity)}"
     )
+    dual = "ok" if k.dual_feasibility >= -k.tolerance else short(k.dual_feasibility)
     second = f"gap {short(k.gap)} ({k.gap_kind})  rank {k.rank} of {k.active}"
-    second += f"  force balance {number(k.force_balance, 3)}"
+    second += f"  dual feasibility {dual}  force balance {number(k.force_balance, 3)}"
     if k.origin == "best fit":
         second += "  multipliers: best fit"
     if k.surrogate:
@@ -222,7 +223,7 @@ def _provenance_lines(s: Solution) -> list[str]:
         p.solver,
         p.problem_class,
         *sizes,
-        "no seed" if p.seed is None else f"seed {p.seed}",
+        "" if p.seed is None else f"seed {p.seed}",
         f"{p.seconds:.2f} s",
     ]
     return [" | ".join(part for part in parts if part)]

@@ -1,0 +1,202 @@
+"""Intervals: formulas against NumPy and SciPy, coverage by simulation, verdicts."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import constrain as cn
+from constrain import E, P, forall
+from constrain.diagnostics.confidence import judge_sample, step_down, wilson
+
+
+def test_wilson_is_scipys():
+    for k, n in [(0, 7), (3, 11), (250, 400), (400, 400)]:
+        expected = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
+        np.testing.assert_allclose(wilson(k / n, n), (expected.low, expected.high), atol=1e-12)
+
+
+def test_step_down_by_hand():
+    p = np.array([0.04, 0.001, 0.02, np.nan, 0.03])
+    # Holm over four: 0.001 <= 0.05/4; 0.02 > 0.05/3 stops
+    assert step_down(p, 0.05).tolist() == [False, True, False, False, False]
+    assert step_down(p, 0.05, "bonferroni").tolist() == [False, True, False, False, False]
+    assert step_down(p, 0.05, "none").tolist() == [True, True, True, False, True]
+    assert step_down(np.array([0.01, 0.02, 0.03]), 0.06).tolist() == [True, True, True]
+
+
+def _sample(rng, rows, shift=0.0):
+    g = np.array(["a", "b"])[(rng.random(rows) < 0.3).astype(int)]
+    x = rng.normal(size=rows) + shift * (g == "b")
+    y = (rng.random(rows) < 0.4 + 0.2 * (x > 0)).astype(float)
+    return cn.Data("d", x=x, y=y, g=g)
+
+
+def _problem(D):
+    w = cn.Variable((), "w", bounds=(0.0, 2.0))
+    w.value = 1.0
+    return cn.minimize(E((D.x - w) ** 2)).subject_to(
+        mean=E(D.x * w, by=D.g) <= 0.5,
+        gap=E(D.x * w, by=D.g) - E(D.x * w) <= 0.5,
+        rate=P(D.x > w - 1, given=D.y == 1) >= 0.2,
+        ratio=E(D.x * D.x * w, given=D.y == 1) / E(D.x * D.x) <= 2,
+        var=E(D.x**2 * w) - E(D.x * w) ** 2 == 1,
+    )
+
+
+def test_half_widths_are_the_textbook_ones(place, rng):
+    D = _sample(rng, 211)
+    found = judge_sample(place(_problem(D)).evaluator).estimates
+    x, y, g = (D.values(c) for c in "xyg")
+    for k, level in enumerate("ab"):
+        own = x[g == level]
+        half = stats.t.ppf(0.975, len(own) - 1) * own.std(ddof=1) / np.sqrt(len(own))
+        assert found["mean"].half_width[k] == pytest.approx(half, rel=1e-9)
+        # difference to the overall mean: influence of a row, centered in its group
+        psi = np.where(g == level, len(x) / len(own) * (x - own.mean()), 0) - (x - x.mean())
+        se = np.sqrt(np.sum(psi**2)) / len(x) * np.sqrt(len(own) / (len(own) - 1))
+        assert found["gap"].half_width[k] == pytest.approx(stats.t.ppf(0.975, len(own) - 1) * se, rel=1e-9)
+    positives = y == 1
+    low, high = wilson(np.mean(x[positives] > 0), positives.sum())
+    assert found["rate"].interval == (pytest.approx(float(low)), pytest.approx(float(high)))
+    assert found["rate"].smallest == positives.sum()
+    top, bottom = (x**2)[positives].mean(), (x**2).mean()
+    psi = positives / positives.mean() * (x**2 - top) / bottom - top / bottom**2 * (x**2 - bottom)
+    n, m = len(x), positives.sum()
+    half = stats.t.ppf(0.975, m - 1) * np.sqrt(np.sum(psi**2)) / n * np.sqrt(m / (m - 1))
+    assert found["ratio"].half_width == pytest.approx(half, rel=1e-9)
+
+
+def test_intervals_cover_the_truth(place):
+    rng = np.random.default_rng(1)
+    placed = place(_problem(_sample(rng, 300, 0.4)), chunk=10_000)
+    share_b = 0.3
+    p1 = 0.4 + 0.2 * np.array([0.5, stats.norm.cdf(0.4)])  # P(y = 1 | g)
+    # E x^2 and E x^2 1{x > 0} per group
+    second = np.array([1.0, 1.16])
+    upper = np.array([0.5, 1.16 * stats.norm.cdf(0.4) + 0.4 * stats.norm.pdf(0.4)])
+    weight = np.array([1 - share_b, share_b])
+    given = weight @ (0.4 * second + 0.2 * upper) / (weight @ p1)
+    rate = weight @ (0.6 * np.array([0.5, stats.norm.cdf(0.4)])) / (weight @ p1)
+    overall = 0.4 * share_b
+    truth = {
+        "mean": np.array([0.0, 0.4]),
+        "gap": np.array([0.0, 0.4]) - overall,
+        "rate": rate,
+        "ratio": given / (weight @ second),
+        "var": weight @ second - overall**2,
+    }
+    replications = 300
+    covered = {name: np.zeros(np.shape(value)) for name, value in truth.items()}
+    for _ in range(replications):
+        found = judge_sample(placed.on(d=_sample(rng, 250, 0.4))).estimates
+        for name, value in truth.items():
+            low, high = found[name].interval
+            covered[name] += (low <= value) & (value <= high)
+    for name, count in covered.items():
+        # 95 % within four standard deviations of a binomial share
+        assert np.all(np.abs(count / replications - 0.95) <= 4 * np.sqrt(0.95 * 0.05 / replications)), (
+            name,
+            count,
+        )
+
+
+@pytest.mark.parametrize(("bound", "verdict"), [(1.0, "holds"), (-1.0, "violated"), (0.02, "undecided")])
+def test_verdicts_of_inequalities(place, rng, bound, verdict):
+    D = cn.Data("d", x=rng.normal(size=400) - 0.0)
+    w = cn.Variable((), "w")
+    w.value = 1.0
+    problem = cn.minimize(w**2).subject_to(mean=E(D.x * w) <= bound, flipped=E(-D.x * w) >= -bound)
+    found = judge_sample(place(problem).evaluator).estimates
+    assert found["mean"].verdict == found["flipped"].verdict == verdict
+    assert (found["mean"].rows_needed > 400) == (verdict == "undecided")
+
+
+def test_equalities_are_compatible_never_proven(place, rng):
+    D = cn.Data("d", x=rng.normal(size=400))
+    w = cn.Variable((), "w")
+    w.value = 1.0
+    problem = cn.minimize(w**2).subject_to(near=E(D.x * w) == 0, far=E(D.x * w) == 1, exact=2 * w == 2)
+    found = judge_sample(place(problem).evaluator).estimates
+    assert (found["near"].verdict, found["far"].verdict, found["exact"].verdict) == (
+        "compatible",
+        "violated",
+        "holds",
+    )
+    assert found["exact"].smallest == 0
+
+
+def test_false_alarms_are_bounded_over_all_constraints(place):
+    # twenty constraints exactly at their bounds: uncorrected, 64 % of the samples raise an alarm
+    rng = np.random.default_rng(2)
+    w = cn.Variable((), "w")
+    w.value = 1.0
+    D = cn.Data("d", x=rng.normal(size=(150, 20)))
+    problem = cn.minimize(w**2).subject_to(**{f"c{i}": E(D.x[i] * w) <= 0 for i in range(20)})
+    placed = place(problem, chunk=1000)
+    alarms = {"holm": 0, "none": 0}
+    for _ in range(60):
+        sample = placed.on(d=cn.Data("d", x=rng.normal(size=(150, 20))))
+        for correction in alarms:
+            found = judge_sample(sample, correction=correction).estimates
+            alarms[correction] += any(e.verdict != "undecided" for e in found.values())
+    assert alarms["holm"] <= 9
+    assert alarms["none"] >= 28
+
+
+def test_absolute_values_worst_cases_and_between(place, rng):
+    D = cn.Data("d", x=rng.normal(size=500), g=[("a", "b")[i % 2] for i in range(500)])
+    w = cn.Variable((), "w")
+    w.value = 1.0
+    problem = cn.minimize(w**2).subject_to(
+        small=abs(E(D.x * w)) <= 0.5,
+        worst=cn.max(E(D.x * w, by=D.g)) <= 0.5,
+        both=cn.between(-0.5, E(D.x * w), 0.5),
+        out=cn.between(0.5, E(D.x * w), 0.8),
+    )
+    found = judge_sample(place(problem).evaluator).estimates
+    assert found["small"].interval[0] >= 0
+    assert [found[k].verdict for k in ("small", "worst", "both", "out")] == [
+        "holds",
+        "holds",
+        "holds",
+        "violated",
+    ]
+    assert found["worst"].smallest == 250
+
+
+def test_a_rate_of_zero_is_not_certain(place, rng):
+    D = cn.Data("d", x=-rng.random(30) - 1)
+    w = cn.Variable((), "w")
+    w.value = 0.0
+    tight = place(cn.minimize(w**2).subject_to(rate=P(D.x > w) <= 0.01)).evaluator
+    loose = place(cn.minimize(w**2).subject_to(rate=P(D.x > w) <= 0.3)).evaluator
+    assert judge_sample(tight).estimates["rate"].verdict == "undecided"
+    assert judge_sample(loose).estimates["rate"].verdict == "holds"
+
+
+def test_constraints_per_row_report_a_share(place):
+    x = np.arange(10.0)
+    D = cn.Data("d", x=x, s=[("a", "b")[i % 2] for i in range(10)])
+    w = cn.Variable((), "w")
+    w.value = 1.0
+    problem = cn.minimize(w**2).subject_to(rows=forall(D.where(D.s == "a"), D.x * w <= 5.0))
+    found = judge_sample(place(problem).evaluator).estimates["rows"]
+    assert found.share == pytest.approx(0.4)  # 6 and 8 of 0, 2, 4, 6, 8
+    assert found.value.tolist() == [0, 2, 4, 6, 8]
+    assert found.violation.tolist() == [0, 0, 0, 1, 3]
+    assert found.verdict == "violated"
+    assert found.interval == (pytest.approx(wilson(0.4, 5)[0]), pytest.approx(wilson(0.4, 5)[1]))
+
+
+def test_thousands_of_groups_judge_the_tightest(place, rng):
+    rows, groups = 6000, 2000
+    D = cn.Data("d", x=rng.normal(size=rows), g=np.arange(rows) % groups)
+    w = cn.Variable((), "w")
+    w.value = 1.0
+    problem = cn.minimize(w**2).subject_to(mean=E(D.x * w, by=D.g) <= 50.0)
+    found = judge_sample(place(problem, chunk=5000).evaluator).estimates["mean"]
+    known = np.isfinite(found.lower)
+    assert known.sum() == 400
+    assert found.verdict == "holds"
+    assert [found.verdicts.count(word) for word in ("holds", "not judged")] == [400, 1600]
+    assert found.value[known].min() >= found.value[~known].max()
