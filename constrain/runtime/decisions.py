@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from constrain.language import nodes as n
     from constrain.lowering.program import Program
 
-__all__ = ["Block", "Decisions"]
+__all__ = ["Block", "Decisions", "precision"]
 
 
 @dataclass(frozen=True)
@@ -177,17 +177,24 @@ class Decisions:
     @contextmanager
     def precision(self, dtype: torch.dtype) -> Iterator[None]:
         """Runs a block with the models in another floating type, and returns them to their own."""
-        modules = [model.module for model in self.program.models]
-        before = [
-            {name: t.dtype for name, t in [*m.named_parameters(), *m.named_buffers()] if t.is_floating_point()}
-            for m in modules
-        ]
-        try:
-            for module in modules:
-                module.to(dtype)
+        with precision(self.program, dtype):
             yield
-        finally:
-            for module, types in zip(modules, before, strict=True):
-                tensors = dict([*module.named_parameters(), *module.named_buffers()])
-                for name, original in types.items():
-                    tensors[name].data = tensors[name].data.to(original)
+
+
+@contextmanager
+def precision(program: Program, dtype: torch.dtype) -> Iterator[None]:
+    """Runs a block with a program's models in another floating type, and returns them to their own."""
+    modules = [model.module for model in program.models]
+    before = [
+        {name: t.dtype for name, t in [*m.named_parameters(), *m.named_buffers()] if t.is_floating_point()}
+        for m in modules
+    ]
+    try:
+        for module in modules:
+            module.to(dtype)
+        yield
+    finally:
+        for module, types in zip(modules, before, strict=True):
+            tensors = dict([*module.named_parameters(), *module.named_buffers()])
+            for name, original in types.items():
+                tensors[name].data = tensors[name].data.to(original)

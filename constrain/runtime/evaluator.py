@@ -116,6 +116,7 @@ class Evaluator:
         self._generated: dict[tuple[str, str], Generated] = {}
         self._numbers: dict[Any, Tensor] = {}
         self._arrays: list[Tensor] = []
+        self.params = dict(params or {})
         self._parameters = parameter_values(program.parameters, params)
         replaced = dict(data or {})
         self.populations: dict[Data, Population] = {}

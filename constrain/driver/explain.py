@@ -1,0 +1,112 @@
+"""`problem.explain()`: what each term is and why, which routes are open, and why the others are not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from constrain._lazy import language_printing
+from constrain.driver.routes import Route, choose, routes
+from constrain.errors import RouteError
+from constrain.lowering.classify import classify
+from constrain.lowering.lower import lower
+
+if TYPE_CHECKING:
+    from constrain.language.problem import Problem
+    from constrain.lowering.classify import Facts
+    from constrain.lowering.program import Program
+
+__all__ = ["Explanation", "explain"]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain()` returns; prints as text.
+
+    Attributes:
+        problem: the problem in mathematics.
+        facts: what the analysis certifies, per term, with reasons.
+        routes: every method's answer.
+        method: what `method="auto"` runs, None when nothing can.
+        reason: why.
+        program: the moment form.
+    """
+
+    problem: str
+    facts: Facts
+    routes: tuple[Route, ...]
+    method: str | None
+    reason: str
+    program: Program
+
+    def __str__(self) -> str:
+        blocks = [self.problem, self._sizes(), self._terms(), self._rewrites(), self._routes()]
+        return "\n\n".join(block for block in blocks if block)
+
+    def _sizes(self) -> str:
+        program = self.program
+        rows = ", ".join(f"{d.name} {len(d):,} rows" for d in program.populations) or "no data"
+        decisions = [f"{s.name}{list(s.shape) if s.shape else ''}" for s in program.variables if s not in program.auxiliary]
+        for model in program.models:
+            count = sum(int(p.numel()) for p in model.module.parameters() if p.requires_grad)
+            decisions.append(f"{model.name} (frozen)" if model.frozen else f"{model.name} ({count:,} parameters)")
+        return (
+            f"data       {rows}\n"
+            f"decisions  {', '.join(decisions)}\n"
+            f"moments    {len(program.moments)} averages feed {len(program.parts)} one-sided constraint parts"
+        )
+
+    def _terms(self) -> str:
+        lines = [f"class      {self.facts.certificate}"]
+        for term in self.facts.terms:
+            first, *reasons = term.lines()
+            lines.append(f"  {first}")
+            lines += [f"  {line}" for line in reasons]
+        return "\n".join(lines)
+
+    def _rewrites(self) -> str:
+        steps = dict.fromkeys(
+            f"  {s.target}: {s.formula}{'' if s.exact else '  (approximate)'}" for s in self.program.trace
+        )
+        return "\n".join(["rewritten", *steps]) if steps else ""
+
+    def _routes(self) -> str:
+        lines = ["routes"]
+        for route in self.routes:
+            mark = "->" if route.method == self.method else "  "
+            state = "open  " if route.open else "closed"
+            lines.append(f"  {mark} {route.method:<10} {state} {route.reason}")
+        if self.method is None:
+            lines.append(f"  no route: {self.reason}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "problem": self.problem,
+            "class": self.facts.problem_class,
+            "convex": self.facts.convex,
+            "certificate": self.facts.certificate,
+            "terms": [
+                {"key": t.key, "needs": t.required, "found": t.fact.curvature, "ok": t.ok, "lines": t.lines()}
+                for t in self.facts.terms
+            ],
+            "rewrites": [
+                {"rule": s.rule, "target": s.target, "formula": s.formula, "exact": s.exact} for s in self.program.trace
+            ],
+            "routes": [{"method": r.method, "open": r.open, "reason": r.reason} for r in self.routes],
+            "method": self.method,
+            "reason": self.reason,
+        }
+
+
+def explain(problem: Problem, **options: Any) -> Explanation:
+    """Analyzes a problem without solving it; `options` as in `solve`, where they change the choice."""
+    program = lower(problem)
+    facts = classify(program)
+    try:
+        method, reason = choose(program, facts, options)
+    except RouteError as error:
+        method, reason = None, str(error).splitlines()[0]
+    text = str(language_printing().problem_text(problem))
+    return Explanation(text, facts, routes(program, facts), method, reason, program)

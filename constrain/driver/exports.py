@@ -1,0 +1,141 @@
+"""The other doors to a compiled problem: your own loop, KKT at any point, CVXPY and Cooper objects."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from constrain.diagnostics.kkt import kkt as kkt_of
+from constrain.driver.setup import floating_type, place, prepare
+from constrain.errors import ModelingError, RouteError
+from constrain.language.data import suggest
+from constrain.lowering.classify import classify
+from constrain.lowering.lower import lower
+from constrain.runtime.binding import as_array
+from constrain.runtime.decisions import precision
+from constrain.runtime.lagrangian import Lagrangian
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from constrain.language.data import Data
+    from constrain.language.problem import Problem
+    from constrain.runtime.decisions import Decisions
+    from constrain.solution import KKT
+
+__all__ = ["compile", "kkt", "to_cooper", "to_cvxpy"]
+
+
+def compile(  # noqa: A001  # the public word
+    problem: Problem,
+    *,
+    data: Data | Mapping[str, Data] | None = None,
+    params: Mapping[str, Any] | None = None,
+    device: Any = None,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+    rate: float = 0.03,
+    gain: float = 1.0,
+) -> Lagrangian:
+    """The Lagrangian as a module for a training loop of your own.
+
+    Args:
+        problem: what to compile.
+        data: replaces the samples of the problem.
+        params: values of parameters by name.
+        device: where to run; models are moved there.
+        dtype: floating type of the data; that of the models when left out.
+        seed: of the calibration of multiplier steps.
+        rate: integral step of the multipliers per `ascend()`, dimensionless.
+        gain: proportional gain, dimensionless; 0 gives plain gradient ascent.
+
+    Returns:
+        A module: `forward(batch)` gives the scalar to descend, `ascend()` moves the multipliers, `state_dict()`
+        holds them by constraint name.
+    """
+    program = lower(problem)
+    kind = floating_type(program) if dtype is None else dtype
+    setup = prepare(program, device=place(program, device), dtype=kind, data=data, params=params)
+    lagrangian = Lagrangian(setup.evaluator, rate=rate, gain=gain)
+    lagrangian.calibrate(torch.Generator().manual_seed(seed))
+    return lagrangian
+
+
+def kkt(
+    problem: Problem,
+    point: Mapping[str, Any] | None = None,
+    multipliers: Mapping[str, Any] | None = None,
+    *,
+    data: Data | Mapping[str, Data] | None = None,
+    params: Mapping[str, Any] | None = None,
+    tolerance: float = 1e-6,
+) -> KKT:
+    """KKT diagnostics at any point.
+
+    Args:
+        problem: what to judge.
+        point: values by name of variables and model parameters (`f.0.weight`); what is left out keeps its current
+            value. Nothing of the user's is changed.
+        multipliers: by constraint (or part key), in the convention of semantics S10; best-fit ones when left out.
+        data: replaces the samples of the problem.
+        params: values of parameters by name.
+        tolerance: below which residuals count as zero.
+
+    Raises:
+        ModelingError: E137 for an unknown name in `point`, E139 for one in `multipliers`.
+    """
+    program = lower(problem)
+    keys = [part.key for part in program.parts]
+    for key in multipliers or {}:
+        if key not in keys:
+            raise ModelingError(
+                "E139", f"there is no constraint part {key!r}{suggest(key, keys)}", fix=f"one of {', '.join(keys)}"
+            )
+    facts = classify(program)
+    before: dict[str, torch.Tensor] | None = None
+    decisions: Decisions | None = None
+    with precision(program, torch.float64):
+        try:
+            setup = prepare(program, device=place(program, None), dtype=torch.float64, data=data, params=params)
+            decisions = setup.decisions
+            before = decisions.snapshot()
+            _set_point(decisions, point or {})
+            return kkt_of(setup.evaluator, multipliers, tolerance, convex=facts.convex and not facts.integer)
+        finally:
+            if decisions is not None and before is not None:
+                decisions.restore(before)
+
+
+def _set_point(decisions: Decisions, point: Mapping[str, Any]) -> None:
+    known = {block.name: block.tensor for block in decisions.blocks}
+    for name, value in point.items():
+        if name not in known:
+            raise ModelingError(
+                "E137", f"the problem has no decision {name!r}{suggest(name, known)}", fix=f"one of {', '.join(known)}"
+            )
+        with torch.no_grad():
+            known[name].copy_(torch.as_tensor(as_array(value).copy()).reshape(known[name].shape))
+
+
+def to_cvxpy(problem: Problem, *, params: Mapping[str, Any] | None = None) -> Any:
+    """The sample-average program as a `cvxpy.Problem`.
+
+    Raises:
+        RouteError: E125 with the reason when the problem is not certified convex.
+    """
+    from constrain.backends.cvxpy import build, support
+
+    program = lower(problem)
+    answer = support(program, classify(program))
+    if not answer.ok:
+        raise RouteError("E125", f"cvxpy cannot take the problem: {answer.reason}")
+    return build(program, None, params, symbolic_parameters=True).problem
+
+
+def to_cooper(problem: Problem, **options: Any) -> Any:
+    """The problem as a `cooper.ConstrainedMinimizationProblem`; see `backends/cooper.py`."""
+    from constrain.backends.cooper import export
+
+    lagrangian = compile(problem, **options)
+    return export(lagrangian)

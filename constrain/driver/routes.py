@@ -1,0 +1,164 @@
+"""Which methods can take a problem, which one is chosen, and why."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from constrain.errors import ModelingError, RouteError
+from constrain.language import nodes as n
+from constrain.solvers.augmented import AugmentedLagrangian
+from constrain.solvers.primal_dual import PrimalDual
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from constrain.lowering.classify import Facts
+    from constrain.lowering.program import Program
+
+__all__ = ["BUILT_IN", "METHODS", "Route", "choose", "make_solver", "routes"]
+
+BUILT_IN = {"augmented": AugmentedLagrangian, "lagrangian": PrimalDual}
+METHODS = ("auto", "cvxpy", "augmented", "lagrangian", "cooper")
+FULL_DATA_WORK = 100_000_000
+"""Rows times trainable parameters up to which exact full-data gradients are the default for models."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """One method's answer to a problem.
+
+    Attributes:
+        method: as in `solve(method=...)`.
+        open: whether it can take the problem.
+        reason: why it is open, or why not, in a sentence.
+    """
+
+    method: str
+    open: bool
+    reason: str
+
+
+def _parameters(program: Program) -> int:
+    models = (m.module for m in program.models if not m.frozen)
+    own = sum(int(p.numel()) for m in models for p in m.parameters() if p.requires_grad)
+    return own + sum(_size(s.shape) for s in program.variables)
+
+
+def _size(shape: Sequence[int]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
+
+
+def _cvxpy(program: Program, facts: Facts) -> Route:
+    from constrain.backends.cvxpy import support
+
+    answer = support(program, facts)
+    return Route("cvxpy", answer.ok, answer.reason)
+
+
+def _augmented(program: Program, facts: Facts) -> Route:
+    if facts.integer:
+        return Route("augmented", False, f"{facts.integer[0]} is integer: there is no gradient to follow")
+    rows = max((len(d) for d in program.populations), default=1)
+    work = rows * _parameters(program)
+    text = f"full-data gradients, {rows:,} rows x {_parameters(program):,} decisions"
+    if work > FULL_DATA_WORK:
+        text += f": slow (over {FULL_DATA_WORK:,})"
+    if program.has_rates:
+        text += "; rates are followed by shifted surrogates"
+    return Route("augmented", True, text)
+
+
+def _lagrangian(program: Program, facts: Facts) -> Route:
+    if facts.integer:
+        return Route("lagrangian", False, f"{facts.integer[0]} is integer: there is no gradient to follow")
+    if not program.populations:
+        return Route("lagrangian", False, "the problem has no data: there are no minibatches to draw")
+    text = "minibatches, exact values for the multipliers"
+    biased = _not_affine(program)
+    if biased:
+        text += f"; {biased} is not affine in the averages: its minibatch gradient is biased"
+    return Route("lagrangian", True, text)
+
+
+def _not_affine(program: Program) -> str | None:
+    """Name of a term in which averages are divided, multiplied or otherwise bent."""
+    bent = {"div", "mul", "pow", "square", "abs", "maximum", "max", "max_levels", "norm", "sum_squares", "exp", "log"}
+    for key, root in (("objective", program.objective), *((p.key, p.residual) for p in program.parts)):
+        for node in n.postorder(root):
+            if isinstance(node, n.Apply) and node.atom in bent:
+                random = [x for x in node.args if n.mentions(x, n.Moment)]
+                if random and not (node.atom in ("div", "mul") and len(random) == 1 and random[0] is node.args[0]):
+                    return key
+    return None
+
+
+def _cooper(program: Program, facts: Facts) -> Route:
+    answer = _lagrangian(program, facts)
+    if not answer.open:
+        return Route("cooper", False, answer.reason)
+    return Route("cooper", True, "Cooper's multipliers and optimizers on the same compiled estimates")
+
+
+def routes(program: Program, facts: Facts) -> tuple[Route, ...]:
+    """Every method's answer."""
+    return tuple(ask(program, facts) for ask in (_cvxpy, _augmented, _lagrangian, _cooper))
+
+
+def choose(program: Program, facts: Facts, options: Mapping[str, Any]) -> tuple[str, str]:
+    """The method of `method="auto"` and the reason, in a sentence.
+
+    Raises:
+        RouteError: E125 when no method takes the problem; the message lists each one's reason.
+    """
+    answers = {route.method: route for route in routes(program, facts)}
+    asked = [name for name in ("batch", "epochs", "optimizer") if options.get(name) is not None]
+    if asked and answers["lagrangian"].open:
+        return "lagrangian", f"{asked[0]}= asks for minibatch training"
+    if answers["cvxpy"].open:
+        return "cvxpy", answers["cvxpy"].reason
+    why = facts.certificate if not facts.convex else answers["cvxpy"].reason
+    if answers["lagrangian"].open and program.has_rates:
+        return "lagrangian", f"{why}; rates have no exact gradient: minibatch training with surrogates"
+    rows = max((len(d) for d in program.populations), default=1)
+    if answers["augmented"].open and rows * _parameters(program) <= FULL_DATA_WORK:
+        return "augmented", f"{why}; {answers['augmented'].reason}"
+    if answers["lagrangian"].open:
+        return "lagrangian", f"{why}; {answers['lagrangian'].reason}"
+    if answers["augmented"].open:
+        return "augmented", f"{why}; {answers['augmented'].reason}"
+    listed = "; ".join(f"{r.method}: {r.reason}" for r in answers.values())
+    raise RouteError("E125", f"no method takes the problem: {listed}")
+
+
+def make_solver(method: Any, options: Mapping[str, Any]) -> Any:
+    """A solver object for a method name with its options, or the object that was given.
+
+    Raises:
+        RouteError: E125 for an unknown method.
+        ModelingError: E141 for an unknown option.
+    """
+    given = {k: v for k, v in options.items() if v is not None}
+    if not isinstance(method, str):
+        if given:
+            raise ModelingError("E141", f"{sorted(given)} belong to the solver object", fix=f"{type(method).__name__}(...)")
+        return method
+    if method not in BUILT_IN:
+        close = difflib.get_close_matches(method, METHODS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        known = ", ".join(METHODS)
+        raise RouteError("E125", f"there is no method {method!r}{hint}", fix=f"one of {known}, or a solver object")
+    kind = BUILT_IN[method]
+    names = [f.name for f in fields(kind)]
+    for name in given:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ModelingError(
+                "E141", f"method {method!r} has no option {name!r}{hint}", fix=f"one of {', '.join(names)}"
+            )
+    return kind(**given)

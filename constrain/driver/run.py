@@ -1,0 +1,233 @@
+"""`solve`: route, run, judge."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from constrain.diagnostics.judge import Facts as JudgeFacts
+from constrain.diagnostics.judge import build_solution
+from constrain.driver.routes import choose, make_solver
+from constrain.driver.setup import Setup, floating_type, place, prepare
+from constrain.errors import ModelingError, RouteError
+from constrain.lowering.classify import Facts, classify
+from constrain.lowering.lower import lower
+from constrain.runtime.decisions import precision
+from constrain.runtime.result import RawResult
+from constrain.solvers.progress import Silent, TerminalProgress
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from constrain.language.data import Data
+    from constrain.language.problem import Problem
+    from constrain.lowering.program import Program
+    from constrain.solution import Solution
+    from constrain.solvers.progress import Progress
+
+__all__ = ["solve"]
+
+CONVEX_TOLERANCE = 1e-6
+TRAINING_TOLERANCE = 1e-3
+"""Tolerance of the judgement: of deterministic methods, and of minibatch training."""
+
+
+def solve(  # noqa: PLR0913  # the public options
+    problem: Problem,
+    method: Any = "auto",
+    *,
+    data: Data | Mapping[str, Data] | None = None,
+    holdout: Data | Mapping[str, Data] | None = None,
+    params: Mapping[str, Any] | None = None,
+    start: Solution | Mapping[str, Any] | None = None,
+    batch: int | None = None,
+    epochs: int | None = None,
+    seed: int = 0,
+    time_limit: float | None = None,
+    tolerance: float | None = None,
+    device: Any = None,
+    progress: bool = True,
+    **options: Any,
+) -> Solution:
+    """Solves a problem and judges the result.
+
+    Args:
+        problem: what to solve. Models are trained in place, `Variable.value` is set.
+        method: `"auto"` (see `problem.explain()`), `"cvxpy"`, `"augmented"`, `"lagrangian"`, `"cooper"`, or a
+            solver object such as `constrain.solvers.augmented.AugmentedLagrangian(outer=20)`.
+        data: replaces the samples of the problem (columns by name); one sample, or a mapping by name.
+        holdout: data on which every constraint is judged as well, with intervals.
+        params: values of parameters by name, for this solve.
+        start: a solution whose multipliers to start from, or multipliers by part key. Decisions always start
+            from the current weights and variable values.
+        batch: rows per minibatch (asks for minibatch training).
+        epochs: passes over the data of minibatch training.
+        seed: of everything random; the same seed gives the same run.
+        time_limit: in seconds.
+        tolerance: of the judgement (scaled violation, stationarity, gap); 1e-6, or 1e-3 for minibatch training.
+        device: where to run; models are moved there. Left out: where the models are.
+        progress: show a progress bar on standard error.
+        options: options of the method, e.g. `lr=`, `optimizer=` of `"lagrangian"`, `solver="SCS"` of `"cvxpy"`.
+
+    Returns:
+        A `Solution`; a run that is interrupted returns its best iterate.
+
+    Raises:
+        ModelingError: the problem has no meaning, or an option is unknown (E141).
+        DataError: the data cannot be used (E124 and others).
+        RouteError: E125, the method cannot take the problem; the message says why.
+    """
+    program = lower(problem)
+    facts = classify(program)
+    asked = {"batch": batch, "epochs": epochs, **options}
+    chosen, why = choose(program, facts, asked) if method == "auto" else (method, "asked for")
+    name = chosen if isinstance(chosen, str) else getattr(chosen, "name", type(chosen).__name__)
+    minibatch = name in ("lagrangian", "cooper")
+    if tolerance is None:
+        tolerance = TRAINING_TOLERANCE if minibatch else CONVEX_TOLERANCE
+    run = _Run(program, facts, f"{name}: {why}", data, holdout, params, seed, time_limit, tolerance, device, progress)
+    multipliers = _start(start)
+    if chosen == "cvxpy":
+        return run.convex(asked)
+    if chosen == "cooper":
+        return run.cooper(asked, multipliers)
+    extra: dict[str, Any] = {"seed": seed} if name == "lagrangian" and isinstance(chosen, str) else {}
+    return run.loop(make_solver(chosen, {**asked, **extra}), multipliers, minibatch=minibatch)
+
+
+def _start(start: Solution | Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    if start is None:
+        return None
+    found = getattr(start, "multipliers", start)
+    if found is not None and not hasattr(found, "keys"):
+        raise ModelingError("E141", "start= takes a Solution or multipliers by part key")
+    return found
+
+
+class _Run:
+    """The ingredients of one solve."""
+
+    def __init__(  # noqa: PLR0913  # one record
+        self,
+        program: Program,
+        facts: Facts,
+        route: str,
+        data: Data | Mapping[str, Data] | None,
+        holdout: Data | Mapping[str, Data] | None,
+        params: Mapping[str, Any] | None,
+        seed: int,
+        time_limit: float | None,
+        tolerance: float,
+        device: Any,
+        progress: bool,
+    ) -> None:
+        self.program = program
+        self.facts = facts
+        self.route = route
+        self.data = data
+        self.other = holdout
+        self.params = params
+        self.seed = seed
+        self.time_limit = time_limit
+        self.tolerance = tolerance
+        self.device = place(program, device)
+        self.progress = progress
+
+    # --------------------------------------------------------------------------------------- routes
+    def convex(self, options: Mapping[str, Any]) -> Solution:
+        """A certified-convex program by CVXPY, judged in float64, weights written back."""
+        from constrain.backends.cvxpy import build, support
+        from constrain.backends.cvxpy import solve as solve_cvxpy
+        from constrain.diagnostics.alive import rebind
+
+        answer = support(self.program, self.facts)
+        if not answer.ok:
+            raise RouteError("E125", f"cvxpy cannot take the problem: {answer.reason}", fix='solve(method="auto")')
+        allowed = ("solver", "options", "verbose")
+        given = {k: v for k, v in options.items() if v is not None}
+        unknown = sorted(set(given) - set(allowed))
+        if unknown:
+            raise ModelingError("E141", f"method 'cvxpy' has no option {unknown[0]!r}", fix=f"one of {', '.join(allowed)}")
+        replaced = None
+        if self.data is not None:
+            named = rebind(self.program, self.data)
+            replaced = {d: named.get(d.name, d) for d in self.program.populations}
+        with self._precise():
+            setup = self._prepare(torch.float64, check=False)
+            built = build(self.program, replaced, self.params)
+            raw = solve_cvxpy(built, self.facts, time_limit=self.time_limit, **given)
+            if raw.values or raw.weights:
+                raw.write_back()
+                fresh = {s: raw.values[s] for s in setup.decisions.variables if s in raw.values}
+                with torch.no_grad():
+                    for symbol, value in fresh.items():
+                        tensor = setup.decisions.variables[symbol]
+                        tensor.copy_(torch.as_tensor(value).to(tensor).reshape(tensor.shape))
+            return self._judge(setup, raw.result(), options)
+
+    def loop(self, solver: Any, multipliers: Mapping[str, Any] | None, *, minibatch: bool) -> Solution:
+        """A built-in (or the user's) solver loop; full-data methods run in float64."""
+        bar = self._bar(getattr(solver, "name", type(solver).__name__))
+        if minibatch:
+            setup = self._prepare(floating_type(self.program))
+            raw = self._with(bar, solver, setup, multipliers)
+            return self._judge(setup, raw, _options_of(solver))
+        with self._precise():
+            setup = self._prepare(self._double())
+            raw = self._with(bar, solver, setup, multipliers)
+            return self._judge(setup, raw, _options_of(solver))
+
+    def cooper(self, options: Mapping[str, Any], multipliers: Mapping[str, Any] | None) -> Solution:
+        """Cooper's primal-dual optimizers on the compiled estimates."""
+        from constrain.backends.cooper import CooperSolver
+
+        given = {k: v for k, v in options.items() if v is not None}
+        unknown = sorted(set(given) - set(CooperSolver.option_names()))
+        if unknown:
+            known = ", ".join(CooperSolver.option_names())
+            raise ModelingError("E141", f"method 'cooper' has no option {unknown[0]!r}", fix=f"one of {known}")
+        return self.loop(CooperSolver(seed=self.seed, **given), multipliers, minibatch=True)
+
+    # --------------------------------------------------------------------------------------- pieces
+    def _double(self) -> torch.dtype:
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
+    def _precise(self) -> Any:
+        return precision(self.program, self._double())
+
+    def _prepare(self, dtype: torch.dtype, *, check: bool = True) -> Setup:
+        return prepare(
+            self.program, device=self.device, dtype=dtype, data=self.data, params=self.params, check=check
+        )
+
+    def _bar(self, name: str) -> Progress:
+        return TerminalProgress(name) if self.progress else Silent()
+
+    def _with(self, bar: Progress, solver: Any, setup: Setup, multipliers: Mapping[str, Any] | None) -> RawResult:
+        try:
+            return solver.solve(  # type: ignore[no-any-return]
+                setup.evaluator, progress=bar, multipliers=multipliers, time_limit=self.time_limit
+            )
+        finally:
+            bar.close()
+
+    def _judge(self, setup: Setup, raw: RawResult, options: Mapping[str, Any]) -> Solution:
+        facts = JudgeFacts(self.facts.convex and not self.facts.integer, self.facts.problem_class, self.route)
+        setup.decisions.write_back()
+        return build_solution(
+            self.program,
+            setup.evaluator,
+            setup.decisions,
+            raw,
+            facts=facts,
+            holdout=setup.holdout(self.other),
+            tolerance=self.tolerance,
+            seed=self.seed,
+            options={k: v for k, v in options.items() if v is not None},
+        )
+
+
+def _options_of(solver: Any) -> dict[str, Any]:
+    """Plain settings of a solver object, for the record."""
+    return {k: v for k, v in vars(solver).items() if isinstance(v, (bool, int, float, str))}

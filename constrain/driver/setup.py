@@ -1,0 +1,108 @@
+"""What every route needs first: device, floating type, decisions and an evaluator with the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from constrain.diagnostics.alive import rebind
+from constrain.errors import ModelingError
+from constrain.lowering.lower import EPIGRAPH
+from constrain.runtime.decisions import Decisions
+from constrain.runtime.evaluator import Evaluator
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from constrain.language.data import Data
+    from constrain.lowering.program import Program
+
+__all__ = ["Setup", "floating_type", "place", "prepare"]
+
+
+@dataclass
+class Setup:
+    """A program with decisions and data on a device."""
+
+    program: Program
+    decisions: Decisions
+    evaluator: Evaluator
+
+    def holdout(self, data: Data | Mapping[str, Data] | None) -> Evaluator | None:
+        """An evaluator of the same program and decisions on other data."""
+        if data is None:
+            return None
+        return Evaluator(
+            self.program,
+            self.decisions,
+            dtype=self.evaluator.dtype,
+            data=rebind(self.program, data),
+            params=self.evaluator.params,
+            reference=self.evaluator,
+        )
+
+
+def place(program: Program, device: Any) -> torch.device:
+    """The device to run on: the one asked for (models are moved there), else where the models are.
+
+    Raises:
+        ModelingError: E123 when the models live on several devices.
+    """
+    if device is not None:
+        chosen = torch.device(device)
+        for model in program.models:
+            model.module.to(chosen)
+        return chosen
+    found = {t.device: m.name for m in program.models for t in m.module.parameters()}
+    if len(found) > 1:
+        listed = ", ".join(f"{name} on {where}" for where, name in found.items())
+        raise ModelingError("E123", f"the models live on several devices: {listed}", fix='solve(device="cuda")')
+    return next(iter(found), torch.device("cpu"))
+
+
+def floating_type(program: Program) -> torch.dtype:
+    """The models' floating type; float64 when there are only variables.
+
+    Raises:
+        ModelingError: E123 when the models differ.
+    """
+    found = {t.dtype: m.name for m in program.models for t in m.module.parameters() if t.is_floating_point()}
+    if len(found) > 1:
+        listed = ", ".join(f"{name} is {kind}" for kind, name in found.items())
+        raise ModelingError("E123", f"the models differ in floating type: {listed}", fix="module.to(torch.float32)")
+    return next(iter(found), torch.float64)
+
+
+def prepare(
+    program: Program,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    data: Data | Mapping[str, Data] | None = None,
+    params: Mapping[str, Any] | None = None,
+    check: bool = True,
+) -> Setup:
+    """Decisions at their start and an evaluator with the training data.
+
+    Raises:
+        DataError: E124 and others about the data.
+        ModelingError: E112, E122, E127, E138.
+    """
+    decisions = Decisions(program, device, dtype)
+    replaced = None if data is None else rebind(program, data)
+    evaluator = Evaluator(program, decisions, dtype=dtype, data=replaced, params=params)
+    if check:
+        evaluator.check_rows()
+        _start_epigraph(program, decisions, evaluator)
+    return Setup(program, decisions, evaluator)
+
+
+def _start_epigraph(program: Program, decisions: Decisions, evaluator: Evaluator) -> None:
+    """The bound variable of a min-max objective starts at the largest of its terms."""
+    for form, sides in zip(program.forms, evaluator.sides(), strict=True):
+        if form.name == EPIGRAPH:
+            bound = next(t for s, t in decisions.variables.items() if s in program.auxiliary)
+            with torch.no_grad():
+                bound.copy_(sides[0].reshape(()))
