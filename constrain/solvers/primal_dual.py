@@ -39,6 +39,8 @@ class PrimalDual:
         lr: learning rate of the default optimizer; decays to zero along a half cosine with every optimizer.
         rate: integral step of the multipliers, dimensionless, per step.
         gain: proportional gain, dimensionless.
+        warmup: epochs in which multipliers rest, so that their steps are measured on a model that has left its
+            random start; not used when multipliers are given.
         seed: of batches and calibration.
         tolerance: violation (relative to a row's spread of the constraint) up to which an iterate counts as
             feasible.
@@ -48,10 +50,11 @@ class PrimalDual:
     batch: int | None = None
     optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer] | None = None
     lr: float = 3e-3
-    rate: float = 0.03
+    rate: float = 0.02
     gain: float = 1.0
+    warmup: int = 1
     seed: int = 0
-    tolerance: float = 1e-3
+    tolerance: float = 1e-4
 
     name = "lagrangian"
 
@@ -129,6 +132,7 @@ class _Training:
         """The epochs."""
         self.evaluator.refresh_scales()
         self.lagrangian.calibrate(self.generator)
+        self.warmup = 0 if multipliers else self.options.warmup
         if multipliers:
             self.lagrangian.set_multipliers(multipliers)
         ending: Ending = "limit"
@@ -164,7 +168,8 @@ class _Training:
             loss.backward()
             self.optimizer.step()
             self.evaluator.decisions.project()
-            self.lagrangian.ascend()
+            if epoch >= self.warmup:
+                self.lagrangian.ascend()
             self.schedule.step()
             self.steps += 1
         self.evaluator.refresh_scales()
