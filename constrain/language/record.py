@@ -107,21 +107,30 @@ def _opaque(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str
     return Expr(n.Opaque(path or func.__name__, func, arguments, keywords, loc=here()))
 
 
-# functions of the table that tensors do not have as methods
-_FUNCTIONS_ONLY = frozenset(
-    ("linear", "einsum", "stack", "where", "softplus", "gelu", "silu", "elu", "logsigmoid", "log_sigmoid")
+# functions of the table that are methods of tensors too, so that they need no torch
+_METHODS = frozenset(
+    (
+        *("abs", "exp", "log", "log1p", "expm1", "sqrt", "square", "sigmoid", "tanh", "relu", "sin", "cos"),
+        *("neg", "reciprocal", "sign", "floor", "erf", "sum", "mean", "max", "min", "amax", "amin", "norm"),
+        *("logsumexp", "softmax", "log_softmax", "count_nonzero", "pow", "clamp", "clip", "matmul", "mul"),
+        *("add", "sub", "div", "maximum", "minimum", "unsqueeze", "trace", "logdet", "matrix_exp", "t"),
+        *("item", "detach", "numpy", "tolist", "backward", "cpu", "cuda", "requires_grad_"),
+    )
 )
 
 
 def method(e: Expr, name: str) -> Callable[..., Any]:
-    """`e.exp()` and the other tensor methods that the table knows."""
-    functions_only = name in _FUNCTIONS_ONLY or name.startswith(("__", "special_", "linalg_"))
-    if functions_only or name not in RULES or name.endswith(_REDUCING_LOSSES):
-        raise AttributeError(
-            f"an expression has no attribute {name!r}; torch functions apply to it: torch.{name}(e)"
-        )
-    rule = RULES[name]
-    return lambda *args, **kwargs: rule(e, *args, **kwargs)
+    """`e.exp()` and other methods of tensors: of the table, and those that torch has as functions."""
+    if name in _METHODS:
+        rule = RULES[name]
+        return lambda *args, **kwargs: rule(e, *args, **kwargs)
+    torch = None if name.startswith("_") else loaded("torch")
+    if torch is not None and callable(getattr(torch, name, None)) and hasattr(torch.Tensor, name):
+        function = getattr(torch, name)
+        return lambda *args, **kwargs: record(function, (e, *args), kwargs)
+    raise AttributeError(
+        f"an expression has no attribute {name!r}; torch functions apply to it: torch.{name}(e)"
+    )
 
 
 _UFUNCS = {
