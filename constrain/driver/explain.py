@@ -58,10 +58,14 @@ class Explanation:
 
     def _terms(self) -> str:
         lines = [f"class      {self.facts.certificate}"]
+        seen: set[tuple[str, ...]] = set()
         for term in self.facts.terms:
             first, *reasons = term.lines()
-            lines.append(f"  {first}")
-            lines += [f"  {line}" for line in reasons]
+            known = tuple(reasons) in seen and bool(reasons)
+            lines.append(f"  {first}{': the same reason' if known else ''}")
+            if not known:
+                lines += [f"  {line}" for line in reasons]
+            seen.add(tuple(reasons))
         return "\n".join(lines)
 
     def _rewrites(self) -> str:
