@@ -15,7 +15,7 @@ from constrain.diagnostics.alive import rebind
 from constrain.diagnostics.judge import Facts, build_solution, judge_status
 from constrain.diagnostics.kkt import kkt
 from constrain.lowering.lower import lower
-from constrain.runtime.decisions import Decisions
+from constrain.runtime.decisions import Decisions, precision
 from constrain.runtime.evaluator import Evaluator
 from constrain.runtime.result import RawResult
 
@@ -284,6 +284,38 @@ def test_a_solution_stays_what_it_is_when_training_goes_on():
     assert torch.equal(module.weight.detach(), changed)
 
 
+def test_parameters_are_those_of_the_solve(tmp_path):
+    b = cn.Parameter("b", 1.0)
+
+    def problem():
+        x = cn.Variable((), "x")
+        x.value = 1.0
+        D = cn.Data("d", z=np.ones(5))
+        return cn.minimize(E(D.z) * (x - 2) ** 2).subject_to(cap=x <= b)
+
+    solution = judged(problem())
+    b.value = 0.25
+    assert solution.kkt(tolerance=1e-7).feasible
+    assert solution.evaluate(cn.Data("d", z=np.ones(3)))["cap"].bound == 1.0
+    solution.save(tmp_path)
+    assert cn.load(tmp_path, problem=problem()).kkt(tolerance=1e-7).feasible
+
+
+def test_single_precision_models_are_judged_in_the_precision_of_the_solve(tmp_path):
+    module = torch.nn.Linear(2, 1)
+    problem = fair_problem(sample("people"), module)
+    program = lower(problem)
+    with precision(program, torch.float64):
+        solution = judged(problem, ending="limit")
+    assert module.weight.dtype == torch.float32
+    assert solution.evaluate(sample("people")).objective == pytest.approx(solution.objective, abs=1e-12)
+    solution.save(tmp_path)
+    other = torch.nn.Linear(2, 1)
+    loaded = cn.load(tmp_path, problem=fair_problem(sample("people"), other))
+    assert torch.equal(other.weight, module.weight)
+    assert loaded.evaluate(sample("people")).objective == pytest.approx(solution.objective, abs=1e-12)
+
+
 def test_evaluation_of_the_training_data_is_the_training_record():
     D = sample("people")
     solution = judged(fair_problem(D), ending="limit")
@@ -354,7 +386,8 @@ def test_frames():
 
 
 def test_the_record_is_imported_when_it_is_asked_for():
-    code = "import constrain as c, sys; m = sys.modules; assert 'numpy' not in m; c.Status; assert 'torch' not in m"
+    code = "import sys, constrain as c; m = sys.modules; assert not {'numpy', 'torch'} & set(m); c.Status"
+    code += "; assert 'torch' not in m"
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError):
         cn.Solutoin  # noqa: B018

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from constrain.diagnostics.confidence import Judgement, judge_sample
@@ -12,7 +13,8 @@ from constrain.diagnostics.kkt import kkt
 from constrain.errors import ModelingError
 from constrain.language.data import Data, suggest
 from constrain.lowering.lower import lower
-from constrain.runtime.decisions import Decisions
+from constrain.runtime.binding import as_array
+from constrain.runtime.decisions import Decisions, precision
 from constrain.runtime.evaluator import Evaluator
 from constrain.solution.answer import Evaluation
 
@@ -69,10 +71,16 @@ def rebind(program: Program, data: Data | Mapping[str, Data]) -> dict[str, Data]
     return dict(data)
 
 
+def host(t: torch.Tensor) -> NDArray[Any]:
+    """A tensor as an array; bfloat16, which NumPy lacks, as float32."""
+    return (t.float() if t.dtype == torch.bfloat16 else t).detach().cpu().numpy()
+
+
 class Attached:
     """A program, its data, and the point of one solution.
 
-    The point is kept as a copy, so that the solution stays what it is when the models are trained further.
+    The point and the parameters are kept as copies, so that the solution stays what it is when the models are
+    trained further and parameters change.
     """
 
     def __init__(
@@ -92,18 +100,20 @@ class Attached:
         self.bound = bound
         self.texts = dict(texts or {})
         self.point = decisions.snapshot()
+        named = {symbol.name: symbol.value for symbol in program.parameters} | evaluator.params
+        self.params = {name: np.array(as_array(value), dtype=np.float64) for name, value in named.items()}
 
     @property
     def variables(self) -> dict[str, NDArray[Any]]:
         """Values of the `Variable`s."""
         names = {symbol.name for symbol in self.decisions.variables}
-        return {name: t.cpu().numpy() for name, t in self.point.items() if name in names}
+        return {name: host(t) for name, t in self.point.items() if name in names}
 
     @property
     def weights(self) -> dict[str, NDArray[Any]]:
         """Parameters and buffers of the models."""
         names = {symbol.name for symbol in self.decisions.variables}
-        return {name: t.cpu().numpy() for name, t in self.point.items() if name not in names}
+        return {name: host(t) for name, t in self.point.items() if name not in names}
 
     @contextmanager
     def at_point(self) -> Generator[None]:
@@ -129,6 +139,7 @@ class Attached:
                 self.decisions,
                 dtype=self.evaluator.dtype,
                 data=rebind(self.program, data),
+                params=self.params,
                 reference=self.evaluator,
                 chunk=self.evaluator.chunk,
             )
@@ -151,13 +162,14 @@ def revive(problem: Problem, solution: Solution) -> Attached:
         name: torch.as_tensor(value)
         for name, value in (*solution.variables.items(), *solution.weights.items())
     }
+    device = next((p.device for m in program.models for p in m.module.parameters()), torch.device("cpu"))
     dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
-    decisions = Decisions(program, torch.device("cpu"), dtype)
-    decisions.restore(state)
-    decisions.write_back()
-    evaluator = Evaluator(program, decisions, dtype=dtype)
     bound = None if solution.bound is None else program.sign * solution.bound
     texts = {name: solution[name].text for name in solution.names}
-    return Attached(
-        program, evaluator, decisions, convex=solution.provenance.convex, bound=bound, texts=texts
-    )
+    source = solution.provenance
+    with precision(program, dtype):
+        decisions = Decisions(program, device, dtype)
+        decisions.restore(state)
+        decisions.write_back()
+        evaluator = Evaluator(program, decisions, dtype=dtype, params=source.parameters)
+        return Attached(program, evaluator, decisions, convex=source.convex, bound=bound, texts=texts)

@@ -19,11 +19,12 @@ import numpy as np
 from scipy import stats
 
 from constrain.diagnostics.influence import Spread, spread
+from constrain.diagnostics.names import level_axis
 from constrain.diagnostics.point import Point, array_of, bound_scale, read_point, reduce_to, user_objective
 from constrain.language import nodes as n
 from constrain.language.types import type_of
 from constrain.lowering.lower import EPIGRAPH
-from constrain.solution.constraint import slack_of, violation_of
+from constrain.solution.constraint import labels_of, slack_of, violation_of
 from constrain.solution.records import Estimate, plain
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class _Tested:
         freedom: degrees of freedom of the ratio.
         settled: where no data enters, so that the exact value decides.
         unknown: where no standard error was computed (blocks of very many levels).
+        labels: names of the entries.
     """
 
     form: Form
@@ -119,6 +121,7 @@ class _Tested:
     freedom: NDArray[np.float64]
     settled: NDArray[np.bool_]
     unknown: NDArray[np.bool_]
+    labels: tuple[str, ...]
 
 
 def judge_sample(
@@ -240,7 +243,8 @@ def _test(
     counts = np.where(np.isfinite(smallest), smallest, 0).astype(np.int64)
     freedom = np.full(shape, np.inf) if rates is not None else np.maximum(counts - 1.0, 1.0)
     unknown = np.isnan(smallest)
-    return _Tested(form, value, bounds, lower, upper, ratio, counts, freedom, settled, unknown)
+    labels = tuple(labels_of(form.name, *level_axis(evaluator, form.lhs, *form.rhs), shape))
+    return _Tested(form, value, bounds, lower, upper, ratio, counts, freedom, settled, unknown, labels)
 
 
 def _rate_rows(evaluator: Evaluator, form: Form) -> NDArray[np.float64] | None:
@@ -287,6 +291,7 @@ def _verdicts(
             smallest=int(counted.min()) if counted.size else 0,
             rows_needed=_rows_needed(t, words, max(1, count), confidence),
             confidence=confidence,
+            labels=t.labels,
         )
     return result
 

@@ -122,7 +122,7 @@ def build_solution(  # noqa: PLR0913  # one record of everything
         multipliers=multipliers,
         history=History(raw.history),
         warnings=(*record.warnings, *_statistical(constraints)),
-        provenance=provenance_of(program, evaluator, holdout, raw, facts, seed, options),
+        provenance=provenance_of(attached, holdout, raw, facts, seed, options),
         bound=None if raw.bound is None else program.sign * raw.bound,
         message=raw.message,
         live=attached,

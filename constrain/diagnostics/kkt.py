@@ -248,16 +248,15 @@ def _stationarity(
     g = forces.gradients
     residual = projected(g.lagrangian(forces.entries), forces.at_lower, forces.at_upper)
     weights = np.abs([e.multiplier for e in forces.entries])
-    blocks: dict[str, tuple[float, float]] = {}
-    start = 0
+    scale = float(np.max(np.abs(g.objective), initial=0.0)) + float(np.max(np.abs(g.rest), initial=0.0))
+    scale += float(weights @ np.max(np.abs(g.rows), axis=1, initial=0.0))
 
     def sizes(where: slice) -> tuple[float, float]:
         absolute = float(np.max(np.abs(residual[where]), initial=0.0))
-        rows = np.max(np.abs(g.rows[:, where]), axis=1, initial=0.0)
-        pull = float(np.max(np.abs(g.objective[where]), initial=0.0))
-        scale = pull + float(weights @ rows) + float(np.max(np.abs(g.rest[where]), initial=0.0))
         return absolute, absolute / scale if scale > 0 else absolute
 
+    blocks: dict[str, tuple[float, float]] = {}
+    start = 0
     for block in decisions.blocks:
         size = block.tensor.numel()
         name = "objective bound" if block.name == EPIGRAPH else block.name

@@ -12,12 +12,12 @@ import numpy as np
 
 import constrain
 from constrain.runtime.binding import as_array
-from constrain.solution.records import Provenance
+from constrain.solution.records import Provenance, plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from constrain.lowering.program import Program
+    from constrain.diagnostics.alive import Attached
     from constrain.runtime.binding import Population
     from constrain.runtime.evaluator import Evaluator
     from constrain.runtime.result import RawResult
@@ -56,8 +56,7 @@ def fingerprint(population: Population) -> str:
 
 
 def provenance_of(
-    program: Program,
-    evaluator: Evaluator,
+    attached: Attached,
     holdout: Evaluator | None,
     raw: RawResult,
     facts: Facts,
@@ -68,7 +67,7 @@ def provenance_of(
     versions = {"constrain": constrain.__version__, "python": platform.python_version()}
     versions.update((name, metadata.version(name)) for name in _PACKAGES)
     data: dict[str, dict[str, Any]] = {}
-    for split, source in (("train", evaluator), ("holdout", holdout)):
+    for split, source in (("train", attached.evaluator), ("holdout", holdout)):
         for population in source.populations.values() if source is not None else ():
             described = {"rows": population.rows, "sha256": fingerprint(population)}
             data[f"{split}:{population.data.name}"] = described
@@ -78,10 +77,11 @@ def provenance_of(
         route=facts.route,
         problem_class=facts.problem_class,
         convex=facts.certified_convex,
-        source=repr(program.problem),
+        source=repr(attached.program.problem),
         seed=seed,
         seconds=raw.seconds,
         iterations=raw.iterations,
         options={key: str(value) for key, value in dict(options or {}).items()},
         data=data,
+        parameters={name: plain(value) for name, value in attached.params.items()},
     )

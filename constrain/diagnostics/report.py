@@ -364,7 +364,7 @@ def _estimate_rows(name: str, text: str, estimate: Estimate) -> list[tuple[str, 
     order = np.argsort(-violation, kind="stable")[:SHOWN] if values.size > SHOWN else np.arange(values.size)
     rows: list[tuple[str, ...]] = []
     for position, k in enumerate(order.tolist()):
-        label = name if not shape else f"{name}[{k}]"
+        label = cut(estimate.labels[k] if estimate.labels else name, 26)
         bound = " … ".join(limit_text(float(b[k])) for b in bounds)
         shown = plus_minus(float(values[k]), float(lower[k]), float(upper[k]))
         rows.append((label, text if position == 0 else "", shown, bound, estimate.verdicts[k]))

@@ -92,6 +92,7 @@ class Estimate:
         rows_needed: rows of such data that would decide an undecided constraint, 0 when it is decided.
         share: for constraints per row, the share of the selected rows that are violated; else None.
         confidence: level of the interval.
+        labels: names of the entries, empty for constraints per row.
     """
 
     value: Number
@@ -105,6 +106,7 @@ class Estimate:
     rows_needed: int = 0
     share: float | None = None
     confidence: float = 0.95
+    labels: tuple[str, ...] = ()
 
     @property
     def interval(self) -> tuple[Number, Number]:
@@ -133,6 +135,7 @@ class Provenance:
         iterations: solver steps.
         options: of the solve, as text.
         data: per sample its name, rows and a hash of the columns that were used.
+        parameters: values of the problem's parameters.
     """
 
     versions: dict[str, str] = field(default_factory=dict[str, str])
@@ -146,6 +149,7 @@ class Provenance:
     iterations: int = 0
     options: dict[str, str] = field(default_factory=dict[str, str])
     data: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    parameters: dict[str, Number] = field(default_factory=dict[str, Number])
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ class KKT:
     Attributes:
         stationarity: largest entry of |grad L|, projected at active bounds.
         stationarity_scaled: the same over |grad f| + sum_i |multiplier_i| |grad c_i| (largest entries).
-        blocks: the same two numbers per decision block.
+        blocks: per decision block its largest entry, and that entry over the scale of all.
         force_balance: 1 - |grad L|^2 / |grad f|^2: the share of the objective's pull that constraints
             balance.
         feasibility: largest violation, in the units of the constraint `worst`.
