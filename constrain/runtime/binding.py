@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from constrain.language.location import Location
+
 __all__ = ["Population", "Stratum", "as_array", "bind_population", "level_codes"]
 
 
@@ -121,7 +123,7 @@ class Population:
         default_factory=dict[tuple[n.Node | None, tuple[str, ...]], Stratum]
     )
 
-    def level_code(self, column: str, text: str) -> int:
+    def level_code(self, column: str, text: str, at: Location | None = None) -> int:
         """Code of a text level.
 
         Raises:
@@ -130,12 +132,16 @@ class Population:
         levels = self.levels.get(column)
         if levels is None:
             raise DataError(
-                "E106", f"{self.data.name}.{column} is numeric and is compared with the text {text!r}", fix="a number"
+                "E106",
+                f"{self.data.name}.{column} is numeric and is compared with the text {text!r}",
+                at=at,
+                fix="a number",
             )
         if text not in levels:
             raise DataError(
                 "E106",
                 f"{self.data.name}.{column} has no level {text!r}{suggest(text, levels)}",
+                at=at,
                 fix=f"one of {', '.join(map(repr, levels[:8]))}",
             )
         return levels.index(text)
@@ -151,6 +157,7 @@ class Population:
         mask: Tensor | None,
         shown: str,
         *,
+        at: Location | None = None,
         reference: Population | None = None,
     ) -> None:
         """Counts the rows of a condition and its groups.
@@ -168,14 +175,16 @@ class Population:
         ones = ones.to(torch.float64) if self.device.type != "mps" else ones
         counts = ones.sum() if codes is None else ones.new_zeros(len(levels)).index_add(0, codes, ones)
         if reference is None and self.device.type != "meta":
-            self._refuse_empty(counts, levels, names, shown)
+            self._refuse_empty(counts, levels, names, shown, at)
         weight = None
         if mask is not None or codes is not None:
             per_row = counts if codes is None else counts[codes]
             weight = torch.where(ones > 0, self.rows / per_row, torch.zeros_like(ones)).to(self.dtype)
         self.strata[given, names] = Stratum(codes, levels, mask, counts, weight)
 
-    def _refuse_empty(self, counts: Tensor, levels: list[Any], names: tuple[str, ...], shown: str) -> None:
+    def _refuse_empty(
+        self, counts: Tensor, levels: list[Any], names: tuple[str, ...], shown: str, at: Location | None
+    ) -> None:
         empty = (counts == 0).reshape(-1).nonzero().reshape(-1).tolist()
         if not empty:
             return
@@ -184,9 +193,15 @@ class Population:
             raise DataError(
                 "E124",
                 f"the group {group} of {self.data.name!r} has no row for {shown}: its average does not exist",
+                at=at,
                 fix="merge the group with another, or drop its rows",
             )
-        raise DataError("E124", f"no row of {self.data.name!r} satisfies the condition of {shown}", fix="another condition")
+        raise DataError(
+            "E124",
+            f"no row of {self.data.name!r} satisfies the condition of {shown}: its average does not exist",
+            at=at,
+            fix="a condition that some rows satisfy",
+        )
 
 
 def _refuse_missing(data: Data, column: str, array: NDArray[Any]) -> None:

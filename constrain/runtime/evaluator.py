@@ -145,13 +145,22 @@ class Evaluator:
         known = None if reference is None else reference.populations[job.data]
         population = bind_population(data, sorted(used), self.device, self.dtype, known)
         self.populations[job.data] = population
+        self._check_texts(job, population)
         for i in job.moments:
             moment = self.program.moments[i]
             key = (moment.given, tuple(c.name for c in moment.by))
             if key not in population.strata:
                 mask = None if moment.given is None else self._data_event(moment.given, population)
                 shown = str(language_printing().text(moment, limit=80))
-                population.add_stratum(moment.given, moment.by, mask, shown, reference=known)
+                population.add_stratum(moment.given, moment.by, mask, shown, at=moment.loc, reference=known)
+
+    def _check_texts(self, job: _Job, population: Population) -> None:
+        """E106 with its place for a text that is no level of the column it is compared with."""
+        for node in n.postorder(*self.program.roots):
+            if isinstance(node, n.Comparison) and isinstance(node.lhs, n.Column) and node.lhs.data is job.data:
+                other = node.rhs
+                if isinstance(other, n.Array) and isinstance(other.symbol.value, str):
+                    population.level_code(node.lhs.name, other.symbol.value, node.loc)
 
     def _data_event(self, event: n.Node, population: Population) -> Tensor:
         """Rows where an event of the data alone holds: (rows,) bool."""

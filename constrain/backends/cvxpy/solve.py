@@ -87,7 +87,7 @@ _ENDINGS: dict[Status, Ending] = {
     "limit": "limit",
     "error": "error",
 }
-_BENIGN = ("too many subexpressions", "dimension greater than 2", "Solution may be inaccurate")
+_BENIGN = ("too many subexpressions", "Defaulting to the SCIPY backend", "Solution may be inaccurate")
 
 
 # --------------------------------------------------------------------------------------------- support
@@ -231,6 +231,9 @@ class RawSolution:
 
 def _options(solver: str, tolerance: float | None, time_limit: float | None) -> dict[str, Any]:
     options: dict[str, Any] = {}
+    if solver == "HIGHS":
+        # the default, 1e-7, moves the solution of a quadratic program by about as much as it is worth
+        options["qp_regularization_value"] = 1e-12
     if tolerance is not None:
         options.update(dict.fromkeys(_TOLERANCES.get(solver, ()), tolerance))
     if time_limit is not None and solver in _TIME_LIMITS:
