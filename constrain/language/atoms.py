@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["ATOMS", "Atom", "Curvature", "Shape", "ShapeProblem", "Sign", "broadcast", "register"]
+__all__ = ["ATOMS", "Atom", "Curvature", "Shape", "ShapeProblem", "Sign", "alike", "broadcast", "register"]
 
 Shape: TypeAlias = tuple[int, ...]
 Sign: TypeAlias = Literal["zero", "nonneg", "nonpos", "any"]
@@ -71,6 +71,13 @@ def broadcast(shapes: tuple[Shape, ...], _options: Mapping[str, Any] | None = No
             raise ShapeProblem("shapes do not broadcast: " + " and ".join(map(str, shapes)))
         result.append(sizes.pop() if sizes else 1)
     return tuple(result)
+
+
+def alike(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
+    """The one row shape of all arguments, where torch does not broadcast."""
+    if len(set(shapes)) > 1:
+        raise ShapeProblem("one shape is needed, got " + " and ".join(map(str, shapes)))
+    return shapes[0]
 
 
 def _first(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
@@ -165,8 +172,8 @@ def _transpose(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
     return tuple(reversed(shapes[0]))
 
 
-def _stack(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
-    return (len(shapes), *broadcast(shapes))
+def _stack(shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> Shape:
+    return (len(shapes), *alike(shapes, options))
 
 
 def _quad_form(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
@@ -337,8 +344,9 @@ _add(
     ("none", "none"),
     "any",
     "rowwise.binary_cross_entropy_with_logits",
+    alike,
 )
-_add("binary_cross_entropy", "special", ("none", "none"), "nonneg", "rowwise.binary_cross_entropy")
+_add("binary_cross_entropy", "special", ("none", "none"), "nonneg", "rowwise.binary_cross_entropy", alike)
 _add("cross_entropy", "special", ("none", "none"), "nonneg", "rowwise.cross_entropy", _classes)
 _add("mse_loss", "convex", ("none", "none"), "nonneg", "rowwise.mse_loss")
 _add("l1_loss", "convex", ("none", "none"), "nonneg", "rowwise.l1_loss")

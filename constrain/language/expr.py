@@ -200,6 +200,14 @@ class Expr:
     node: n.Node
     type: Type
 
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> Expr:
+        """Recorded expressions are of a sibling class of `Variable` and `Parameter`.
+
+        Python asks the right operand of a comparison first when its class derives from the left one's: were they
+        plain `Expr`s, `sum(w) <= budget` would be recorded as `budget >= sum(w)`.
+        """
+        return object.__new__(_Recorded if cls is Expr else cls)
+
     def __init__(self, node: n.Node) -> None:
         object.__setattr__(self, "type", type_of(node))
         object.__setattr__(self, "node", node)
@@ -401,6 +409,12 @@ class Expr:
             at=here(),
             fix="torch functions, which are recorded",
         )
+
+
+class _Recorded(Expr):
+    """An expression made by an operator or a function."""
+
+    __slots__ = ()
 
 
 class Constraint:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, assert_never, cast
 from constrain._lazy import language_printing, loaded, probe
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
-from constrain.language.atoms import ATOMS, ShapeProblem, broadcast
+from constrain.language.atoms import ATOMS, ShapeProblem, alike, broadcast
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -216,7 +216,7 @@ _NUMBERS = frozenset({"quad_form", "trace", "logdet", "cross_entropy"})
 def _apply(node: n.Apply, parts: list[Type]) -> Type:
     rows, levels = _joined(node, parts)
     atom = ATOMS[node.atom]
-    if atom.shape is broadcast:
+    if atom.shape in (broadcast, alike):
         _check_alignment(node, node.args, parts)
     if node.atom.endswith("_levels"):
         levels = None

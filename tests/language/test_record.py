@@ -14,7 +14,7 @@ import constrain as cn
 from constrain import E, P
 from constrain.language import nodes as n
 
-# Each line is evaluated twice: on tensors, by torch itself; and on columns, recorded and evaluated afterwards.
+# Each line is evaluated twice: on tensors, by torch itself; and on columns, recorded and then evaluated.
 # a, b: one value per row; x, z: three per row; m: matrices; c: class numbers; t: a tensor of three; M: 3 x 3.
 SPELLINGS = """
 a + b ; a - b ; a * b ; a / b ; a ** b ; 2 + a ; 2 - a ; 2 * a ; 2 / a ; 2 ** a ; a + 2 ; a - 2 ; a / 8
