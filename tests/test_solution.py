@@ -324,7 +324,7 @@ def test_evaluation_of_the_training_data_is_the_training_record():
     np.testing.assert_allclose(again["parity"].value, solution["parity"].value)
     np.testing.assert_allclose(again["parity"].interval, solution["parity"].interval)
     with pytest.raises(cn.ModelingError, match="E146"):
-        solution.evaluate({"peple": D})
+        solution.evaluate({"nobody": D})
 
 
 def test_the_fingerprint_follows_the_used_columns():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from constrain.diagnostics.confidence import Judgement, judge_sample
+from constrain.diagnostics.confidence import Judgment, judge_sample
 from constrain.diagnostics.kkt import kkt
 from constrain.errors import ModelingError
 from constrain.language.data import Data, suggest
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["Attached", "evaluation_of", "rebind", "revive"]
 
 
-def evaluation_of(evaluator: Evaluator, judged: Judgement, texts: Mapping[str, str]) -> Evaluation:
-    """The record of a judgement."""
+def evaluation_of(evaluator: Evaluator, judged: Judgment, texts: Mapping[str, str]) -> Evaluation:
+    """The record of a judgment."""
     populations = list(evaluator.populations.values())
     return Evaluation(
         data=tuple(p.data.name for p in populations),

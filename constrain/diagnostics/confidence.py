@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from constrain.lowering.program import Form
     from constrain.runtime.evaluator import Evaluator
 
-__all__ = ["Judgement", "judge_sample", "step_down", "wilson"]
+__all__ = ["Judgment", "judge_sample", "step_down", "wilson"]
 
 Correction = Literal["holm", "bonferroni", "none"]
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgment:
     """What one sample says.
 
     Attributes:
@@ -131,7 +131,7 @@ def judge_sample(
     tolerance: float = 1e-6,
     confidence: float = 0.95,
     correction: Correction = "holm",
-) -> Judgement:
+) -> Judgment:
     """Intervals and verdicts of every constraint on the sample of an evaluator.
 
     Args:
@@ -173,7 +173,7 @@ def judge_sample(
     value = user_objective(evaluator, point)
     half = float(stats.norm.ppf(0.5 + confidence / 2)) * float(objective.error.max(initial=0.0))
     ordered = {f.name: estimates[f.name] for f in program.forms if f.name in estimates}
-    return Judgement(value, value - half, value + half, ordered)
+    return Judgment(value, value - half, value + half, ordered)
 
 
 def _left(sides: tuple[Tensor, ...] | None) -> Tensor:

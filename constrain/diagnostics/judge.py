@@ -13,7 +13,7 @@ import numpy as np
 
 from constrain._lazy import language_printing
 from constrain.diagnostics.alive import Attached, evaluation_of
-from constrain.diagnostics.confidence import Judgement, judge_sample
+from constrain.diagnostics.confidence import Judgment, judge_sample
 from constrain.diagnostics.kkt import CERTIFIED, kkt
 from constrain.diagnostics.names import level_axis
 from constrain.diagnostics.point import Point, align, read_point, reduce_to
@@ -90,7 +90,7 @@ def build_solution(  # noqa: PLR0913  # one record of everything
         raw: how the run ended, with multipliers if there are any.
         facts: of the analysis and the router.
         holdout: an evaluator of the same program on other data (`alive.rebind` maps the samples).
-        tolerance: of the judgement.
+        tolerance: of the judgment.
         seed: for the record.
         options: for the record.
     """
@@ -130,7 +130,7 @@ def build_solution(  # noqa: PLR0913  # one record of everything
 
 
 def _constraints(
-    evaluator: Evaluator, point: Point, raw: RawResult, train: Judgement, other: Judgement | None
+    evaluator: Evaluator, point: Point, raw: RawResult, train: Judgment, other: Judgment | None
 ) -> dict[str, ConstraintResult]:
     program = evaluator.program
     result: dict[str, ConstraintResult] = {}

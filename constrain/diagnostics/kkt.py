@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from constrain.diagnostics.fit import best_fit, projected
-from constrain.diagnostics.jacobian import Entry, Gradients, choose, gradients, qualify
+from constrain.diagnostics.jacobian import Entry, Gradients, Qualification, choose, gradients, qualify
 from constrain.diagnostics.names import part_label
 from constrain.diagnostics.point import Point, align, bound_scale, read_point, user_objective
 from constrain.diagnostics.traps import recognize
@@ -53,7 +53,7 @@ def kkt(
     """Judges the current decisions.
 
     Args:
-        evaluator: the program with the data of the judgement.
+        evaluator: the program with the data of the judgment.
         multipliers: per `Part.key`, in the shape of the residual (for constraints per row: of all rows, or of
             the selected ones); None to use best-fit ones.
         tolerance: below which a residual counts as zero.
@@ -62,17 +62,13 @@ def kkt(
         point: values at the decisions, if they are known already.
     """
     point = read_point(evaluator) if point is None else point
-    scales = _scales(evaluator, point)
-    forces = _balance(evaluator, point, multipliers, scales, tolerance)
-    values = _values(evaluator, point, forces.multipliers, scales)
-    single = evaluator.dtype != torch.float64
-    independence = qualify(forces.entries, forces.gradients.rows, forces.free, single=single)
+    forces = _balance(evaluator, point, multipliers, tolerance)
+    values = _values(evaluator, point, forces.multipliers, forces.scales)
+    independence = _independence(evaluator, forces)
     magnitude = 1 + abs(user_objective(evaluator, point))
     stationarity, scaled, blocks, force = _stationarity(evaluator.decisions, forces)
-    proven = bound is not None
     gap = abs(point.objective - bound) if bound is not None else values.total
-    certified = proven or (convex and min(stationarity, scaled) <= tolerance)
-    keys = [part.key for part in evaluator.program.parts]
+    certified = bound is not None or (convex and min(stationarity, scaled) <= tolerance)
     return KKT(
         stationarity=stationarity,
         stationarity_scaled=scaled,
@@ -89,9 +85,9 @@ def kkt(
         gap=gap,
         gap_scaled=gap / magnitude,
         gap_kind=CERTIFIED if certified else ESTIMATE,
-        multipliers={k: m for k, m in zip(keys, forces.multipliers, strict=True) if m is not None},
+        multipliers=_keyed(evaluator, forces.multipliers),
         origin=forces.origin,
-        fit=dict(zip(keys, forces.fit, strict=True)),
+        fit=_keyed(evaluator, forces.fit),
         fit_stationarity=forces.fit_stationarity,
         fit_distance=_distance(forces),
         singular_values=independence.singular_values,
@@ -122,6 +118,7 @@ class _Forces:
         at_lower: (decisions,) coordinates at their lower bound.
         at_upper: (decisions,) coordinates at their upper bound.
         truncated: active entries left out.
+        scales: per part 1 + |bound| of each entry.
     """
 
     entries: list[Entry]
@@ -133,6 +130,7 @@ class _Forces:
     at_lower: NDArray[np.bool_]
     at_upper: NDArray[np.bool_]
     truncated: int
+    scales: list[NDArray[np.float64]]
 
     @property
     def free(self) -> NDArray[np.bool_]:
@@ -145,6 +143,20 @@ def _scales(evaluator: Evaluator, point: Point) -> list[NDArray[np.float64]]:
     sides = dict(zip((form.name for form in evaluator.program.forms), point.sides, strict=True))
     parts = evaluator.program.parts
     return [bound_scale(sides[p.constraint], r.shape) for p, r in zip(parts, point.residuals, strict=True)]
+
+
+def _keyed(
+    evaluator: Evaluator, values: Sequence[NDArray[np.float64] | None]
+) -> dict[str, NDArray[np.float64]]:
+    """Values per part, by key; parts without any are left out."""
+    parts = evaluator.program.parts
+    return {part.key: value for part, value in zip(parts, values, strict=True) if value is not None}
+
+
+def _independence(evaluator: Evaluator, forces: _Forces) -> Qualification:
+    """Rank of the active Jacobian on the coordinates off their bounds."""
+    single = evaluator.dtype != torch.float64
+    return qualify(forces.entries, forces.gradients.rows, forces.free, single=single)
 
 
 def _at_bounds(decisions: Decisions) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -194,10 +206,10 @@ def _balance(
     evaluator: Evaluator,
     point: Point,
     multipliers: Mapping[str, Any] | None,
-    scales: Sequence[NDArray[np.float64]],
     tolerance: float,
 ) -> _Forces:
     parts = evaluator.program.parts
+    scales = _scales(evaluator, point)
     aligned: list[NDArray[np.float64] | None] = [
         align(p, multipliers, r, m) for p, r, m in zip(parts, point.residuals, point.masks, strict=True)
     ]
@@ -221,7 +233,7 @@ def _balance(
         entries = [replace(e, multiplier=float(x)) for e, x in zip(entries, fitted, strict=True)]
         aligned = list(fit)
     left = float(np.max(np.abs(rest), initial=0.0))
-    return _Forces(entries, found, aligned, origin, fit, left, at_lower, at_upper, truncated)
+    return _Forces(entries, found, aligned, origin, fit, left, at_lower, at_upper, truncated, scales)
 
 
 def _scatter(

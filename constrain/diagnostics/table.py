@@ -1,14 +1,26 @@
-"""Aligned tables in plain text and Markdown."""
+"""Numbers as text, and aligned tables in plain text and Markdown."""
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["aligned", "cut", "fitted", "markdown", "width", "wrapped"]
+__all__ = [
+    "aligned",
+    "cut",
+    "fitted",
+    "limit_text",
+    "markdown",
+    "number",
+    "plus_minus",
+    "short",
+    "width",
+    "wrapped",
+]
 
 
 def width(text: str) -> int:
@@ -78,3 +90,28 @@ def wrapped(label: str, text: str, limit: int = 110, indent: int = 12) -> list[s
         line += word if empty else f" {word}"
         empty = False
     return [*lines, line.rstrip()]
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A number for a table: fixed point near 1, else with an exponent."""
+    if not math.isfinite(value):
+        return {math.inf: "inf", -math.inf: "-inf"}.get(value, "")
+    if abs(value) < 1e-12:
+        return "0"
+    return f"{value:.{digits}f}" if 1e-3 <= abs(value) < 1e5 else f"{value:.{max(1, digits - 2)}e}"
+
+
+def limit_text(value: float) -> str:
+    """A bound, as short as the user wrote it."""
+    return f"{value:.6g}" if math.isfinite(value) else number(value)
+
+
+def short(value: float) -> str:
+    """A residual: two digits with an exponent."""
+    return "-" if math.isnan(value) else "0" if value == 0 else f"{value:.1e}"
+
+
+def plus_minus(value: float, lower: float, upper: float) -> str:
+    """`0.6883 ± 0.0224`, without the second part where it is unknown or zero."""
+    half = (upper - lower) / 2
+    return number(value) if math.isnan(half) or half == 0 else f"{number(value)} ± {number(half)}"

@@ -167,7 +167,7 @@ class Solution:
 
         Args:
             multipliers: per part key (`parity:upper`) others than the solver's; recomputes.
-            tolerance: of the judgement; recomputes when it differs from that of the solve.
+            tolerance: of the judgment; recomputes when it differs from that of the solve.
 
         Raises:
             ModelingError: E141 when it has to be recomputed and the problem is not at hand.

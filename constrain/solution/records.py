@@ -191,7 +191,7 @@ class KKT:
             any.
         surrogate: gradients are those of surrogates.
         warnings: what was recognized.
-        tolerance: that of the judgement.
+        tolerance: that of the judgment.
     """
 
     stationarity: float
