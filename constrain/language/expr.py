@@ -203,8 +203,8 @@ class Expr:
     def __new__(cls, *_args: Any, **_kwargs: Any) -> Expr:
         """Recorded expressions are of a sibling class of `Variable` and `Parameter`.
 
-        Python asks the right operand of a comparison first when its class derives from the left one's: were they
-        plain `Expr`s, `sum(w) <= budget` would be recorded as `budget >= sum(w)`.
+        Python asks the right operand of a comparison first when its class derives from the left one's: were
+        they plain `Expr`s, `sum(w) <= budget` would be recorded as `budget >= sum(w)`.
         """
         return object.__new__(_Recorded if cls is Expr else cls)
 
