@@ -104,7 +104,7 @@ class Lagrangian(nn.Module):
         Returns:
             A scalar whose gradient is the primal gradient.
         """
-        self._index = self._indices(batch)
+        self._index = self.indices(batch)
         estimate = self.evaluator.estimate(self._index)
         self._last = estimate
         total = estimate.primal.objective
@@ -133,7 +133,12 @@ class Lagrangian(nn.Module):
         values = self.buffer("multiplier", part)[index] * residual
         return _masked(values, mask).sum() / index.shape[0]
 
-    def _indices(self, batch: Batches) -> dict[str, Tensor]:
+    def indices(self, batch: Batches) -> dict[str, Tensor]:
+        """Row indices of a batch by sample name, on the device.
+
+        Raises:
+            ModelingError: E140 when the batch has no rows of a sample of the problem.
+        """
         if isinstance(batch, Batch):
             given: dict[str, Any] = {batch.data.name: batch.index}
         elif isinstance(batch, Mapping):
