@@ -452,11 +452,23 @@ def postorder(*roots: Node) -> list[Node]:
 
 
 def fold(root: Node, step: Callable[[Node, tuple[T, ...]], T], memo: dict[int, T] | None = None) -> T:
-    """Evaluates `step(node, results of its children)` bottom-up, once per distinct node object."""
+    """Evaluates `step(node, results of its children)` bottom-up, once per distinct node object.
+
+    With a `memo` (results by `id`) only what is new is visited.
+    """
     done: dict[int, T] = {} if memo is None else memo
-    for node in postorder(root):
-        if id(node) not in done:
-            done[id(node)] = step(node, tuple(done[id(child)] for child in children(node)))
+    stack = [root]
+    while stack:
+        node = stack[-1]
+        parts = children(node)
+        waiting = [child for child in parts if id(child) not in done]
+        if id(node) in done:
+            stack.pop()
+        elif waiting:
+            stack.extend(reversed(waiting))
+        else:
+            done[id(node)] = step(node, tuple(done[id(child)] for child in parts))
+            stack.pop()
     return done[id(root)]
 
 
