@@ -1,4 +1,4 @@
-"""Comparisons keep the order in which they were written, also with a `Variable` or a `Parameter` on one side."""
+"""Comparisons keep the order in which they were written, whatever stands on either side."""
 
 import operator
 
