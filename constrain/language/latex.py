@@ -165,7 +165,7 @@ class LatexNotation:
 def _number(value: n.Scalar) -> str:
     text = repr(value).replace("inf", r"\infty")
     mantissa, mark, exponent = text.partition("e")
-    if not mark or "nan" in text:
+    if not mark or not isinstance(value, float):
         return text
     power = f"10^{{{int(exponent)}}}"
     return power if mantissa == "1" else rf"{mantissa} \cdot {power}"

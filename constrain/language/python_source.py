@@ -8,6 +8,7 @@ once.
 from __future__ import annotations
 
 from collections.abc import Callable
+from keyword import iskeyword
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from constrain._lazy import attribute, loaded
@@ -150,7 +151,8 @@ class SourceNotation:
             case n.Array(symbol=symbol):
                 return ATOM, [repr(symbol.value) if isinstance(symbol.value, str) else self.names.of(symbol)]
             case n.Column(data=data, name=name):
-                own = name.isidentifier() and name not in dir(type(data)) and not name.startswith("_")
+                taken = name in vars(data) or hasattr(type(data), name) or name.startswith("_")
+                own = name.isidentifier() and not iskeyword(name) and not taken
                 return ATOM, [self.names.of(data), f".{name}" if own else f"[{name!r}]"]
             case n.Decision(symbol=symbol) | n.Knob(symbol=symbol):
                 return ATOM, [self.names.of(symbol)]
@@ -259,13 +261,14 @@ class SourceNotation:
         head = (
             self._path(node.path) if resolved is node.function else self.names.add(node.function, "function_")
         )
-        items = [self._value(v) for v in node.arguments]
-        items += [[f"{k}=", *self._value(v)] for k, v in node.keywords]
+        lifted = iter(self.torch_items(n.children(node)))
+        items = [next(lifted) if isinstance(v, n.Node) else self._value(v) for v in node.arguments]
+        items += [
+            [f"{k}=", *(next(lifted) if isinstance(v, n.Node) else self._value(v))] for k, v in node.keywords
+        ]
         return ATOM, [head, "(", *joined(items), ")"]
 
     def _value(self, value: Any) -> list[Piece]:
-        if isinstance(value, n.Node):
-            return [(value, OPEN)]
         if _is_literal(value):
             return [literal(value)]
         text = repr(value)
