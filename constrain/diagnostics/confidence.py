@@ -207,55 +207,60 @@ def _test(
     """Interval of the left side, and the worst residual in standard errors."""
     sides = point.sides[k]
     shape = np.broadcast_shapes(*(s.shape for s in sides))
-    value = np.array(np.broadcast_to(sides[0], shape))
-    bounds = tuple(np.array(np.broadcast_to(s, shape)) for s in sides[1:])
-    half = np.where(left.smallest > 0, quantile(left.smallest, confidence) * left.error, left.error)
-    lower, upper = sides[0] - half, sides[0] + half
     rates = _rate_rows(evaluator, form)
-    if rates is not None:
-        lower, upper = wilson(sides[0], rates, confidence)
-    elif isinstance(form.lhs, n.Apply) and form.lhs.atom == "abs":
-        lower = np.maximum(0.0, lower)
+    value, lower, upper = (
+        np.array(np.broadcast_to(x, shape)) for x in _interval(form, sides[0], left, rates, confidence)
+    )
+    bounds = tuple(np.array(np.broadcast_to(s, shape)) for s in sides[1:])
     lead = any(type_of(x).levels is not None for x in (form.lhs, *form.rhs))
-    ratio: NDArray[np.float64] | None = None
-    smallest: NDArray[np.float64] | None = None
+    ratio, smallest = np.full(shape, np.nan), np.full(shape, np.nan)
     for i, part in enumerate(evaluator.program.parts):
         own = by_part[i]
         if part.constraint != form.name or own is None:
             continue
         residual, error = point.residuals[i], own.error
-        if rates is not None:
-            target = np.broadcast_to(
-                bounds[-1] if part.side == "upper" or len(bounds) == 1 else bounds[0], shape
-            )
+        if rates is not None:  # the score test, of which Wilson's interval is the inverse
+            target = np.broadcast_to(bounds[0] if part.side == "lower" else bounds[-1], shape)
             error = np.sqrt(np.clip(target * (1 - target), 0, None) / rates)
         with np.errstate(divide="ignore", invalid="ignore"):
             found = (np.abs(residual) if part.kind == "==" else residual) / error
-        found = reduce_to(shape, found, lead=lead, how=np.fmax)
-        ratio = found if ratio is None else np.fmax(ratio, found)
-        rows = np.where(own.smallest == 0, np.inf, own.smallest)
-        rows = reduce_to(shape, rows, lead=lead, how=np.fmin)
-        smallest = rows if smallest is None else np.fmin(smallest, rows)
-    if ratio is None or smallest is None:
-        raise ValueError(f"the constraint {form.name!r} has no parts")
-    settled = np.isinf(smallest)
-    lower, upper = (np.array(np.broadcast_to(x, shape)) for x in (lower, upper))
+        ratio = np.fmax(ratio, reduce_to(shape, found, lead=lead, how=np.fmax))
+        rows = np.where(own.smallest == 0, np.inf, np.where(own.smallest < 0, np.nan, own.smallest))
+        smallest = np.fmin(smallest, reduce_to(shape, rows, lead=lead, how=np.fmin))
     counts = np.where(np.isfinite(smallest), smallest, 0).astype(np.int64)
     freedom = np.full(shape, np.inf) if rates is not None else np.maximum(counts - 1.0, 1.0)
-    unknown = np.isnan(smallest)
     labels = tuple(labels_of(form.name, *level_axis(evaluator, form.lhs, *form.rhs), shape))
+    settled, unknown = np.isinf(smallest), np.isnan(smallest)
     return _Tested(form, value, bounds, lower, upper, ratio, counts, freedom, settled, unknown, labels)
 
 
+def _interval(
+    form: Form,
+    value: NDArray[np.float64],
+    spread: Spread,
+    rates: NDArray[np.float64] | None,
+    confidence: float,
+) -> tuple[NDArray[np.float64], ...]:
+    """The value of the left side with its interval; all NaN where a group that enters has no rows."""
+    half = np.where(spread.smallest > 0, quantile(spread.smallest, confidence) * spread.error, spread.error)
+    lower, upper = value - half, value + half
+    if rates is not None:
+        lower, upper = wilson(value, rates, confidence)
+    elif isinstance(form.lhs, n.Apply) and form.lhs.atom == "abs":
+        lower = np.maximum(0.0, lower)
+    absent = spread.smallest < 0
+    return tuple(np.where(absent, np.nan, x) for x in (value, lower, upper))
+
+
 def _rate_rows(evaluator: Evaluator, form: Form) -> NDArray[np.float64] | None:
-    """Rows of a plain rate P(A | B, by) against a bound without data, else None."""
+    """Rows of a plain rate P(A | B, by) against a bound without data, at least 1; else None."""
     moment = form.lhs
     plain_rate = isinstance(moment, n.Moment) and isinstance(moment.integrand, n.Indicator)
     if not plain_rate or any(n.mentions(side, n.Moment) for side in form.rhs):
         return None
     assert isinstance(moment, n.Moment)  # narrows the type
     counts = evaluator.populations[moment.data].stratum(moment.given, moment.by).counts
-    return array_of(counts) if type_of(moment).shape == () else None
+    return np.maximum(1.0, array_of(counts)) if type_of(moment).shape == () else None
 
 
 def _verdicts(

@@ -42,8 +42,8 @@ class Spread:
 
     Attributes:
         error: of the function's shape; 0 where no data enters, NaN where it was not computed.
-        smallest: rows of the smallest group that enters each entry, 0 where no data does, NaN where it was
-            not computed.
+        smallest: rows of the smallest group that enters each entry; 0 where no data does, -1 where such a
+            group has no rows (its average does not exist), NaN where it was not computed.
     """
 
     error: NDArray[np.float64]
@@ -77,7 +77,7 @@ def spread(
         count = np.where(np.isfinite(smallest[start:stop]), smallest[start:stop], 0.0)
         correction = np.where(count > 1, count / np.maximum(count - 1, 1), 1.0)
         error[place] = np.sqrt(variance[start:stop] * correction)
-        least[place] = count
+        least[place] = np.where(smallest[start:stop] == 0, -1.0, count)
         result.append(Spread(error.reshape(f.shape), least.reshape(f.shape)))
         start = stop
     return result

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from constrain.diagnostics.names import part_label
 from constrain.diagnostics.point import array_of
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ __all__ = ["LIMIT", "Entry", "Gradients", "Qualification", "choose", "gradients"
 
 LIMIT = 200
 """Rows of the Jacobian that are formed; the rest enters as sums."""
+
+MANY_ROWS = 5000
+"""Rows of data up to which three times as many are formed."""
 
 MEMORY = 20_000_000
 """Largest number of entries of the Jacobian."""
@@ -73,40 +77,47 @@ class Gradients:
         return self.objective + self.rest + multipliers @ self.rows
 
 
+def _limit(evaluator: Evaluator) -> int:
+    rows = sum(population.rows for population in evaluator.populations.values())
+    return max(1, min(LIMIT if rows > MANY_ROWS else 3 * LIMIT, MEMORY // max(1, evaluator.decisions.size)))
+
+
 def choose(
     evaluator: Evaluator,
     point: Point,
     multipliers: Sequence[NDArray[np.float64] | None],
     scales: Sequence[NDArray[np.float64]],
-    labels: Callable[[int, int], str],
     tolerance: float,
-) -> tuple[list[Entry], int]:
-    """The entries whose gradients are formed, and how many active ones were left out.
+) -> tuple[list[Entry], list[NDArray[np.bool_]]]:
+    """The entries whose gradients are formed, and per part which entries are active.
 
-    Chosen are equalities, entries within the tolerance of their bound and entries with a multiplier; the
-    largest multipliers and the smallest slacks first.
+    Chosen are equalities, entries within the tolerance of their bound and entries with a multiplier;
+    equalities and the largest multipliers first, as many as the limits allow.
     """
-    found: list[tuple[float, Entry]] = []
+    actives: list[NDArray[np.bool_]] = []
+    places: list[tuple[int, int]] = []
+    urgency: list[NDArray[np.float64]] = []
     for i, part in enumerate(evaluator.program.parts):
+        residual, given = point.selected(i), multipliers[i]
+        size = np.zeros(residual.size) if given is None else np.abs(given.ravel())
+        active = np.isfinite(residual) & ((part.kind == "==") | (residual >= -tolerance * scales[i]))
+        wanted = np.flatnonzero(active.ravel() | (size > 1e-9 * np.max(size, initial=1e-300)))
+        actives.append(active)
+        places += [(i, k) for k in wanted.tolist()]
+        urgency.append(size[wanted] + (1e9 if part.kind == "==" else 0.0))
+    order = np.argsort(-np.concatenate(urgency), kind="stable") if places else np.zeros(0, dtype=np.int64)
+    entries: list[Entry] = []
+    positions: list[int] = order[: _limit(evaluator)].tolist()
+    chosen: list[tuple[int, int]] = sorted(places[position] for position in positions)
+    for i, k in chosen:
+        part, residual, given = evaluator.program.parts[i], point.selected(i), multipliers[i]
+        r, active = float(residual.flat[k]), bool(actives[i].flat[k])
         equality = part.kind == "=="
-        residual, scale = point.selected(i).ravel(), scales[i].ravel()
-        given = multipliers[i]
-        lam = np.zeros(residual.shape) if given is None else given.ravel()
-        near = np.isfinite(residual) & (equality | (residual >= -tolerance * scale))
-        wanted = np.flatnonzero(near | (np.abs(lam) > 1e-9 * np.max(np.abs(lam), initial=1e-300)))
-        if wanted.size > 4 * LIMIT:
-            wanted = wanted[np.argsort(-np.abs(lam[wanted]), kind="stable")[: 4 * LIMIT]]
-        for k in wanted.tolist():
-            binding = bool(near[k]) and (equality or residual[k] <= tolerance * scale[k])
-            entry = Entry(
-                i, k, labels(i, k), equality, float(residual[k]), float(lam[k]), bool(near[k]), bool(binding)
-            )
-            found.append((-abs(lam[k]) - (1e6 if equality else 0.0), entry))
-    found.sort(key=lambda item: item[0])
-    limit = max(1, min(LIMIT, MEMORY // max(1, evaluator.decisions.size)))
-    left = found[limit:]
-    chosen = sorted((entry for _, entry in found[:limit]), key=lambda e: (e.part, e.index))
-    return chosen, sum(entry.active for _, entry in left)
+        binding = active and (equality or r <= tolerance * float(scales[i].flat[k]))
+        lam = 0.0 if given is None else float(given.flat[k])
+        label = part_label(evaluator, i, k, residual.shape)
+        entries.append(Entry(i, k, label, equality, r, lam, active, binding))
+    return entries, actives
 
 
 def _flat(tensors: Sequence[Tensor]) -> NDArray[np.float64]:

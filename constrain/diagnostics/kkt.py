@@ -18,7 +18,6 @@ import torch
 
 from constrain.diagnostics.fit import best_fit, projected
 from constrain.diagnostics.jacobian import Entry, Gradients, Qualification, choose, gradients, qualify
-from constrain.diagnostics.names import part_label
 from constrain.diagnostics.point import Point, align, bound_scale, read_point, user_objective
 from constrain.diagnostics.traps import recognize
 from constrain.lowering.lower import EPIGRAPH
@@ -214,11 +213,8 @@ def _balance(
         align(p, multipliers, r, m) for p, r, m in zip(parts, point.residuals, point.masks, strict=True)
     ]
 
-    def label(i: int, k: int) -> str:
-        return part_label(evaluator, i, k, point.residuals[i].shape)
-
     near = max(1e-6, 10 * tolerance)
-    entries, truncated = choose(evaluator, point, aligned, scales, label, near)
+    entries, actives = choose(evaluator, point, aligned, scales, near)
     found = gradients(evaluator, entries, aligned)
     at_lower, at_upper = _at_bounds(evaluator.decisions)
     found = _inside(evaluator, entries, aligned, found, at_lower & ~at_upper, at_upper & ~at_lower)
@@ -227,20 +223,21 @@ def _balance(
     fitted = np.zeros(len(entries))
     base = found.objective + found.rest
     fitted[active], rest = best_fit(base, found.rows[active], equality[active], at_lower, at_upper)
-    fit = _scatter(entries, fitted, point)
+    fit = _scatter(entries, fitted, actives)
     origin = "given" if any(m is not None for m in aligned) else "best fit" if entries else "none"
     if origin == "best fit":
         entries = [replace(e, multiplier=float(x)) for e, x in zip(entries, fitted, strict=True)]
-        aligned = list(fit)
+        aligned = [np.nan_to_num(f) for f in fit]
     left = float(np.max(np.abs(rest), initial=0.0))
+    truncated = sum(int(active.sum()) for active in actives) - sum(e.active for e in entries)
     return _Forces(entries, found, aligned, origin, fit, left, at_lower, at_upper, truncated, scales)
 
 
 def _scatter(
-    entries: Sequence[Entry], values: NDArray[np.float64], point: Point
+    entries: Sequence[Entry], values: NDArray[np.float64], actives: Sequence[NDArray[np.bool_]]
 ) -> list[NDArray[np.float64]]:
     """Fitted values per part: 0 for entries off their bound, NaN for active ones that were left out."""
-    result = [np.zeros(r.shape) for r in point.residuals]
+    result = [np.where(active, np.nan, 0.0) for active in actives]
     for e, value in zip(entries, values, strict=True):
         result[e.part].reshape(-1)[e.index] = value
     return result
@@ -250,7 +247,7 @@ def _distance(forces: _Forces) -> float:
     if forces.origin != "given":
         return float("nan")
     pairs = [(m, f) for m, f in zip(forces.multipliers, forces.fit, strict=True) if m is not None]
-    return max((float(np.max(np.abs(m - f), initial=0.0)) for m, f in pairs), default=float("nan"))
+    return max((float(np.nanmax(np.abs(m - f), initial=0.0)) for m, f in pairs), default=float("nan"))
 
 
 def _stationarity(

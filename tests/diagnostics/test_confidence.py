@@ -85,7 +85,7 @@ def test_intervals_cover_the_truth(place):
         "ratio": given / (weight @ second),
         "var": weight @ second - overall**2,
     }
-    replications = 300
+    replications = 150
     covered = {name: np.zeros(np.shape(value)) for name, value in truth.items()}
     for _ in range(replications):
         found = judge_sample(placed.on(d=_sample(rng, 250, 0.4))).estimates
@@ -134,13 +134,13 @@ def test_false_alarms_are_bounded_over_all_constraints(place):
     problem = cn.minimize(w**2).subject_to(**{f"c{i}": E(D.x[i] * w) <= 0 for i in range(20)})
     placed = place(problem, chunk=1000)
     alarms = {"holm": 0, "none": 0}
-    for _ in range(60):
+    for _ in range(40):
         sample = placed.on(d=cn.Data("d", x=rng.normal(size=(150, 20))))
         for correction in alarms:
             found = judge_sample(sample, correction=correction).estimates
             alarms[correction] += any(e.verdict != "undecided" for e in found.values())
-    assert alarms["holm"] <= 9
-    assert alarms["none"] >= 28
+    assert alarms["holm"] <= 7
+    assert alarms["none"] >= 14
 
 
 def test_absolute_values_worst_cases_and_between(place, rng):
@@ -200,3 +200,21 @@ def test_thousands_of_groups_judge_the_tightest(place, rng):
     assert found.verdict == "holds"
     assert [found.verdicts.count(word) for word in ("holds", "not judged")] == [400, 1600]
     assert found.value[known].min() >= found.value[~known].max()
+
+
+def test_a_group_that_the_holdout_lacks_has_no_value(place, rng):
+    x = rng.normal(size=60)
+    D = cn.Data("d", x=x, g=[("a", "b", "c")[i % 3] for i in range(60)])
+    w = cn.Variable((), "w")
+    w.value = 1.0
+    problem = cn.minimize(w**2).subject_to(
+        mean=E(D.x * w, by=D.g) <= 5.0, rate=P(D.x > w, by=D.g) <= 0.9, one=E(D.x * w) <= 5.0
+    )
+    placed = place(problem)
+    other = placed.on(d=cn.Data("later", x=x[:40], g=["a", "c"] * 20))
+    found = judge_sample(other).estimates
+    for name in ("mean", "rate"):
+        assert np.isnan(found[name].value).tolist() == [False, True, False]
+        assert np.isnan(found[name].upper).tolist() == [False, True, False]
+        assert found[name].verdicts == ("holds", "not judged", "holds")
+    assert found["one"].verdict == "holds"

@@ -345,3 +345,41 @@ def test_epigraph_multipliers_are_weights(place):
     close(solution.objective, 0.52, 1e-9)
     assert solution.names == ("total",)
     assert math.isfinite(solution["total"].shadow_price)
+
+
+def _interpolation(samples):
+    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    x, y = digits.data[:samples] / 16.0, np.eye(10)[digits.target[:samples]]
+    w = cn.Variable((64, 10), "w")
+    w.value = np.linalg.pinv(x) @ y
+    D = cn.Data("digits", x=x, y=y)
+    problem = cn.minimize(cn.sum_squares(w)).subject_to(fit=forall(D, D.x @ w == D.y))
+    return problem, -2 * np.linalg.solve(x @ x.T, y)
+
+
+def test_constraints_per_row_have_their_multipliers(place):
+    problem, multipliers = _interpolation(20)
+    placed = place(problem)
+    given = placed.kkt({"fit": multipliers})
+    assert given.stationarity <= 1e-7 * np.abs(multipliers).max()
+    assert given.feasibility <= 1e-10
+    fitted = placed.kkt()
+    close(fitted.fit["fit"], multipliers, 1e-5)
+    assert (given.truncated, given.rank) == (0, 200)
+
+
+def test_rows_beyond_the_limit_are_counted(place, monkeypatch):
+    monkeypatch.setattr("constrain.diagnostics.jacobian.LIMIT", 10)
+    problem, multipliers = _interpolation(6)
+    record = place(problem).kkt({"fit": multipliers})
+    assert record.truncated == 30
+    assert np.isnan(record.fit["fit"]).sum() == 30
+    assert record.stationarity <= 1e-7 * np.abs(multipliers).max()
+
+
+def test_a_feasibility_problem_is_stationary_without_multipliers(place):
+    w = cn.Variable(2, "w")
+    w.value = np.array([1.0, 2.0])
+    record = place(cn.find().subject_to(sum=cn.sum(w) == 3, cap=w[0] <= 5)).kkt()
+    assert record.stationarity == 0
+    assert record.feasible
