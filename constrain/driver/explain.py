@@ -46,10 +46,16 @@ class Explanation:
     def _sizes(self) -> str:
         program = self.program
         rows = ", ".join(f"{d.name} {len(d):,} rows" for d in program.populations) or "no data"
-        decisions = [f"{s.name}{list(s.shape) if s.shape else ''}" for s in program.variables if s not in program.auxiliary]
+        decisions = [
+            f"{s.name}{list(s.shape) if s.shape else ''}"
+            for s in program.variables
+            if s not in program.auxiliary
+        ]
         for model in program.models:
             count = sum(int(p.numel()) for p in model.module.parameters() if p.requires_grad)
-            decisions.append(f"{model.name} (frozen)" if model.frozen else f"{model.name} ({count:,} parameters)")
+            decisions.append(
+                f"{model.name} (frozen)" if model.frozen else f"{model.name} ({count:,} parameters)"
+            )
         return (
             f"data       {rows}\n"
             f"decisions  {', '.join(decisions)}\n"
@@ -96,7 +102,8 @@ class Explanation:
                 for t in self.facts.terms
             ],
             "rewrites": [
-                {"rule": s.rule, "target": s.target, "formula": s.formula, "exact": s.exact} for s in self.program.trace
+                {"rule": s.rule, "target": s.target, "formula": s.formula, "exact": s.exact}
+                for s in self.program.trace
             ],
             "routes": [{"method": r.method, "open": r.open, "reason": r.reason} for r in self.routes],
             "method": self.method,

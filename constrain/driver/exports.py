@@ -90,14 +90,18 @@ def kkt(
     for key in multipliers or {}:
         if key not in keys:
             raise ModelingError(
-                "E139", f"there is no constraint part {key!r}{suggest(key, keys)}", fix=f"one of {', '.join(keys)}"
+                "E139",
+                f"there is no constraint part {key!r}{suggest(key, keys)}",
+                fix=f"one of {', '.join(keys)}",
             )
     facts = classify(program)
     before: dict[str, torch.Tensor] | None = None
     decisions: Decisions | None = None
     with precision(program, torch.float64):
         try:
-            setup = prepare(program, device=place(program, None), dtype=torch.float64, data=data, params=params)
+            setup = prepare(
+                program, device=place(program, None), dtype=torch.float64, data=data, params=params
+            )
             decisions = setup.decisions
             before = decisions.snapshot()
             _set_point(decisions, point or {})
@@ -112,7 +116,9 @@ def _set_point(decisions: Decisions, point: Mapping[str, Any]) -> None:
     for name, value in point.items():
         if name not in known:
             raise ModelingError(
-                "E137", f"the problem has no decision {name!r}{suggest(name, known)}", fix=f"one of {', '.join(known)}"
+                "E137",
+                f"the problem has no decision {name!r}{suggest(name, known)}",
+                fix=f"one of {', '.join(known)}",
             )
         with torch.no_grad():
             known[name].copy_(torch.as_tensor(as_array(value).copy()).reshape(known[name].shape))

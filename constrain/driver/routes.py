@@ -87,12 +87,27 @@ def _lagrangian(program: Program, facts: Facts) -> Route:
 
 def _not_affine(program: Program) -> str | None:
     """Name of a term in which averages are divided, multiplied or otherwise bent."""
-    bent = {"div", "mul", "pow", "square", "abs", "maximum", "max", "max_levels", "norm", "sum_squares", "exp", "log"}
+    bent = {
+        "div",
+        "mul",
+        "pow",
+        "square",
+        "abs",
+        "maximum",
+        "max",
+        "max_levels",
+        "norm",
+        "sum_squares",
+        "exp",
+        "log",
+    }
     for key, root in (("objective", program.objective), *((p.key, p.residual) for p in program.parts)):
         for node in n.postorder(root):
             if isinstance(node, n.Apply) and node.atom in bent:
                 random = [x for x in node.args if n.mentions(x, n.Moment)]
-                if random and not (node.atom in ("div", "mul") and len(random) == 1 and random[0] is node.args[0]):
+                if random and not (
+                    node.atom in ("div", "mul") and len(random) == 1 and random[0] is node.args[0]
+                ):
                     return key
     return None
 
@@ -145,14 +160,21 @@ def make_solver(method: Any, options: Mapping[str, Any]) -> Any:
     given = {k: v for k, v in options.items() if v is not None}
     if not isinstance(method, str):
         if given:
-            raise ModelingError("E141", f"{sorted(given)} belong to the solver object", fix=f"{type(method).__name__}(...)")
+            raise ModelingError(
+                "E141", f"{sorted(given)} belong to the solver object", fix=f"{type(method).__name__}(...)"
+            )
         return method
     if method not in BUILT_IN:
         close = difflib.get_close_matches(method, METHODS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         known = ", ".join(METHODS)
-        raise RouteError("E125", f"there is no method {method!r}{hint}", fix=f"one of {known}, or a solver object")
-    kind = BUILT_IN[method]
+        raise RouteError(
+            "E125", f"there is no method {method!r}{hint}", fix=f"one of {known}, or a solver object"
+        )
+    if method == "augmented" and any(given.get(name) is not None for name in ("batch", "epochs")):
+        kind, given = PrimalDual, {"formulation": "augmented", **given}
+    else:
+        kind = BUILT_IN[method]
     names = [f.name for f in fields(kind)]
     for name in given:
         if name not in names:

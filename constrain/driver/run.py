@@ -55,7 +55,8 @@ def solve(  # noqa: PLR0913  # the public options
     Args:
         problem: what to solve. Models are trained in place, `Variable.value` is set.
         method: `"auto"` (see `problem.explain()`), `"cvxpy"`, `"augmented"`, `"lagrangian"`, `"cooper"`, or a
-            solver object such as `constrain.solvers.augmented.AugmentedLagrangian(outer=20)`.
+            solver object such as `constrain.solvers.augmented.AugmentedLagrangian(outer=20)`. `"augmented"` uses
+            the full data, or minibatches when `batch=` or `epochs=` is given.
         data: replaces the samples of the problem (columns by name); one sample, or a mapping by name.
         holdout: data on which every constraint is judged as well, with intervals.
         params: values of parameters by name, for this solve.
@@ -83,16 +84,20 @@ def solve(  # noqa: PLR0913  # the public options
     asked = {"batch": batch, "epochs": epochs, **options}
     chosen, why = choose(program, facts, asked) if method == "auto" else (method, "asked for")
     name = chosen if isinstance(chosen, str) else getattr(chosen, "name", type(chosen).__name__)
-    minibatch = name in ("lagrangian", "cooper")
+    minibatch = getattr(
+        chosen, "minibatch", name in ("lagrangian", "cooper") or not (batch is None and epochs is None)
+    )
     if tolerance is None:
         tolerance = TRAINING_TOLERANCE if minibatch else CONVEX_TOLERANCE
-    run = _Run(program, facts, f"{name}: {why}", data, holdout, params, seed, time_limit, tolerance, device, progress)
+    run = _Run(
+        program, facts, f"{name}: {why}", data, holdout, params, seed, time_limit, tolerance, device, progress
+    )
     multipliers = _start(start)
     if chosen == "cvxpy":
         return run.convex(asked)
     if chosen == "cooper":
         return run.cooper(asked, multipliers)
-    extra: dict[str, Any] = {"seed": seed} if name == "lagrangian" and isinstance(chosen, str) else {}
+    extra: dict[str, Any] = {"seed": seed} if minibatch and isinstance(chosen, str) else {}
     return run.loop(make_solver(chosen, {**asked, **extra}), multipliers, minibatch=minibatch)
 
 
@@ -143,12 +148,16 @@ class _Run:
 
         answer = support(self.program, self.facts)
         if not answer.ok:
-            raise RouteError("E125", f"cvxpy cannot take the problem: {answer.reason}", fix='solve(method="auto")')
+            raise RouteError(
+                "E125", f"cvxpy cannot take the problem: {answer.reason}", fix='solve(method="auto")'
+            )
         allowed = ("solver", "options", "verbose")
         given = {k: v for k, v in options.items() if v is not None}
         unknown = sorted(set(given) - set(allowed))
         if unknown:
-            raise ModelingError("E141", f"method 'cvxpy' has no option {unknown[0]!r}", fix=f"one of {', '.join(allowed)}")
+            raise ModelingError(
+                "E141", f"method 'cvxpy' has no option {unknown[0]!r}", fix=f"one of {', '.join(allowed)}"
+            )
         replaced = None
         if self.data is not None:
             named = rebind(self.program, self.data)
@@ -186,7 +195,9 @@ class _Run:
         unknown = sorted(set(given) - set(CooperSolver.option_names()))
         if unknown:
             known = ", ".join(CooperSolver.option_names())
-            raise ModelingError("E141", f"method 'cooper' has no option {unknown[0]!r}", fix=f"one of {known}")
+            raise ModelingError(
+                "E141", f"method 'cooper' has no option {unknown[0]!r}", fix=f"one of {known}"
+            )
         return self.loop(CooperSolver(seed=self.seed, **given), multipliers, minibatch=True)
 
     # --------------------------------------------------------------------------------------- pieces
@@ -204,7 +215,9 @@ class _Run:
     def _bar(self, name: str) -> Progress:
         return TerminalProgress(name) if self.progress else Silent()
 
-    def _with(self, bar: Progress, solver: Any, setup: Setup, multipliers: Mapping[str, Any] | None) -> RawResult:
+    def _with(
+        self, bar: Progress, solver: Any, setup: Setup, multipliers: Mapping[str, Any] | None
+    ) -> RawResult:
         try:
             return solver.solve(  # type: ignore[no-any-return]
                 setup.evaluator, progress=bar, multipliers=multipliers, time_limit=self.time_limit

@@ -58,7 +58,9 @@ def place(program: Program, device: Any) -> torch.device:
     found = {t.device: m.name for m in program.models for t in m.module.parameters()}
     if len(found) > 1:
         listed = ", ".join(f"{name} on {where}" for where, name in found.items())
-        raise ModelingError("E123", f"the models live on several devices: {listed}", fix='solve(device="cuda")')
+        raise ModelingError(
+            "E123", f"the models live on several devices: {listed}", fix='solve(device="cuda")'
+        )
     return next(iter(found), torch.device("cpu"))
 
 
@@ -71,7 +73,9 @@ def floating_type(program: Program) -> torch.dtype:
     found = {t.dtype: m.name for m in program.models for t in m.module.parameters() if t.is_floating_point()}
     if len(found) > 1:
         listed = ", ".join(f"{name} is {kind}" for kind, name in found.items())
-        raise ModelingError("E123", f"the models differ in floating type: {listed}", fix="module.to(torch.float32)")
+        raise ModelingError(
+            "E123", f"the models differ in floating type: {listed}", fix="module.to(torch.float32)"
+        )
     return next(iter(found), torch.float64)
 
 

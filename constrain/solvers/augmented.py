@@ -73,6 +73,7 @@ class AugmentedLagrangian:
     second_order: bool | None = None
 
     name = "augmented"
+    minibatch = False
 
     def solve(
         self,
@@ -134,7 +135,9 @@ class _Run:
         for i, residual in enumerate(outer.residuals):
             if residual is None:
                 rows, mask = self.evaluator.row_residuals(i, mode)
-                residual = rows if mask is None else torch.where(_widen(mask, rows), rows, -torch.zeros_like(rows))
+                residual = (
+                    rows if mask is None else torch.where(_widen(mask, rows), rows, -torch.zeros_like(rows))
+                )
             found.append(residual.to(self.dtype))
         return float(outer.objective.detach()), found
 

@@ -64,19 +64,23 @@ def projected_newton(
     x = np.clip(x, low, high)
     f, g = value(x)
     damping = 0.0
+    curvature: NDArray[np.float64] | None = None
     for k in range(iterations):
         if np.abs(projected_gradient(x, g, low, high)).max(initial=0.0) <= tolerance:
             return NewtonResult(x, g, k, True)
         held = ((x - low <= _NEAR) & (g > 0)) | ((high - x <= _NEAR) & (g < 0))
-        direction, damping = _direction(hessian(x), g, ~held, damping)
+        curvature = hessian(x) if curvature is None else curvature
+        direction, damping = _direction(curvature, g, ~held, damping)
         step = _search(value, x, f, g, direction, held, low, high)
         if step is None:
             if damping > 1e12:
                 break
             damping = max(10 * damping, 1e-6 * float(np.abs(g).max()) + 1e-12)
             continue
-        x, f, g = step
-        damping *= 0.1
+        (x, f, g), alpha = step
+        curvature = None
+        # a short step says that the model was trusted too far: along flat directions, as of linear programs
+        damping = 0.1 * damping if alpha > 0.1 else max(10 * damping, 1e-8)
     done = bool(np.abs(projected_gradient(x, g, low, high)).max(initial=0.0) <= tolerance)
     return NewtonResult(x, g, iterations, done)
 
@@ -126,11 +130,11 @@ def _search(
     held: NDArray[np.bool_],
     low: NDArray[np.float64],
     high: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], float, NDArray[np.float64]] | None:
-    """Armijo backtracking along the arc; None when no step makes progress."""
+) -> tuple[tuple[NDArray[np.float64], float, NDArray[np.float64]], float] | None:
+    """Armijo backtracking along the arc: the new point and the step length; None when no step makes progress."""
     alpha = 1.0
     noise = 1e-14 * max(1.0, abs(f))
-    while alpha > 1e-10:
+    while alpha > 1e-5:
         moved = _move(x, alpha * direction, low, high)
         moved = np.where(held, np.where(g > 0, low, high), moved)
         f_new, g_new = value(moved)
@@ -138,8 +142,10 @@ def _search(
         if back.any():  # the slope turned on the last stretch: infinite slope at the bound, stay inside
             moved = np.where(back, x + 0.9 * (moved - x), moved)
             f_new, g_new = value(moved)
-        expected = float(g @ (moved - x))
-        if np.isfinite(f_new) and f_new <= f + 1e-4 * expected + noise:
-            return moved, f_new, g_new
+        expected, turned = float(g @ (moved - x)), float(g_new @ (moved - x))
+        # where the decrease drowns in rounding, the slope decides (Hager & Zhang 2005, approximate Wolfe)
+        flat = f_new <= f + 1e4 * noise and abs(turned) <= (1 - 2e-4) * -expected
+        if np.isfinite(f_new) and (f_new <= f + 1e-4 * expected + noise or flat):
+            return (moved, f_new, g_new), alpha
         alpha *= 0.4
     return None

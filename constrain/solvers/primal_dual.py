@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -36,8 +36,12 @@ class PrimalDual:
         batch: rows per batch and sample; None takes 512, or 1/8 of a small sample.
         optimizer: `optimizer(parameters)` makes the primal optimizer; None is Adam with `lr`.
         lr: learning rate of the default optimizer; decays to zero along a half cosine with every optimizer.
+        formulation: `"lagrangian"` or `"augmented"`. The augmented one adds a penalty: its gradient is that of
+            multiplier + penalty * residual, with the running residual in the place of the batch's own, whose
+            product with its own gradient would be biased.
         rate: integral step of the multipliers, dimensionless, per step.
-        gain: proportional gain, dimensionless.
+        gain: the penalty in units of the multiplier steps' scale, dimensionless (the proportional gain of the
+            multiplier rule); None takes 1 for the Lagrangian and 4 for the augmented Lagrangian.
         warmup: epochs in which multipliers rest, so that their steps are measured on a model that has left
             its random start; not used when multipliers are given.
         seed: of batches and calibration.
@@ -49,13 +53,19 @@ class PrimalDual:
     batch: int | None = None
     optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer] | None = None
     lr: float = 3e-3
+    formulation: Literal["lagrangian", "augmented"] = "lagrangian"
     rate: float = 0.02
-    gain: float = 1.0
+    gain: float | None = None
     warmup: int = 1
     seed: int = 0
     tolerance: float = 1e-4
 
-    name = "lagrangian"
+    minibatch = True
+
+    @property
+    def name(self) -> str:
+        """The formulation."""
+        return self.formulation
 
     def solve(
         self,
@@ -82,7 +92,12 @@ class _Training:
         self.steps = 0
         self.warmup = options.warmup
         self.generator = torch.Generator().manual_seed(options.seed)
-        self.lagrangian = Lagrangian(evaluator, rate=options.rate, gain=options.gain)
+        gain = (
+            {"lagrangian": 1.0, "augmented": 4.0}[options.formulation]
+            if options.gain is None
+            else options.gain
+        )
+        self.lagrangian = Lagrangian(evaluator, rate=options.rate, gain=gain)
         tensors = evaluator.decisions.tensors
         make = options.optimizer
         self.optimizer = torch.optim.Adam(tensors, lr=options.lr) if make is None else make(tensors)
@@ -92,7 +107,8 @@ class _Training:
     @property
     def solver(self) -> str:
         """Name and version, for the report."""
-        return f"primal-dual ({type(self.optimizer).__name__}, torch {torch.__version__.split('+')[0]})"
+        kind = "primal-dual" if self.options.formulation == "lagrangian" else "minibatch augmented Lagrangian"
+        return f"{kind} ({type(self.optimizer).__name__}, torch {torch.__version__.split('+')[0]})"
 
     @property
     def spreads(self) -> Mapping[str, float]:

@@ -108,7 +108,7 @@ def half_cosine(optimizer: torch.optim.Optimizer, total: int) -> torch.optim.lr_
 
 @dataclass
 class _Kept:
-    """The best iterate so far: infeasible ones rank by violation, feasible ones by objective."""
+    """The best iterate so far: feasible ones rank by objective, then infeasible ones by violation."""
 
     rank: tuple[int, float]
     state: dict[str, Tensor]
@@ -120,7 +120,8 @@ class IterateJudge:
 
     Args:
         evaluator: the compiled program with its data.
-        epochs: of the whole run; iterates of its first third are not kept.
+        epochs: of the whole run; iterates of its first third only stand in until later ones
+            come.
         tolerance: violation (relative to the spread of a row's contribution) up to which an iterate is
             feasible.
     """
@@ -163,9 +164,11 @@ class IterateJudge:
         return exact
 
     def _keep(self, epoch: int, objective: float, scaled: float) -> None:
-        if not math.isfinite(objective) or 3 * (epoch + 1) < self.epochs:
+        if not math.isfinite(objective):
             return
         rank = (0, objective) if scaled <= self.tolerance else (1, scaled)
+        if 3 * (epoch + 1) < self.epochs:
+            rank = (2, -float(epoch))  # early: kept only until a later one comes
         if self.kept is None or rank < self.kept.rank:
             self.kept = _Kept(rank, self.evaluator.decisions.snapshot(), epoch + 1)
 
