@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import linecache
+import os
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Location:
         """`file.py:12: the line itself`, cut at 100 characters."""
         source = self.source
         text = source if len(source) <= 100 else source[:99] + "…"
-        place = f"{Path(self.filename).name}:{self.line}"
+        place = f"{os.path.basename(self.filename)}:{self.line}"
         return f"{place}: {text}" if text else place
 
 

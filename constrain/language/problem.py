@@ -28,10 +28,19 @@ Sense = Literal["minimize", "maximize", "find"]
 class Problem:
     """An objective and named constraints. Immutable: `subject_to` returns a larger problem."""
 
+    sense: Sense
+    objective: n.Node | None
+    constraints: Mapping[str, n.Node]
+
     def __init__(self, sense: Sense, objective: n.Node | None, constraints: Mapping[str, n.Node]) -> None:
-        self.sense: Sense = sense
-        self.objective = objective
-        self.constraints: Mapping[str, n.Node] = MappingProxyType(dict(constraints))
+        object.__setattr__(self, "sense", sense)
+        object.__setattr__(self, "objective", objective)
+        object.__setattr__(self, "constraints", MappingProxyType(dict(constraints)))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise ModelingError(
+            "E113", f"problems are immutable; .{name} cannot be set", at=here(), fix="p = p.subject_to(...)"
+        )
 
     # ---- building
     def subject_to(self, **relations: Constraint) -> Problem:
