@@ -126,7 +126,7 @@ def _reduction(atom: str) -> Rule:
 
 
 def _extremum(reduce: str, pairwise: str) -> Rule:
-    """torch.max(e), torch.max(a, b); with a dim torch returns a pair, which is refused in favour of amax."""
+    """torch.max(e), torch.max(a, b); with a dim torch returns a pair, which is refused in favor of amax."""
 
     def rule(input: Any, other: Any = _UNSET, *, dim: Any = _UNSET, keepdim: bool = False) -> Expr:
         if other is _UNSET and dim is _UNSET:

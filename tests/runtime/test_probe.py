@@ -60,7 +60,7 @@ def _slope(x):
 
 
 def _complain(_x):
-    raise ValueError("the licence has expired")
+    raise ValueError("the license has expired")
 
 
 SHAPES = {
