@@ -1,14 +1,10 @@
-"""Evaluates a program: minibatch estimates, exact full-data values, exact gradients in bounded memory.
+"""Evaluates a program with data: minibatch estimates, exact full-data values, and exact gradients.
 
-The full-data gradient of any outer function of moments takes two passes. Pass one streams the rows and accumulates
-the moments m. The outer function is then differentiated with respect to m, a few numbers. Pass two streams the rows
-again and back-propagates sum_j (d phi / d m_j) * (contribution of these rows to m_j). The result is exact for any
-outer function (ratios, products, absolute values), and memory is that of one chunk of rows.
+Gradients on the full data take two passes and the memory of one chunk of rows: see `derivatives.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,20 +14,22 @@ from torch import Tensor
 from constrain._lazy import language_printing
 from constrain.errors import DataError, ModelingError
 from constrain.language import nodes as n
-from constrain.language.types import type_of
 from constrain.runtime.binding import Population, as_array, bind_population, parameter_values
-from constrain.runtime.codegen import Generated, Tables, generate
-from constrain.runtime.decisions import Decisions
+from constrain.runtime.codegen import generate
+from constrain.runtime.compiled import Functions, Job
+from constrain.runtime.derivatives import RowTerm, hessian, pull
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from constrain.language.data import Data
     from constrain.lowering.program import Program
+    from constrain.runtime.decisions import Decisions
 
 __all__ = ["Evaluator", "Outer", "RowTerm", "Rows"]
 
 Rows = Tensor | slice
-RowTerm = Callable[[int, Tensor, Rows], Tensor]
-"""(index of the part, residual of some rows, which rows) -> a scalar to add to the objective."""
+"""Positions of some rows."""
 
 SURROGATE_TEMPERATURE = 0.25
 """Width of a rate's surrogate in robust standard deviations of its margin."""
@@ -52,30 +50,13 @@ class Outer:
 class Estimate:
     """A minibatch estimate: with gradient for the primal, exact and detached for the dual.
 
-    `rows` holds, per part that is a constraint per row, its residuals on the batch (primal and exact) and which of
-    the batch rows it selects.
+    `rows` holds, per part that is a constraint per row, its residuals on the batch (primal and exact) and
+    which of the batch rows it selects.
     """
 
     primal: Outer
     exact: Outer
     rows: dict[int, tuple[Tensor, Tensor, Tensor | None]]
-
-
-@dataclass
-class _Whole:
-    """Outer values on all rows in one graph, and the sum of the row terms."""
-
-    outer: Outer
-    added: Tensor
-
-
-@dataclass
-class _Job:
-    """What one sample contributes: positions of its moments and of its row parts."""
-
-    data: Data
-    moments: list[int]
-    parts: list[int]
 
 
 class Evaluator:
@@ -110,10 +91,9 @@ class Evaluator:
         self.device = decisions.device
         self.dtype = dtype
         self.chunk = chunk
-        self.tables = Tables()
-        self.tables.moments.extend(program.moments)
-        self.jobs = self._plan()
-        self._generated: dict[tuple[str, str], Generated] = {}
+        self.functions = Functions(program)
+        self.tables = self.functions.tables
+        self.jobs = self.functions.jobs
         self._numbers: dict[Any, Tensor] = {}
         self._arrays: list[Tensor] = []
         self.params = dict(params or {})
@@ -123,23 +103,24 @@ class Evaluator:
         self.scales = torch.ones(0, dtype=dtype, device=self.device)
         for job in self.jobs:
             self._bind(job, replaced.get(job.data.name, job.data), reference)
-        self._generate_all()
+        self.functions.prepare()
+        self.scales = torch.ones(len(self.tables.margins), dtype=dtype, device=self.device)
         if reference is not None:
             self.scales = reference.scales
         else:
             self.refresh_scales()
 
-    # ------------------------------------------------------------------------------------ preparation
-    def _plan(self) -> list[_Job]:
-        jobs = {data: _Job(data, [], []) for data in self.program.populations}
-        for i, moment in enumerate(self.program.moments):
-            jobs[moment.data].moments.append(i)
-        for i, part in enumerate(self.program.parts):
-            if part.rows is not None:
-                jobs[part.rows].parts.append(i)
-        return list(jobs.values())
+    @property
+    def source(self) -> str:
+        """The generated code that runs on a batch, for reading."""
+        return self.functions.source
 
-    def _bind(self, job: _Job, data: Data, reference: Evaluator | None) -> None:
+    @property
+    def operations(self) -> int:
+        """Number of torch operations of one training step, forward."""
+        return self.functions.operations
+
+    def _bind(self, job: Job, data: Data, reference: Evaluator | None) -> None:
         used = {x.name for root in self.program.roots for x in n.postorder(root)
                 if isinstance(x, n.Column) and x.data is job.data}  # fmt: skip
         known = None if reference is None else reference.populations[job.data]
@@ -154,10 +135,14 @@ class Evaluator:
                 shown = str(language_printing().text(moment, limit=80))
                 population.add_stratum(moment.given, moment.by, mask, shown, at=moment.loc, reference=known)
 
-    def _check_texts(self, job: _Job, population: Population) -> None:
+    def _check_texts(self, job: Job, population: Population) -> None:
         """E106 with its place for a text that is no level of the column it is compared with."""
         for node in n.postorder(*self.program.roots):
-            if isinstance(node, n.Comparison) and isinstance(node.lhs, n.Column) and node.lhs.data is job.data:
+            if (
+                isinstance(node, n.Comparison)
+                and isinstance(node.lhs, n.Column)
+                and node.lhs.data is job.data
+            ):
                 other = node.rhs
                 if isinstance(other, n.Array) and isinstance(other.symbol.value, str):
                     population.level_code(node.lhs.name, other.symbol.value, node.loc)
@@ -173,68 +158,6 @@ class Evaluator:
                 masks.append(self._run(function, columns, [], population)[0])
         return torch.cat(masks)
 
-    def _generate_all(self) -> None:
-        """Generates every function once, so that all tables are complete and errors come before solving."""
-        for job in self.jobs:
-            for mode in ("primal", "exact", "both"):
-                self._population_function(job, mode)
-        self._outer_function("primal")
-        self._outer_function("exact")
-        self._sides_function()
-        self._margin_function()
-        self.scales = torch.ones(len(self.tables.margins), dtype=self.dtype, device=self.device)
-
-    def _population_function(self, job: _Job, mode: str) -> Generated:
-        key = (job.data.name, mode)
-        if key not in self._generated:
-            moments = [self.program.moments[i].integrand for i in job.moments]
-            parts = [self.program.parts[i] for i in job.parts]
-            modes = ("primal", "exact") if mode == "both" else (mode,)
-            outputs: list[tuple[n.Node | None, str]] = []
-            for each in modes:
-                outputs += [(x, each) for x in moments]
-                outputs += [(p.residual, each) for p in parts]
-            outputs += [(p.where, "exact") for p in parts]
-            self._generated[key] = generate(f"rows_{job.data.name}"[:40].replace(" ", "_"), self.tables, outputs)
-        return self._generated[key]
-
-    def _outer_function(self, mode: str) -> Generated:
-        key = ("", mode)
-        if key not in self._generated:
-            outputs: list[tuple[n.Node | None, str]] = [(self.program.objective, mode)]
-            outputs += [(None if p.rows is not None else p.residual, mode) for p in self.program.parts]
-            self._generated[key] = generate("outer", self.tables, outputs)
-        return self._generated[key]
-
-    def _sides_function(self) -> Generated:
-        if ("", "sides") not in self._generated:
-            outputs: list[tuple[n.Node | None, str]] = []
-            for form in self.program.forms:
-                outputs += [(None if form.rows is not None else x, "exact") for x in (form.lhs, *form.rhs)]
-            self._generated["", "sides"] = generate("sides", self.tables, outputs)
-        return self._generated["", "sides"]
-
-    def _margin_function(self) -> dict[Any, Generated]:
-        made: dict[Any, Generated] = {}
-        for job in self.jobs:
-            mine: list[tuple[n.Node | None, str]] = [
-                (x if type_of(x).rows is job.data else None, "exact") for x in self.tables.margins
-            ]
-            made[job.data] = generate("margins", self.tables, mine)
-        self._margins = made
-        return made
-
-    @property
-    def source(self) -> str:
-        """The generated code that runs on a batch, for reading."""
-        return "\n".join(g.source for (_, mode), g in self._generated.items() if mode in ("both", "primal"))
-
-    @property
-    def operations(self) -> int:
-        """Number of torch operations of one training step, forward."""
-        rows = sum(self._population_function(job, "both").operations for job in self.jobs)
-        return rows + self._outer_function("primal").operations + 2 * len(self.program.moments)
-
     # ---------------------------------------------------------------------------------------- running
     def number(self, value: Any) -> Tensor:
         """A number as a tensor on the device, made once."""
@@ -245,7 +168,11 @@ class Evaluator:
 
     def _constants(self) -> list[Tensor]:
         for symbol in self.tables.arrays[len(self._arrays) :]:
-            value = symbol.value if isinstance(symbol.value, Tensor) else torch.as_tensor(as_array(symbol.value).copy())
+            value = (
+                symbol.value
+                if isinstance(symbol.value, Tensor)
+                else torch.as_tensor(as_array(symbol.value).copy())
+            )
             kind = self.dtype if value.is_floating_point() else value.dtype
             self._arrays.append(value.detach().to(device=self.device, dtype=kind))
         return self._arrays
@@ -264,7 +191,11 @@ class Evaluator:
     _knob_tensors: list[Tensor] | None = None
 
     def _run(
-        self, function: Callable[..., list[Any]], columns: Mapping[str, Tensor], moments: Sequence[Any], population: Any
+        self,
+        function: Callable[..., list[Any]],
+        columns: Mapping[str, Tensor],
+        moments: Sequence[Any],
+        population: Any,
     ) -> list[Any]:
         if self._knob_tensors is None or len(self._knob_tensors) != len(self.tables.parameters):
             self._knob_tensors = self._knobs()
@@ -278,15 +209,15 @@ class Evaluator:
             self.dtype, self.number, code,
         )  # fmt: skip
 
-    def rows(self, job: _Job, index: Rows, mode: str) -> list[Any]:
+    def rows(self, job: Job, index: Rows, mode: str) -> list[Any]:
         """Outputs of a sample's generated function on some rows."""
         population = self.populations[job.data]
         columns = {name: c[index] for name, c in population.columns.items()}
-        return self._run(self._population_function(job, mode).function, columns, [], population)
+        return self._run(self.functions.rows(job, mode).function, columns, [], population)
 
     def outer(self, moments: Sequence[Tensor], mode: str) -> Outer:
         """The outer functions at given moments."""
-        values = self._run(self._outer_function(mode).function, {}, moments, None)
+        values = self._run(self.functions.outer(mode).function, {}, moments, None)
         objective, *residuals = values
         if not isinstance(objective, Tensor):
             objective = self.number(objective)
@@ -302,7 +233,11 @@ class Evaluator:
             weight = stratum.weight[index].to(integrand.dtype)
             weight = weight.reshape(-1, *(1 for _ in range(integrand.dim() - 1)))
             weighted = integrand * weight
-            integrand = weighted if stratum.mask is None else torch.where(weight > 0, weighted, weighted.new_zeros(()))
+            integrand = (
+                weighted
+                if stratum.mask is None
+                else torch.where(weight > 0, weighted, weighted.new_zeros(()))
+            )
         if stratum.codes is None:
             return integrand.sum(0) / over
         zeros = integrand.new_zeros((len(stratum.levels), *integrand.shape[1:]))
@@ -330,7 +265,9 @@ class Evaluator:
                 primal[i] = self.reduce(i, first[place], index, population, float(index.shape[0]))
                 if rates:
                     with torch.no_grad():
-                        exact[i] = self.reduce(i, second[place].detach(), index, population, float(index.shape[0]))
+                        exact[i] = self.reduce(
+                            i, second[place].detach(), index, population, float(index.shape[0])
+                        )
                 else:
                     exact[i] = primal[i].detach()
             for place, i in enumerate(job.parts):
@@ -342,10 +279,12 @@ class Evaluator:
         return Estimate(value, truth, per_row)
 
     # -------------------------------------------------------------------------------------- full data
-    def _chunks(self, population: Population) -> list[slice]:
+    def chunks(self, population: Population) -> list[slice]:
+        """The rows of a sample in chunks of bounded size."""
         return [slice(a, min(a + self.chunk, population.rows)) for a in range(0, population.rows, self.chunk)]
 
-    def _accumulator(self, t: Tensor) -> Tensor:
+    def accumulator(self, t: Tensor) -> Tensor:
+        """In the precision in which moments are summed: float64 where the device has it."""
         return t if self.device.type == "mps" else t.double()
 
     def moments(self, mode: str = "exact") -> list[Tensor]:
@@ -354,10 +293,12 @@ class Evaluator:
         with torch.no_grad():
             for job in self.jobs:
                 population = self.populations[job.data]
-                for index in self._chunks(population):
+                for index in self.chunks(population):
                     values = self.rows(job, index, mode)
                     for place, i in enumerate(job.moments):
-                        part = self.reduce(i, self._accumulator(values[place]), index, population, population.rows)
+                        part = self.reduce(
+                            i, self.accumulator(values[place]), index, population, population.rows
+                        )
                         total[i] = part if total[i] is None else total[i] + part
         return total
 
@@ -375,7 +316,7 @@ class Evaluator:
         found: list[Tensor] = []
         masks: list[Tensor] = []
         with torch.no_grad():
-            for index in self._chunks(self.populations[job.data]):
+            for index in self.chunks(self.populations[job.data]):
                 values = self.rows(job, index, mode)
                 found.append(values[place])
                 mask = values[len(values) - len(job.parts) + job.parts.index(i)]
@@ -389,13 +330,17 @@ class Evaluator:
             found = self.sides_at(self.moments("exact"))
         result: list[tuple[Tensor, ...]] = []
         for form, own in zip(self.program.forms, found, strict=True):
-            values = self._row_sides(form.rows, (form.lhs, *form.rhs)) if form.rows is not None else list(own or ())
+            values = (
+                self._row_sides(form.rows, (form.lhs, *form.rhs))
+                if form.rows is not None
+                else list(own or ())
+            )
             result.append(tuple(v if isinstance(v, Tensor) else self.number(v) for v in values))
         return result
 
     def sides_at(self, moments: Sequence[Tensor]) -> list[tuple[Tensor, ...] | None]:
-        """(lhs, rhs, ...) of every form as functions of given moments (differentiable); None for per-row forms."""
-        values = self._run(self._sides_function().function, {}, moments, None)
+        """(lhs, rhs, ...) of every form at given moments, differentiable; None for per-row forms."""
+        values = self._run(self.functions.sides().function, {}, moments, None)
         result: list[tuple[Tensor, ...] | None] = []
         for form in self.program.forms:
             count = 1 + len(form.rhs)
@@ -409,7 +354,7 @@ class Evaluator:
         population = self.populations[data]
         pieces: list[list[Any]] = []
         with torch.no_grad():
-            for index in self._chunks(population):
+            for index in self.chunks(population):
                 columns = {name: c[index] for name, c in population.columns.items()}
                 pieces.append(self._run(function, columns, [], population))
         return [
@@ -420,116 +365,12 @@ class Evaluator:
     def pull(
         self, functions: Sequence[Callable[[Outer], Tensor]], row_term: RowTerm | None = None
     ) -> list[tuple[float, list[Tensor]]]:
-        """Exact full-data values and gradients of scalar functions of the outer values, in two passes.
-
-        Args:
-            functions: each maps the (primal) outer values to a scalar.
-            row_term: added to the first function: a sum over the rows of constraints per row.
-
-        Returns:
-            For each function its value and its gradient with respect to every decision tensor.
-        """
-        leaves = [m.requires_grad_(True) for m in self.moments("primal")]
-        outer = self.outer(leaves, "primal")
-        tensors = self.decisions.tensors
-        values: list[float] = []
-        cotangents: list[list[Tensor | None]] = []
-        gradients: list[list[Tensor]] = []
-        for function in functions:
-            scalar = function(outer)
-            values.append(float(scalar.detach()))
-            found: Sequence[Tensor | None] = [None] * (len(leaves) + len(tensors))
-            if scalar.requires_grad:
-                found = torch.autograd.grad(scalar, [*leaves, *tensors], retain_graph=True, allow_unused=True)
-            cotangents.append(list(found[: len(leaves)]))
-            direct = found[len(leaves) :]
-            gradients.append([torch.zeros_like(t) if g is None else g.clone() for t, g in zip(tensors, direct, strict=True)])
-        for job in self.jobs:
-            values[0] += self._pull_rows(job, cotangents, gradients, row_term)
-        return list(zip(values, gradients, strict=True))
+        """Exact values and gradients of scalar functions of the outer values; see `derivatives.pull`."""
+        return pull(self, functions, row_term)
 
     def hessian(self, function: Callable[[Outer], Tensor], row_term: RowTerm | None = None) -> Tensor:
-        """Dense Hessian of a scalar function of the outer values over all decisions, on the full data.
-
-        One graph over all rows: meant for few decisions (`decisions.size * rows` numbers per operation).
-        """
-        values = self._whole(row_term)
-        scalar = function(values.outer) + values.added
-        tensors = self.decisions.tensors
-        first = torch.autograd.grad(scalar, tensors, create_graph=True, materialize_grads=True)
-        flat = torch.cat([g.reshape(-1) for g in first])
-        size = flat.numel()
-        if not flat.requires_grad:
-            return flat.new_zeros((size, size))
-        eye = torch.eye(size, dtype=flat.dtype, device=flat.device)
-        second = torch.autograd.grad(flat, tensors, eye, is_grads_batched=True, materialize_grads=True)
-        return torch.cat([h.reshape(size, -1) for h in second], 1)
-
-    def _whole(self, row_term: RowTerm | None) -> _Whole:
-        """All rows in one graph."""
-        moments: list[Any] = [None] * len(self.program.moments)
-        added = torch.zeros((), dtype=self.dtype, device=self.device)
-        for job in self.jobs:
-            population = self.populations[job.data]
-            index = slice(0, population.rows)
-            values = self.rows(job, index, "primal")
-            for place, i in enumerate(job.moments):
-                moments[i] = self.reduce(i, self._accumulator(values[place]), index, population, population.rows)
-            if row_term is not None:
-                for place, i in enumerate(job.parts):
-                    residual, mask = self._selected(job, values, place)
-                    added = added + row_term(i, residual if mask is None else torch.where(mask, residual, 0.0), index)
-        return _Whole(self.outer(moments, "primal"), added)
-
-    def _pull_rows(
-        self,
-        job: _Job,
-        cotangents: list[list[Tensor | None]],
-        gradients: list[list[Tensor]],
-        row_term: RowTerm | None,
-    ) -> float:
-        """Pass two over one sample; returns the value of the row terms."""
-        tensors, population = self.decisions.tensors, self.populations[job.data]
-        added = 0.0
-        for index in self._chunks(population):
-            values = self.rows(job, index, "primal")
-            for r, cotangent in enumerate(cotangents):
-                scalar = self._contraction(job, cotangent, values, index, population)
-                if r == 0 and row_term is not None:
-                    for place, i in enumerate(job.parts):
-                        residual, mask = self._selected(job, values, place)
-                        term = row_term(i, residual if mask is None else torch.where(mask, residual, 0.0), index)
-                        added += float(term.detach())
-                        scalar = term if scalar is None else scalar + term
-                if scalar is None or not scalar.requires_grad:
-                    continue
-                last = r == len(cotangents) - 1
-                found = torch.autograd.grad(scalar, tensors, retain_graph=not last, allow_unused=True)
-                for total, g in zip(gradients[r], found, strict=True):
-                    if g is not None:
-                        total += g
-        return added
-
-    def _selected(self, job: _Job, values: list[Any], place: int) -> tuple[Tensor, Tensor | None]:
-        residual = values[len(job.moments) + place]
-        mask = values[len(values) - len(job.parts) + place]
-        if mask is not None and residual.dim() > 1:
-            mask = mask.reshape(-1, *(1 for _ in range(residual.dim() - 1)))
-        return residual, mask
-
-    def _contraction(
-        self, job: _Job, cotangent: list[Tensor | None], values: list[Any], index: Rows, population: Population
-    ) -> Tensor | None:
-        """sum_j <d phi / d m_j, contribution of these rows to m_j>."""
-        scalar: Tensor | None = None
-        for place, i in enumerate(job.moments):
-            g = cotangent[i]
-            if g is None or not values[place].requires_grad:
-                continue
-            contribution = self.reduce(i, values[place], index, population, population.rows)
-            term = (contribution * g.to(contribution.dtype)).sum()
-            scalar = term if scalar is None else scalar + term
-        return scalar
+        """Dense Hessian of a scalar function of the outer values; see `derivatives.hessian`."""
+        return hessian(self, function, row_term)
 
     # ------------------------------------------------------------------------------------- surrogates
     def refresh_scales(self, rows: int = CHUNK) -> None:
@@ -537,7 +378,7 @@ class Evaluator:
         if not self.tables.margins:
             return
         with torch.no_grad():
-            for data, generated in self._margins.items():
+            for data, generated in self.functions.margins.items():
                 population = self.populations[data]
                 step = max(1, population.rows // rows)
                 index = slice(0, population.rows, step)
@@ -549,7 +390,7 @@ class Evaluator:
 
     # --------------------------------------------------------------------------------------- checking
     def check_rows(self) -> None:
-        """Refuses integrands in which one row's value depends on other rows, or that change between calls (E122)."""
+        """Refuses integrands whose value for a row depends on other rows, or changes between calls (E122)."""
         for job in self.jobs:
             population = self.populations[job.data]
             if population.rows < 2 or self.device.type == "meta":
@@ -567,16 +408,20 @@ class Evaluator:
         shown = language_printing().text(node, limit=100)
         if whole.dim() == 0 or whole.shape[0] != size:
             raise ModelingError(
-                "E112", f"{shown} has shape {tuple(whole.shape)} on {size} rows: the first axis is not the rows", at=node.loc
+                "E112",
+                f"{shown} has shape {tuple(whole.shape)} on {size} rows: the first axis is not the rows",
+                at=node.loc,
             )
         if not torch.isfinite(whole).all():
-            raise DataError("E138", f"{shown} is not finite at the starting point", at=node.loc, fix="another start")
+            raise DataError(
+                "E138", f"{shown} is not finite at the starting point", at=node.loc, fix="another start"
+            )
         a, b = whole[: size // 2].double(), part.double()
         if not torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max()) + 1e-8):
             raise ModelingError(
                 "E122",
-                f"{shown} of one row changes with the other rows of its batch (batch normalization, dropout, or a "
-                "function along the row axis)",
+                f"{shown} of one row changes with the other rows of its batch (batch normalization, dropout, "
+                "or a function along the row axis)",
                 at=node.loc,
                 fix="put the module into eval() mode, use GroupNorm or LayerNorm, or reduce along dim=-1",
             )

@@ -1,0 +1,171 @@
+"""Exact derivatives on the full data: gradients in two passes with the memory of one chunk, dense Hessians.
+
+The gradient of any outer function of moments takes two passes. Pass one streams the rows and accumulates the
+moments m. The outer function is then differentiated with respect to m, a few numbers. Pass two streams the
+rows again and back-propagates sum_j (d phi / d m_j) * (contribution of these rows to m_j). The result is
+exact for any outer function (ratios, products, absolute values), and memory is that of one chunk of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from constrain.runtime.binding import Population
+    from constrain.runtime.compiled import Job
+    from constrain.runtime.evaluator import Evaluator, Outer, Rows
+
+__all__ = ["RowTerm", "hessian", "pull"]
+
+RowTerm = Callable[[int, Tensor, Tensor | slice], Tensor]
+"""(index of the part, residual of some rows, which rows) -> a scalar to add to the objective."""
+
+
+def pull(
+    evaluator: Evaluator, functions: Sequence[Callable[[Outer], Tensor]], row_term: RowTerm | None = None
+) -> list[tuple[float, list[Tensor]]]:
+    """Exact full-data values and gradients of scalar functions of the outer values, in two passes.
+
+    Args:
+        evaluator: a program with data.
+        functions: each maps the (primal) outer values to a scalar.
+        row_term: added to the first function: a sum over the rows of constraints per row.
+
+    Returns:
+        For each function its value and its gradient with respect to every decision tensor.
+    """
+    leaves = [m.requires_grad_(True) for m in evaluator.moments("primal")]
+    outer = evaluator.outer(leaves, "primal")
+    tensors = evaluator.decisions.tensors
+    values: list[float] = []
+    cotangents: list[list[Tensor | None]] = []
+    gradients: list[list[Tensor]] = []
+    for function in functions:
+        scalar = function(outer)
+        values.append(float(scalar.detach()))
+        found: Sequence[Tensor | None] = [None] * (len(leaves) + len(tensors))
+        if scalar.requires_grad:
+            found = torch.autograd.grad(scalar, [*leaves, *tensors], retain_graph=True, allow_unused=True)
+        cotangents.append(list(found[: len(leaves)]))
+        direct = zip(tensors, found[len(leaves) :], strict=True)
+        gradients.append([torch.zeros_like(t) if g is None else g.clone() for t, g in direct])
+    for job in evaluator.jobs:
+        values[0] += _pull_rows(evaluator, job, cotangents, gradients, row_term)
+    return list(zip(values, gradients, strict=True))
+
+
+def _pull_rows(
+    evaluator: Evaluator,
+    job: Job,
+    cotangents: list[list[Tensor | None]],
+    gradients: list[list[Tensor]],
+    row_term: RowTerm | None,
+) -> float:
+    """Pass two over one sample; returns the value of the row terms."""
+    tensors, population = evaluator.decisions.tensors, evaluator.populations[job.data]
+    added = 0.0
+    for index in evaluator.chunks(population):
+        values = evaluator.rows(job, index, "primal")
+        for r, cotangent in enumerate(cotangents):
+            scalar = _contraction(evaluator, job, cotangent, values, index, population)
+            if r == 0 and row_term is not None:
+                for term in _row_terms(job, values, index, row_term):
+                    added += float(term.detach())
+                    scalar = term if scalar is None else scalar + term
+            if scalar is None or not scalar.requires_grad:
+                continue
+            last = r == len(cotangents) - 1
+            for total, g in zip(gradients[r], _gradient(scalar, tensors, retain=not last), strict=True):
+                if g is not None:
+                    total.add_(g)
+    return added
+
+
+def _gradient(scalar: Tensor, tensors: Sequence[Tensor], *, retain: bool) -> tuple[Tensor | None, ...]:
+    """Gradient of a scalar in the decision tensors; None for those that it does not use."""
+    return torch.autograd.grad(scalar, tensors, retain_graph=retain, allow_unused=True)
+
+
+def _contraction(
+    evaluator: Evaluator,
+    job: Job,
+    cotangent: list[Tensor | None],
+    values: list[Any],
+    index: Rows,
+    population: Population,
+) -> Tensor | None:
+    """sum_j <d phi / d m_j, contribution of these rows to m_j>."""
+    scalar: Tensor | None = None
+    for place, i in enumerate(job.moments):
+        g = cotangent[i]
+        if g is None or not values[place].requires_grad:
+            continue
+        contribution = evaluator.reduce(i, values[place], index, population, population.rows)
+        term = (contribution * g.to(contribution.dtype)).sum()
+        scalar = term if scalar is None else scalar + term
+    return scalar
+
+
+def _row_terms(job: Job, values: list[Any], index: Rows, row_term: RowTerm) -> list[Tensor]:
+    """The row terms of the parts of a sample; rows that a part does not select count as residual 0."""
+    terms: list[Tensor] = []
+    for place, i in enumerate(job.parts):
+        residual = values[len(job.moments) + place]
+        mask = values[len(values) - len(job.parts) + place]
+        if mask is not None:
+            wide = mask.reshape(-1, *(1 for _ in range(residual.dim() - 1)))
+            residual = torch.where(wide, residual, 0.0)
+        terms.append(row_term(i, residual, index))
+    return terms
+
+
+def hessian(
+    evaluator: Evaluator, function: Callable[[Outer], Tensor], row_term: RowTerm | None = None
+) -> Tensor:
+    """Dense Hessian of a scalar function of the outer values over all decisions, on the full data.
+
+    One graph over all rows: meant for few decisions (`decisions.size * rows` numbers per operation).
+    """
+    values = _whole(evaluator, row_term)
+    scalar = function(values.outer) + values.added
+    tensors = evaluator.decisions.tensors
+    first = torch.autograd.grad(scalar, tensors, create_graph=True, materialize_grads=True)
+    flat = torch.cat([g.reshape(-1) for g in first])
+    size = flat.numel()
+    if not flat.requires_grad:
+        return flat.new_zeros((size, size))
+    eye = torch.eye(size, dtype=flat.dtype, device=flat.device)
+    second = torch.autograd.grad(flat, tensors, eye, is_grads_batched=True, materialize_grads=True)
+    return torch.cat([h.reshape(size, -1) for h in second], 1)
+
+
+@dataclass
+class _Whole:
+    """Outer values on all rows in one graph, and the sum of the row terms."""
+
+    outer: Outer
+    added: Tensor
+
+
+def _whole(evaluator: Evaluator, row_term: RowTerm | None) -> _Whole:
+    """All rows in one graph."""
+    moments: list[Any] = [None] * len(evaluator.program.moments)
+    added = torch.zeros((), dtype=evaluator.dtype, device=evaluator.device)
+    for job in evaluator.jobs:
+        population = evaluator.populations[job.data]
+        index = slice(0, population.rows)
+        values = evaluator.rows(job, index, "primal")
+        for place, i in enumerate(job.moments):
+            integrand = evaluator.accumulator(values[place])
+            moments[i] = evaluator.reduce(i, integrand, index, population, population.rows)
+        if row_term is not None:
+            for term in _row_terms(job, values, index, row_term):
+                added = added + term
+    return _Whole(evaluator.outer(moments, "primal"), added)
