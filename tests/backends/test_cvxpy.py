@@ -11,6 +11,7 @@ from torch import nn
 import constrain as cn
 from constrain import E, P, forall
 from constrain.backends.cvxpy import build, solve, support
+from constrain.backends.cvxpy.solve import ENTRY_LIMIT, SCS_FROM
 from constrain.lowering.classify import classify
 from constrain.lowering.lower import lower
 
@@ -712,3 +713,43 @@ def test_empty_group_is_refused():
     problem = cn.minimize(E(score**2)).subject_to(c=E(score, given=data.z > 5) <= 1)
     with pytest.raises(cn.DataError, match="E124"):
         build(lower(problem))
+
+
+# ------------------------------------------------------------------------------------------ choice of solver
+def test_solver_follows_the_class_and_the_size():
+    x, k = cn.Variable(2, "x"), cn.Variable(2, "k", integer=True, bounds=(0, 3))
+    large = cn.Data("large", x=np.zeros((SCS_FROM // 100, 100)))
+    w = cn.Variable(100, "w")
+    cases = {
+        "HIGHS": [cn.minimize(cn.sum(abs(x))), cn.minimize(cn.sum(k))],
+        "CLARABEL": [cn.minimize(cn.sum_squares(x)), cn.minimize(cn.norm(x) + cn.sum(x))],
+        "SCS": [cn.minimize(E(cn.softplus(large.x @ w)))],
+    }
+    for solver, problems in cases.items():
+        for problem in problems:
+            program = lower(problem)
+            answer = support(program, classify(program))
+            assert answer.ok
+            assert answer.solver == solver
+            assert solver in answer.reason
+
+
+def test_too_large_is_refused():
+    large = cn.Data("large", x=np.zeros((ENTRY_LIMIT // 100 + 1, 100)))
+    w = cn.Variable(100, "w")
+    program = lower(cn.minimize(E(cn.softplus(large.x @ w))))
+    answer = support(program, classify(program))
+    assert not answer.ok
+    assert "entries, more than" in answer.reason
+
+
+def test_hinge_loss_reaches_the_optimum():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 20))
+    y = np.sign(x[:, 0] + 0.1 * rng.normal(size=300))
+    data = cn.Data("d", x=x, y=y)
+    w, b = cn.Variable(20, "w"), cn.Variable((), "b")
+    hinge = torch.relu(1 - data.y * (data.x @ w + b))
+    program, facts, raw = run(cn.minimize(0.5 * cn.sum_squares(w) + 10 * E(hinge)).subject_to(c=w[0] <= 3))
+    assert facts.problem_class == "QP"
+    close(value(program, raw), 3.3075713, rtol=1e-6)
