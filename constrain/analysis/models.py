@@ -50,8 +50,8 @@ _MOVING_FUNCTIONS = frozenset(
         torch.permute,
     )
 )
-_RANDOM = (nn.modules.dropout._DropoutNd, nn.AlphaDropout)  # pyright: ignore[reportPrivateUsage]
-_COUPLED = (nn.modules.batchnorm._BatchNorm,)  # pyright: ignore[reportPrivateUsage]
+_RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_COUPLED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -233,6 +233,18 @@ class _Walk:
         return str(target) if isinstance(target, str) else str(getattr(target, "__name__", target))
 
 
+def _several_layers(module: nn.Module) -> str | None:
+    """The reason when several layers are trainable, without tracing; plain sequences are traced to say more."""
+    found = cast("Iterator[tuple[str, nn.Module]]", module.named_modules())
+    owners = [path for path, part in found if any(p.requires_grad for p in part.parameters(recurse=False))]
+    built_in = all(type(part).__module__.startswith("torch.nn") for part in module.children())
+    plain = isinstance(module, nn.Sequential) and built_in
+    if len(owners) < 2 or plain:
+        return None
+    listed = ", ".join(map(repr, owners[:3])) + ", …" * (len(owners) > 3)
+    return f"{len(owners)} of its layers are trainable: {listed}"
+
+
 def _examine(module: nn.Module) -> AffineModel | str:
     """The certificate, or the reason against it."""
     if not trainable(module):
@@ -242,6 +254,9 @@ def _examine(module: nn.Module) -> AffineModel | str:
         return refused
     if type(module) is nn.Linear:
         return _certified(module, "")
+    several = _several_layers(module)
+    if several is not None:
+        return several
     try:
         graph = _Tracer().trace(module)
     except (TraceError, TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as error:

@@ -103,7 +103,21 @@ AFFINE = {
     "own module in a sequence": lambda: nn.Sequential(nn.Identity(), Head()),
 }
 
+
+class Wide(nn.Module):
+    """Two trainable layers side by side; its forward is never followed."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 1), nn.Linear(3, 1)
+
+    def forward(self, *_inputs):
+        raise AssertionError
+
+
 REFUSED = {
+    "several layers": (Wide, "2 of its layers are trainable: 'a', 'b'"),
+    "several layers in a sequence": (lambda: nn.Sequential(Wide(), nn.Linear(1, 1)), "'0.a', '0.b', '1'"),
     "two layers": (
         lambda: nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1)),
         "ReLU '1' follows the trainable",
