@@ -1,22 +1,22 @@
-"""UCI Adult, three times: one specification solved exactly, the same one trained, and hard recall under parity.
+"""UCI Adult, three times: one specification solved exactly, the same one trained, and recall under parity.
 
-(a) Two gaps of the mean score between the sexes, over everyone and over those with a high income, at most 0.1.
-    With a linear score the problem is convex: the analysis certifies it and CVXPY solves it. With a network in its
-    place, and nothing else changed, it is trained by multipliers.
-(b) Mean predictions of each sex within 0.02 of the mean of all, and a recall (an exact share of decided rows, which
-    has no gradient) of at least 0.80, with the network.
+(a) Two gaps of the mean score between the sexes, over everyone and over those with a high income, at most
+    0.1. With a linear score the problem is convex: the analysis certifies it and CVXPY solves it. With a
+    network in its place, and nothing else changed, it is trained by multipliers.
+(b) Mean predictions of each sex within 0.02 of the mean of all, and a recall (an exact share of decided
+    rows, which has no gradient) of at least 0.80, with the network.
 
 The official test split is the hold-out. `python examples/adult.py` takes about two minutes on two cores.
 """
 
 from __future__ import annotations
 
-import adult_data
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import adult_data
 import constrain as cn
 from constrain import E, P
 

@@ -51,12 +51,14 @@ class _Lowering:
                 return self._statistic(mean, target)
             case n.Mean(arg=arg, given=given):
                 data = type_of(arg).rows
-                assert data is not None  # noqa: S101  # checked when E(...) was written
+                assert data is not None  # checked when E(...) was written
                 if given is not None and depends_on_decisions(given):
                     self.trace.add("ratio", target, "E(g | A) = E(g 1[A]) / E(1[A]), A depends on decisions")
                     return rules.ratio(node, data)
                 return rules.moment(node, data)
-            case n.Indicator(event=event, surrogate=surrogate) if surrogate and not depends_on_decisions(event):
+            case n.Indicator(event=event, surrogate=surrogate) if surrogate and not depends_on_decisions(
+                event
+            ):
                 return n.Indicator(event, None, loc=node.loc)
             case _:
                 return node
@@ -139,7 +141,9 @@ def _check_names(problem: Problem) -> None:
         names = [symbol.name for symbol in found]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ModelingError("E131", f"two {kind} objects are named {twice[0]!r}", fix="give each its own name")
+            raise ModelingError(
+                "E131", f"two {kind} objects are named {twice[0]!r}", fix="give each its own name"
+            )
 
 
 def lower(problem: Problem, *, use_epigraph: bool = True) -> Program:
@@ -154,7 +158,9 @@ def lower(problem: Problem, *, use_epigraph: bool = True) -> Program:
     """
     _check_names(problem)
     state = _Lowering()
-    objective: n.Node = n.Constant(0.0) if problem.objective is None else state.expression(problem.objective, "objective")
+    objective: n.Node = (
+        n.Constant(0.0) if problem.objective is None else state.expression(problem.objective, "objective")
+    )
     if problem.sense == "maximize":
         objective = n.Apply("neg", (objective,), loc=objective.loc)
         state.trace.add("negate", "objective", "max f = -min(-f)")
@@ -168,7 +174,9 @@ def lower(problem: Problem, *, use_epigraph: bool = True) -> Program:
 
         bounded, pieces = rules.epigraph(objective, make, state.trace)
         if pieces:
-            parts = tuple(Part(EPIGRAPH, p.side, "<=", n.intern(p.residual, state.table), 0.0) for p in pieces)
+            parts = tuple(
+                Part(EPIGRAPH, p.side, "<=", n.intern(p.residual, state.table), 0.0) for p in pieces
+            )
             relation = n.Comparison("<=", objective, bounded, loc=objective.loc)
             forms.append(Form(EPIGRAPH, relation, "<=", objective, (bounded,), parts))
             objective = bounded

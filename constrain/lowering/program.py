@@ -2,9 +2,9 @@
 
     minimize  phi_0(m, theta)   subject to   phi_c(m, theta) <= 0  or  == 0
 
-`m` are moments: averages over rows of integrands, with weights known before solving (`nodes.Moment`). Each `phi`
-is a deterministic node whose leaves are moments, decisions, parameters and constants. A constraint per row keeps
-its rows: its residual is a per-row node (`Part.rows`).
+`m` are moments: averages over rows of integrands, with weights known before solving (`nodes.Moment`). Each
+`phi` is a deterministic node whose leaves are moments, decisions, parameters and constants. A constraint per
+row keeps its rows: its residual is a per-row node (`Part.rows`).
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Part:
 class Form:
     """A user's constraint: the sides as written (lowered), and its parts.
 
-    The user's multiplier is the sum of the parts' multipliers, reduced to the shape of the constraint as written
-    (a worst-group constraint has one multiplier: the sum over its groups).
+    The user's multiplier is the sum of the parts' multipliers, reduced to the shape of the constraint as
+    written (a worst-group constraint has one multiplier: the sum over its groups).
 
     Attributes:
         name: the user's name.

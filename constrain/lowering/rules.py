@@ -1,8 +1,8 @@
 """Rewrite rules. The first line of each docstring is the formula, the second says exact or approximate.
 
 Rules on constraints return one-sided parts with the sign that pulls multipliers back. One law tests them all
-(`tests/lowering/test_rules.py`): the same feasible set on random points, and the pulled-back multiplier is the
-finite-difference shadow price.
+(`tests/lowering/test_rules.py`): the same feasible set on random points, and the pulled-back multiplier is
+the finite-difference shadow price.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ def _neg(a: n.Node) -> n.Node:
 
 def _full(reduction: n.Node) -> bool:
     """Whether a reduction runs over everything and leaves a single number."""
-    return isinstance(reduction, n.Apply) and reduction.option("axis") is None and not reduction.option("keepdims")
+    return (
+        isinstance(reduction, n.Apply)
+        and reduction.option("axis") is None
+        and not reduction.option("keepdims")
+    )
 
 
 def _single(rhs: n.Node) -> bool:
@@ -73,7 +77,7 @@ def ratio(node: n.Mean, data: Data) -> n.Node:
 
     Exact; not affine in the averages, and the gradient of 1[A] is that of a surrogate.
     """
-    assert node.given is not None  # noqa: S101  # narrows the type
+    assert node.given is not None  # narrows the type
     mask: n.Node = n.Indicator(node.given, "sigmoid", loc=node.loc)
     shape = type_of(node.arg).shape or ()
     weight = mask if not shape else n.Apply("index", (mask,), (("key", ("...", *(None for _ in shape))),))
@@ -110,9 +114,9 @@ def split(residual_of: n.Node, rhs: n.Node, label: str = "") -> list[Piece]:
             return split(e, rhs, label)
         case n.Apply(atom="neg", args=(n.Apply(atom="minimum", args=(a, b)),)):
             return [*split(_neg(a), rhs, named("first")), *split(_neg(b), rhs, named("second"))]
-        case n.Apply(atom="neg", args=(n.Apply(atom="min_levels" | "min", args=(e,)) as inner,)) if (
-            _full(inner) and _single(rhs)
-        ):
+        case n.Apply(atom="neg", args=(n.Apply(atom="min_levels" | "min", args=(e,)) as inner,)) if _full(
+            inner
+        ) and _single(rhs):
             return split(_neg(e), rhs, label)
         case n.Apply(atom="neg", args=(n.Apply(atom="neg", args=(e,)),)):
             return split(e, rhs, label)
@@ -120,7 +124,9 @@ def split(residual_of: n.Node, rhs: n.Node, label: str = "") -> list[Piece]:
             return [Piece(_sub(residual_of, rhs), label, -1.0)]
 
 
-def epigraph(objective: n.Node, make: Callable[[], n.VariableSymbol], trace: Trace) -> tuple[n.Node, list[Piece]]:
+def epigraph(
+    objective: n.Node, make: Callable[[], n.VariableSymbol], trace: Trace
+) -> tuple[n.Node, list[Piece]]:
     """min max_i e_i  =  min t  subject to  e_i <= t.
 
     Exact; the multipliers of the pieces are the weights of the e_i and sum to one. Also for |e|.

@@ -1,14 +1,14 @@
 """Data bound to a program: columns as tensors on one device, group codes, shares of conditions.
 
-This is the one place that looks at the data before solving. It refuses missing values, empty groups and unknown
-levels (E124, E135), counts the shares that make conditional moments unbiased on minibatches, and keeps the level
-names for the reports.
+This is the one place that looks at the data before solving. It refuses missing values, empty groups and
+unknown levels (E124, E135), counts the shares that make conditional moments unbiased on minibatches, and
+keeps the level names for the reports.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -73,7 +73,8 @@ def level_codes(
         if unknown:
             raise DataError(
                 "E135",
-                f"{data.name}.{'/'.join(columns)} has the level {unknown[0]!r}, which the training sample lacks",
+                f"{data.name}.{'/'.join(columns)} has the level {unknown[0]!r}, "
+                "which the training sample lacks",
                 fix="drop those rows, or merge rare levels before training",
             )
         codes = np.asarray([known[level] for level in levels], dtype=np.int64)[codes]
@@ -185,7 +186,7 @@ class Population:
     def _refuse_empty(
         self, counts: Tensor, levels: list[Any], names: tuple[str, ...], shown: str, at: Location | None
     ) -> None:
-        empty = (counts == 0).reshape(-1).nonzero().reshape(-1).tolist()
+        empty = cast("list[int]", (counts == 0).reshape(-1).nonzero().reshape(-1).tolist())
         if not empty:
             return
         if names:
@@ -209,7 +210,8 @@ def _refuse_missing(data: Data, column: str, array: NDArray[Any]) -> None:
     if array.dtype.kind in "fc":
         bad = ~np.isfinite(array.reshape(len(array), -1)).all(axis=1)
     elif array.dtype.kind == "O":
-        bad = np.asarray([v is None or v != v for v in array.reshape(-1)]).reshape(len(array), -1).any(axis=1)
+        missing = [v is None or v != v for v in array.reshape(-1)]  # noqa: PLR0124  # true of NaN and NaT
+        bad = np.asarray(missing).reshape(len(array), -1).any(axis=1)
     else:
         return
     if bad.any():
@@ -217,7 +219,8 @@ def _refuse_missing(data: Data, column: str, array: NDArray[Any]) -> None:
         listed = ", ".join(map(str, rows[:3].tolist())) + (", …" if len(rows) > 3 else "")
         raise DataError(
             "E124",
-            f"{data.name}.{column} has {len(rows)} missing or infinite value{'s'[: len(rows) > 1]} (rows {listed})",
+            f"{data.name}.{column} has {len(rows)} missing or infinite value{'s'[: len(rows) > 1]} "
+            f"(rows {listed})",
             fix="drop those rows or impute them before cn.Data",
         )
 
@@ -243,10 +246,16 @@ def bind_population(
             raise DataError("E106", f"data {data.name!r} has no column {name!r}{suggest(name, data.columns)}")
         raw = data.values(name)
         if isinstance(raw, Tensor) and raw.device.type != "cpu":
-            finite = bool(torch.isfinite(raw).all()) if raw.is_floating_point() and raw.device.type != "meta" else True
+            finite = (
+                bool(torch.isfinite(raw).all())
+                if raw.is_floating_point() and raw.device.type != "meta"
+                else True
+            )
             if not finite:
                 _refuse_missing(data, name, as_array(raw))
-            columns[name] = raw.detach().to(device=device, dtype=dtype if raw.is_floating_point() else torch.int64)
+            columns[name] = raw.detach().to(
+                device=device, dtype=dtype if raw.is_floating_point() else torch.int64
+            )
             continue
         array = as_array(raw)
         _refuse_missing(data, name, array)
@@ -256,7 +265,9 @@ def bind_population(
             columns[name] = torch.as_tensor(codes, device=device)
         else:
             tensor = torch.as_tensor(array.copy() if not array.flags.writeable else array)
-            columns[name] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else torch.int64)
+            columns[name] = tensor.to(
+                device=device, dtype=dtype if tensor.is_floating_point() else torch.int64
+            )
     return Population(data, len(data), columns, levels, device, dtype)
 
 

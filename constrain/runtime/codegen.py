@@ -1,17 +1,16 @@
 """Generates one Python function per sample (and one for the outer expressions) out of a program's nodes.
 
-Every shared sub-expression and every model call appears once. The source is kept (`Generated.source`), so that what
-runs can be read. Indicators that depend on decisions come in two versions: exact, and the differentiable surrogate
-of the primal gradient.
+Every shared sub-expression and every model call appears once. The source is kept (`Generated.source`), so
+that what runs can be read. Indicators that depend on decisions come in two versions: exact, and the
+differentiable surrogate of the primal gradient.
 
-Names inside generated code: `c` columns, `v` variables, `f` models, `k` parameters, `a` constants, `m` moments,
-`s` surrogate scales, `w` flattened model parameters.
+Names inside generated code: `c` columns, `v` variables, `f` models, `k` parameters, `a` constants, `m`
+moments, `s` surrogate scales, `w` flattened model parameters.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from constrain.language.types import type_of
 from constrain.runtime import rowwise
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["Generated", "Tables", "generate", "margin_events"]
 
@@ -109,7 +108,9 @@ class _Writer:
         for node in n.postorder(root):
             if id(node) not in self.sensitive:
                 own = isinstance(node, n.Indicator) and node.surrogate is not None
-                below = any(self.sensitive[id(c)] for c in n.children(node)) and not isinstance(node, n.Moment)
+                below = any(self.sensitive[id(c)] for c in n.children(node)) and not isinstance(
+                    node, n.Moment
+                )
                 self.sensitive[id(node)] = own or below
 
     def write(self, root: n.Node, mode: Mode) -> str:
@@ -145,7 +146,7 @@ class _Writer:
         return self.names[self._key(node, mode)]
 
     # ---- one line per node
-    def _line(self, node: n.Node, mode: Mode) -> str:
+    def _line(self, node: n.Node, mode: Mode) -> str:  # noqa: PLR0911, PLR0912  # one case per node class
         match node:
             case n.Constant(value=value):
                 return repr(value)
@@ -174,7 +175,9 @@ class _Writer:
                 return self._comparison(node, mode)
             case n.Logic(op=op, args=args):
                 parts = [self.ref(x, mode) for x in args]
-                return self.emit(f"~{parts[0]}" if op == "not" else (" & " if op == "and" else " | ").join(parts))
+                return self.emit(
+                    f"~{parts[0]}" if op == "not" else (" & " if op == "and" else " | ").join(parts)
+                )
             case n.Indicator(event=event, surrogate=surrogate):
                 if surrogate is not None and mode == "primal":
                     return self._surrogate(event, surrogate, mode)
@@ -274,5 +277,5 @@ def generate(name: str, tables: Tables, outputs: Sequence[tuple[n.Node | None, M
     lines = _live(writer.lines, results)
     source = "\n".join([header, *lines, f"    return [{', '.join(results)}]"]) + "\n"
     namespace: dict[str, Any] = writer.scope
-    exec(compile(source, f"<constrain:{name}>", "exec"), namespace)  # noqa: S102  # our own generated source
+    exec(compile(source, f"<constrain:{name}>", "exec"), namespace)  # our own generated source
     return Generated(namespace[name], source, len(lines))

@@ -16,7 +16,7 @@ from constrain.lowering.lower import EPIGRAPH
 from constrain.runtime.binding import as_array
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Mapping
 
     from numpy.typing import NDArray
 
@@ -47,8 +47,12 @@ def _bounds(symbol: n.VariableSymbol) -> tuple[NDArray[Any] | None, NDArray[Any]
     low, high = symbol.bounds if symbol.bounds is not None else (None, None)
     if symbol.boolean:
         low, high = 0.0, 1.0
-    lower = None if low is None else np.broadcast_to(np.asarray(as_array(low), dtype=np.float64), symbol.shape)
-    upper = None if high is None else np.broadcast_to(np.asarray(as_array(high), dtype=np.float64), symbol.shape)
+    lower = (
+        None if low is None else np.broadcast_to(np.asarray(as_array(low), dtype=np.float64), symbol.shape)
+    )
+    upper = (
+        None if high is None else np.broadcast_to(np.asarray(as_array(high), dtype=np.float64), symbol.shape)
+    )
     if symbol.nonneg:
         lower = np.zeros(symbol.shape) if lower is None else np.maximum(lower, 0.0)
     if lower is not None and upper is not None and (lower > upper).any():
@@ -64,7 +68,7 @@ def _start(symbol: n.VariableSymbol, lower: NDArray[Any] | None, upper: NDArray[
     if lower is None and upper is None:
         return np.zeros(symbol.shape)
     if lower is None:
-        assert upper is not None  # noqa: S101  # narrows the type
+        assert upper is not None  # narrows the type
         return np.minimum(0.0, upper - 1.0)
     high = np.full(symbol.shape, np.inf) if upper is None else upper
     return np.where(np.isfinite(high), (lower + np.minimum(high, lower + 2.0)) / 2, lower + 1.0)
@@ -93,7 +97,9 @@ class Decisions:
                         self.blocks.append(Block(f"{model.name}.{name}", parameter))
         if not self.blocks:
             raise ModelingError(
-                "W201", "the problem has no decisions: every model is frozen and there is no Variable", fix="cn.Model(net)"
+                "W201",
+                "the problem has no decisions: every model is frozen and there is no Variable",
+                fix="cn.Model(net)",
             )
 
     @property
@@ -159,7 +165,8 @@ class Decisions:
                 value = state.get(block.name)
                 if value is None or value.shape != block.tensor.shape:
                     raise ModelingError(
-                        "E137", f"the saved point has no {block.name!r} of this shape{suggest(block.name, state)}"
+                        "E137",
+                        f"the saved point has no {block.name!r} of this shape{suggest(block.name, state)}",
                     )
                 block.tensor.copy_(value)
             for model in self.program.models:
@@ -175,14 +182,14 @@ class Decisions:
                 symbol.value = tensor.detach().cpu().numpy().copy()
 
     @contextmanager
-    def precision(self, dtype: torch.dtype) -> Iterator[None]:
+    def precision(self, dtype: torch.dtype) -> Generator[None]:
         """Runs a block with the models in another floating type, and returns them to their own."""
         with precision(self.program, dtype):
             yield
 
 
 @contextmanager
-def precision(program: Program, dtype: torch.dtype) -> Iterator[None]:
+def precision(program: Program, dtype: torch.dtype) -> Generator[None]:
     """Runs a block with a program's models in another floating type, and returns them to their own."""
     modules = [model.module for model in program.models]
     before = [

@@ -21,11 +21,13 @@ class RawResult:
 
     Attributes:
         ending: in the solver's own judgement; the judge has the last word on the status.
-        multipliers: per `Part.key` an array of the shape of the residual (levels first, or one entry per selected
-            row of a constraint per row; 0 for rows that are not selected), in the sign of L = f + sum multiplier *
-            residual of the program (which minimizes); None when the solver has none, `message` says why.
+        multipliers: per `Part.key` an array of the shape of the residual (levels first, or one entry per
+            selected row of a constraint per row; 0 for rows that are not selected), in the sign of L = f +
+            sum multiplier * residual of the program (which minimizes); None when the solver has none,
+            `message` says why.
         history: one record per recorded step, plain numbers: `step`, `epoch`, `objective`,
-            `violation` (largest, in the constraint's units), and per part key `residual:KEY`, `multiplier:KEY`.
+            `violation` (largest, in the constraint's units), and per part key `residual:KEY`,
+            `multiplier:KEY`.
         solver: name and version, for the report.
         seconds: wall time.
         iterations: solver steps.

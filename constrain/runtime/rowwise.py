@@ -1,17 +1,21 @@
 """torch functions that know which leading axes are rows (or group levels).
 
-Every function takes `lead`, a tuple with one entry per tensor argument: 1 when that argument carries a leading axis
-of rows or levels, else 0. Axes in `axis` are negative, so they count within one row whatever stands before it.
+Every function takes `lead`, a tuple with one entry per tensor argument: 1 when that argument carries a
+leading axis of rows or levels, else 0. Axes in `axis` are negative, so they count within one row whatever
+stands before it.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812  # torch's own convention
+import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "binary_cross_entropy",
@@ -116,7 +120,7 @@ def trace(x: Tensor, *, lead: Lead) -> Tensor:
 
 # ---------------------------------------------------------------------------------------- elementwise
 def entr(x: Tensor, *, lead: Lead) -> Tensor:
-    """-x log x with value 0 at 0 and a large finite slope there, so that line searches can start at a bound."""
+    """-x log x, with value 0 and a large finite slope at 0, so that a line search can start at a bound."""
     del lead
     value = -x * x.clamp(min=_tiny(x)).log()
     return torch.where(x < 0, torch.full_like(x, -math.inf), value)
@@ -144,13 +148,15 @@ def huber(x: Tensor, *, delta: float, lead: Lead) -> Tensor:
 def binary_cross_entropy_with_logits(logits: Tensor, target: Tensor, *, lead: Lead) -> Tensor:
     """log(1 + exp(s)) - y s for logits s and targets y in [0, 1]."""
     del lead
-    return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
+    logits, target = _broadcast((logits, target.to(logits.dtype)))
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none")
 
 
 def binary_cross_entropy(probability: Tensor, target: Tensor, *, lead: Lead) -> Tensor:
     """-y log p - (1 - y) log(1 - p)."""
     del lead
-    return F.binary_cross_entropy(probability, target.to(probability.dtype), reduction="none")
+    probability, target = _broadcast((probability, target.to(probability.dtype)))
+    return F.binary_cross_entropy(probability, target, reduction="none")
 
 
 def cross_entropy(scores: Tensor, target: Tensor, *, lead: Lead) -> Tensor:
@@ -175,7 +181,7 @@ def l1_loss(a: Tensor, b: Tensor, *, lead: Lead) -> Tensor:
 
 
 # ----------------------------------------------------------------------------------------- reductions
-def sum(x: Tensor, *, axis: tuple[int, ...] | None, keepdims: bool, lead: Lead) -> Tensor:  # noqa: A001
+def sum(x: Tensor, *, axis: tuple[int, ...] | None, keepdims: bool, lead: Lead) -> Tensor:
     """Sum over axes of one row."""
     axes = _axes(x, axis, lead[0])
     return x.sum(axes, keepdim=keepdims) if axes else x
@@ -187,13 +193,13 @@ def mean(x: Tensor, *, axis: tuple[int, ...] | None, keepdims: bool, lead: Lead)
     return x.mean(axes, keepdim=keepdims) if axes else x
 
 
-def max(x: Tensor, *, axis: tuple[int, ...] | None, keepdims: bool, lead: Lead) -> Tensor:  # noqa: A001
+def max(x: Tensor, *, axis: tuple[int, ...] | None, keepdims: bool, lead: Lead) -> Tensor:
     """Largest entry."""
     axes = _axes(x, axis, lead[0])
     return x.amax(axes, keepdim=keepdims) if axes else x
 
 
-def min(x: Tensor, *, axis: tuple[int, ...] | None, keepdims: bool, lead: Lead) -> Tensor:  # noqa: A001
+def min(x: Tensor, *, axis: tuple[int, ...] | None, keepdims: bool, lead: Lead) -> Tensor:
     """Smallest entry."""
     axes = _axes(x, axis, lead[0])
     return x.amin(axes, keepdim=keepdims) if axes else x
@@ -205,10 +211,12 @@ def logsumexp(x: Tensor, *, axis: tuple[int, ...] | None, keepdims: bool, lead: 
     return torch.logsumexp(x, axes, keepdim=keepdims) if axes else x
 
 
-def norm(x: Tensor, *, ord: float, axis: tuple[int, ...] | None, keepdims: bool, lead: Lead) -> Tensor:  # noqa: A002
+def norm(x: Tensor, *, ord: float, axis: tuple[int, ...] | None, keepdims: bool, lead: Lead) -> Tensor:
     """The `ord`-norm of the entries as one vector."""
     axes = _axes(x, axis, lead[0])
-    return torch.linalg.vector_norm(x, ord, axes, keepdim=keepdims) if axes else x.abs()
+    if not axes:
+        return x.abs()
+    return cast("Tensor", torch.linalg.vector_norm(x, ord, axes, keepdim=keepdims))
 
 
 def sum_squares(x: Tensor, *, axis: tuple[int, ...] | None, keepdims: bool, lead: Lead) -> Tensor:
@@ -265,7 +273,8 @@ def index(x: Tensor, *, key: tuple[Any, ...], lead: Lead) -> Tensor:
         if k == "...":
             decoded.append(Ellipsis)
         elif isinstance(k, tuple):
-            decoded.append(slice(*k[1:]) if k[0] == "slice" else list(k[1]))
+            kind, *rest = cast("tuple[Any, ...]", k)
+            decoded.append(slice(*rest) if kind == "slice" else list(rest[0]))
         else:
             decoded.append(k)
     return x[tuple(decoded)]
@@ -273,7 +282,7 @@ def index(x: Tensor, *, key: tuple[Any, ...], lead: Lead) -> Tensor:
 
 def reshape(x: Tensor, *, shape: tuple[int, ...], lead: Lead) -> Tensor:
     """The same entries of one row in another shape."""
-    return x.reshape(*x.shape[: lead[0]], *shape)
+    return x.reshape((*x.shape[: lead[0]], *shape))
 
 
 def transpose(x: Tensor, *, lead: Lead) -> Tensor:
@@ -286,7 +295,11 @@ def stack(*parts: Tensor, lead: Lead) -> Tensor:
     """Parts as entries of a new first axis of one row."""
     leading = 1 if any(lead) else 0
     if not leading:
-        return torch.stack(torch.broadcast_tensors(*parts), 0)
+        return torch.stack(_broadcast(parts), 0)
     rows = next(p.shape[0] for p, has in zip(parts, lead, strict=True) if has)
     full = [p if has else p.expand(rows, *p.shape) for p, has in zip(parts, lead, strict=True)]
-    return torch.stack(torch.broadcast_tensors(*full), 1)
+    return torch.stack(_broadcast(full), 1)
+
+
+def _broadcast(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return list(cast("tuple[Tensor, ...]", torch.broadcast_tensors(*tensors)))
