@@ -234,7 +234,7 @@ class _Walk:
 
 
 def _several_layers(module: nn.Module) -> str | None:
-    """The reason when several layers are trainable, without tracing; plain sequences are traced to say more."""
+    """The reason when several layers are trainable; plain sequences are left to tracing, which says more."""
     found = cast("Iterator[tuple[str, nn.Module]]", module.named_modules())
     owners = [path for path, part in found if any(p.requires_grad for p in part.parameters(recurse=False))]
     built_in = all(type(part).__module__.startswith("torch.nn") for part in module.children())

@@ -718,7 +718,7 @@ def test_empty_group_is_refused():
 # ------------------------------------------------------------------------------------------ choice of solver
 def test_solver_follows_the_class_and_the_size():
     x, k = cn.Variable(2, "x"), cn.Variable(2, "k", integer=True, bounds=(0, 3))
-    large = cn.Data("large", x=np.zeros((SCS_FROM // 100, 100)))
+    large = cn.Data("large", x=np.broadcast_to(np.float32(1), (SCS_FROM // 100 + 1, 100)))
     w = cn.Variable(100, "w")
     cases = {
         "HIGHS": [cn.minimize(cn.sum(abs(x))), cn.minimize(cn.sum(k))],
@@ -735,12 +735,19 @@ def test_solver_follows_the_class_and_the_size():
 
 
 def test_too_large_is_refused():
-    large = cn.Data("large", x=np.zeros((ENTRY_LIMIT // 100 + 1, 100)))
+    large = cn.Data("large", x=np.broadcast_to(np.float32(1), (ENTRY_LIMIT // 100 + 1, 100)))
     w = cn.Variable(100, "w")
     program = lower(cn.minimize(E(cn.softplus(large.x @ w))))
     answer = support(program, classify(program))
     assert not answer.ok
     assert "entries, more than" in answer.reason
+
+
+def test_empty_entries_do_not_count():
+    sparse = cn.Data("sparse", x=np.eye(500))
+    w = cn.Variable(500, "w")
+    program = lower(cn.minimize(E(cn.softplus(sparse.x @ w))))
+    assert support(program, classify(program)).cost == 1000
 
 
 def test_hinge_loss_reaches_the_optimum():

@@ -294,7 +294,7 @@ def _index(a: Arguments) -> Any:
 def _reshape(a: Arguments) -> Any:
     (x,) = a.values
     leading = x.shape[: a.leads[0]]
-    numbers = np.empty(x.shape).reshape(*leading, *a.option("shape"))  # resolves -1
+    numbers = np.empty(x.shape).reshape((*leading, *a.option("shape")))  # resolves -1
     return cp.reshape(x, numbers.shape, order="C")
 
 
