@@ -43,16 +43,17 @@ class Block:
     upper: NDArray[Any] | None = None
 
 
+def _full(bound: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """A bound for every entry; a copy, since torch takes no read-only arrays."""
+    return np.broadcast_to(np.asarray(as_array(bound), dtype=np.float64), shape).copy()
+
+
 def _bounds(symbol: n.VariableSymbol) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
     low, high = symbol.bounds if symbol.bounds is not None else (None, None)
     if symbol.boolean:
         low, high = 0.0, 1.0
-    lower = (
-        None if low is None else np.broadcast_to(np.asarray(as_array(low), dtype=np.float64), symbol.shape)
-    )
-    upper = (
-        None if high is None else np.broadcast_to(np.asarray(as_array(high), dtype=np.float64), symbol.shape)
-    )
+    lower = None if low is None else _full(low, symbol.shape)
+    upper = None if high is None else _full(high, symbol.shape)
     if symbol.nonneg:
         lower = np.zeros(symbol.shape) if lower is None else np.maximum(lower, 0.0)
     if lower is not None and upper is not None and (lower > upper).any():
@@ -97,7 +98,7 @@ class Decisions:
                         self.blocks.append(Block(f"{model.name}.{name}", parameter))
         if not self.blocks:
             raise ModelingError(
-                "W201",
+                "E126",
                 "the problem has no decisions: every model is frozen and there is no Variable",
                 fix="cn.Model(net)",
             )
