@@ -43,9 +43,9 @@ ENTRY_LIMIT = 20_000_000
 SCS_FROM = 5_000_000
 """The same number from which SCS is asked first for cones.
 
-A logistic loss with dense features took Clarabel 35 s and 0.8 GB at 1.5 million entries (two cores); at 3
-million it took 86 s and stopped just short of its tolerance. SCS took 48 s and 115 s there and reached its own,
-looser one.
+A logistic loss with dense features took Clarabel 35 s and 0.8 GB at 1.5 million entries (two cores); at
+3 million it took 86 s and stopped just short of its tolerance. SCS took 48 s and 115 s there and reached its
+own, looser one.
 """
 # Quadratic programs go to Clarabel: the active-set solver of HiGHS 1.15.1 called a point optimal on a
 # support-vector program (300 rows, hinge loss) whose objective was three times the optimum.
