@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "attribute",
+    "backend",
     "diagnostics_alive",
     "diagnostics_report",
     "driver",
@@ -45,6 +46,11 @@ def probe() -> ModuleType:
 def language_printing() -> ModuleType:
     """`constrain.language.printing`: text, LaTeX and source of expressions."""
     return importlib.import_module("constrain.language.printing")
+
+
+def backend(name: str) -> ModuleType:
+    """`constrain.backends.NAME`: the module that imports the package of a backend."""
+    return importlib.import_module(f"constrain.backends.{name}")
 
 
 def diagnostics_alive() -> ModuleType:

@@ -4,7 +4,7 @@
 """
 
 from constrain.driver.explain import Explanation, explain
-from constrain.driver.exports import compile, kkt, to_cooper, to_cvxpy  # noqa: A004
+from constrain.driver.exports import compile, kkt, to_cooper, to_cvxpy
 from constrain.driver.run import solve
 
 __all__ = ["Explanation", "compile", "explain", "kkt", "solve", "to_cooper", "to_cvxpy"]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from constrain._lazy import backend
 from constrain.diagnostics.kkt import kkt as kkt_of
 from constrain.driver.setup import floating_type, place, prepare
 from constrain.errors import ModelingError, RouteError
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["compile", "kkt", "to_cooper", "to_cvxpy"]
 
 
-def compile(  # noqa: A001  # the public word
+def compile(  # the public word
     problem: Problem,
     *,
     data: Data | Mapping[str, Data] | None = None,
@@ -51,8 +52,8 @@ def compile(  # noqa: A001  # the public word
         gain: proportional gain, dimensionless; 0 gives plain gradient ascent.
 
     Returns:
-        A module: `forward(batch)` gives the scalar to descend, `ascend()` moves the multipliers, `state_dict()`
-        holds them by constraint name.
+        A module: `forward(batch)` gives the scalar to descend, `ascend()` moves the multipliers,
+        `state_dict()` holds them by constraint name.
     """
     program = lower(problem)
     kind = floating_type(program) if dtype is None else dtype
@@ -75,9 +76,9 @@ def kkt(
 
     Args:
         problem: what to judge.
-        point: values by name of variables and model parameters (`f.0.weight`); what is left out keeps its current
-            value. Nothing of the user's is changed.
-        multipliers: by constraint (or part key), in the convention of semantics S10; best-fit ones when left out.
+        point: values by name of variables and model parameters (`f.0.weight`); what is left out keeps its
+            current value. Nothing of the user's is changed.
+        multipliers: by part key, in the convention of semantics S10; best-fit ones when left out.
         data: replaces the samples of the problem.
         params: values of parameters by name.
         tolerance: below which residuals count as zero.
@@ -130,18 +131,27 @@ def to_cvxpy(problem: Problem, *, params: Mapping[str, Any] | None = None) -> An
     Raises:
         RouteError: E125 with the reason when the problem is not certified convex.
     """
-    from constrain.backends.cvxpy import build, support
-
+    cvxpy = backend("cvxpy")
     program = lower(problem)
-    answer = support(program, classify(program))
+    answer = cvxpy.support(program, classify(program))
     if not answer.ok:
         raise RouteError("E125", f"cvxpy cannot take the problem: {answer.reason}")
-    return build(program, None, params, symbolic_parameters=True).problem
+    return cvxpy.build(program, None, params, symbolic_parameters=True).problem
 
 
-def to_cooper(problem: Problem, **options: Any) -> Any:
-    """The problem as a `cooper.ConstrainedMinimizationProblem`; see `backends/cooper.py`."""
-    from constrain.backends.cooper import export
+def to_cooper(
+    problem: Problem, *, formulation: str = "lagrangian", penalty: float = 1.0, **options: Any
+) -> Any:
+    """The problem as a `cooper.ConstrainedMinimizationProblem`; see `backends/cooper.py`.
 
+    Args:
+        problem: what to compile.
+        formulation: `"lagrangian"` or `"augmented"`.
+        penalty: of the augmented formulation, dimensionless.
+        options: as in `compile`.
+
+    Raises:
+        ModelingError: E141 for an unknown formulation.
+    """
     lagrangian = compile(problem, **options)
-    return export(lagrangian)
+    return backend("cooper").export(lagrangian, formulation=formulation, penalty=penalty)

@@ -6,6 +6,7 @@ import difflib
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from constrain._lazy import backend
 from constrain.errors import ModelingError, RouteError
 from constrain.language import nodes as n
 from constrain.solvers.augmented import AugmentedLagrangian
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BUILT_IN", "METHODS", "Route", "choose", "make_solver", "routes"]
 
-BUILT_IN = {"augmented": AugmentedLagrangian, "lagrangian": PrimalDual}
+BUILT_IN: dict[str, Any] = {"augmented": AugmentedLagrangian, "lagrangian": PrimalDual}
 METHODS = ("auto", "cvxpy", "augmented", "lagrangian", "cooper")
 FULL_DATA_WORK = 100_000_000
 """Rows times trainable parameters up to which exact full-data gradients are the default for models."""
@@ -54,9 +55,7 @@ def _size(shape: Sequence[int]) -> int:
 
 
 def _cvxpy(program: Program, facts: Facts) -> Route:
-    from constrain.backends.cvxpy import support
-
-    answer = support(program, facts)
+    answer = backend("cvxpy").support(program, facts)
     return Route("cvxpy", answer.ok, answer.reason)
 
 
@@ -171,10 +170,10 @@ def make_solver(method: Any, options: Mapping[str, Any]) -> Any:
         raise RouteError(
             "E125", f"there is no method {method!r}{hint}", fix=f"one of {known}, or a solver object"
         )
-    if method == "augmented" and any(given.get(name) is not None for name in ("batch", "epochs")):
-        kind, given = PrimalDual, {"formulation": "augmented", **given}
-    else:
-        kind = BUILT_IN[method]
+    kind: Any = BUILT_IN[method]
+    if method == "augmented" and ("batch" in given or "epochs" in given):
+        kind = BUILT_IN["lagrangian"]
+        given = {"formulation": "augmented", **given}
     names = [f.name for f in fields(kind)]
     for name in given:
         if name not in names:

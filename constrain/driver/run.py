@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from constrain._lazy import backend
+from constrain.diagnostics.alive import rebind
 from constrain.diagnostics.judge import Facts as JudgeFacts
 from constrain.diagnostics.judge import build_solution
 from constrain.driver.routes import choose, make_solver
@@ -14,7 +16,6 @@ from constrain.errors import ModelingError, RouteError
 from constrain.lowering.classify import Facts, classify
 from constrain.lowering.lower import lower
 from constrain.runtime.decisions import precision
-from constrain.runtime.result import RawResult
 from constrain.solvers.progress import Silent, TerminalProgress
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from constrain.language.data import Data
     from constrain.language.problem import Problem
     from constrain.lowering.program import Program
+    from constrain.runtime.result import RawResult
     from constrain.solution import Solution
     from constrain.solvers.progress import Progress
 
@@ -55,21 +57,23 @@ def solve(  # noqa: PLR0913  # the public options
     Args:
         problem: what to solve. Models are trained in place, `Variable.value` is set.
         method: `"auto"` (see `problem.explain()`), `"cvxpy"`, `"augmented"`, `"lagrangian"`, `"cooper"`, or a
-            solver object such as `constrain.solvers.augmented.AugmentedLagrangian(outer=20)`. `"augmented"` uses
-            the full data, or minibatches when `batch=` or `epochs=` is given.
+            solver object such as `constrain.solvers.augmented.AugmentedLagrangian(outer=20)`. `"augmented"`
+            uses the full data, or minibatches when `batch=` or `epochs=` is given.
         data: replaces the samples of the problem (columns by name); one sample, or a mapping by name.
         holdout: data on which every constraint is judged as well, with intervals.
         params: values of parameters by name, for this solve.
-        start: a solution whose multipliers to start from, or multipliers by part key. Decisions always start
-            from the current weights and variable values.
+        start: a solution whose multipliers to start from, or multipliers by part key. Decisions always
+            start from the current weights and variable values.
         batch: rows per minibatch (asks for minibatch training).
         epochs: passes over the data of minibatch training.
         seed: of everything random; the same seed gives the same run.
         time_limit: in seconds.
-        tolerance: of the judgement (scaled violation, stationarity, gap); 1e-6, or 1e-3 for minibatch training.
+        tolerance: of the judgement (scaled violation, stationarity, gap); 1e-6, or 1e-3 for minibatch
+            training.
         device: where to run; models are moved there. Left out: where the models are.
         progress: show a progress bar on standard error.
-        options: options of the method, e.g. `lr=`, `optimizer=` of `"lagrangian"`, `solver="SCS"` of `"cvxpy"`.
+        options: options of the method, e.g. `lr=`, `optimizer=` of `"lagrangian"`, `solver="SCS"` of
+            `"cvxpy"`.
 
     Returns:
         A `Solution`; a run that is interrupted returns its best iterate.
@@ -90,7 +94,17 @@ def solve(  # noqa: PLR0913  # the public options
     if tolerance is None:
         tolerance = TRAINING_TOLERANCE if minibatch else CONVEX_TOLERANCE
     run = _Run(
-        program, facts, f"{name}: {why}", data, holdout, params, seed, time_limit, tolerance, device, progress
+        program=program,
+        facts=facts,
+        route=f"{name}: {why}",
+        data=data,
+        holdout=holdout,
+        params=params,
+        seed=seed,
+        time_limit=time_limit,
+        tolerance=tolerance,
+        device=device,
+        progress=progress,
     )
     multipliers = _start(start)
     if chosen == "cvxpy":
@@ -102,12 +116,10 @@ def solve(  # noqa: PLR0913  # the public options
 
 
 def _start(start: Solution | Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    if start is None:
-        return None
-    found = getattr(start, "multipliers", start)
+    found: Any = getattr(start, "multipliers", start)
     if found is not None and not hasattr(found, "keys"):
         raise ModelingError("E141", "start= takes a Solution or multipliers by part key")
-    return found
+    return cast("Mapping[str, Any] | None", found)
 
 
 class _Run:
@@ -115,6 +127,7 @@ class _Run:
 
     def __init__(  # noqa: PLR0913  # one record
         self,
+        *,
         program: Program,
         facts: Facts,
         route: str,
@@ -142,11 +155,8 @@ class _Run:
     # --------------------------------------------------------------------------------------- routes
     def convex(self, options: Mapping[str, Any]) -> Solution:
         """A certified-convex program by CVXPY, judged in float64, weights written back."""
-        from constrain.backends.cvxpy import build, support
-        from constrain.backends.cvxpy import solve as solve_cvxpy
-        from constrain.diagnostics.alive import rebind
-
-        answer = support(self.program, self.facts)
+        cvxpy = backend("cvxpy")
+        answer = cvxpy.support(self.program, self.facts)
         if not answer.ok:
             raise RouteError(
                 "E125", f"cvxpy cannot take the problem: {answer.reason}", fix='solve(method="auto")'
@@ -164,8 +174,8 @@ class _Run:
             replaced = {d: named.get(d.name, d) for d in self.program.populations}
         with self._precise():
             setup = self._prepare(torch.float64, check=False)
-            built = build(self.program, replaced, self.params)
-            raw = solve_cvxpy(built, self.facts, time_limit=self.time_limit, **given)
+            built = cvxpy.build(self.program, replaced, self.params)
+            raw = cvxpy.solve(built, self.facts, time_limit=self.time_limit, **given)
             if raw.values or raw.weights:
                 raw.write_back()
                 fresh = {s: raw.values[s] for s in setup.decisions.variables if s in raw.values}
@@ -189,16 +199,15 @@ class _Run:
 
     def cooper(self, options: Mapping[str, Any], multipliers: Mapping[str, Any] | None) -> Solution:
         """Cooper's primal-dual optimizers on the compiled estimates."""
-        from constrain.backends.cooper import CooperSolver
-
+        solver = backend("cooper").CooperSolver
         given = {k: v for k, v in options.items() if v is not None}
-        unknown = sorted(set(given) - set(CooperSolver.option_names()))
+        unknown = sorted(set(given) - set(solver.option_names()))
         if unknown:
-            known = ", ".join(CooperSolver.option_names())
+            known = ", ".join(solver.option_names())
             raise ModelingError(
                 "E141", f"method 'cooper' has no option {unknown[0]!r}", fix=f"one of {known}"
             )
-        return self.loop(CooperSolver(seed=self.seed, **given), multipliers, minibatch=True)
+        return self.loop(solver(seed=self.seed, **given), multipliers, minibatch=True)
 
     # --------------------------------------------------------------------------------------- pieces
     def _double(self) -> torch.dtype:
@@ -243,4 +252,5 @@ class _Run:
 
 def _options_of(solver: Any) -> dict[str, Any]:
     """Plain settings of a solver object, for the record."""
-    return {k: v for k, v in vars(solver).items() if isinstance(v, (bool, int, float, str))}
+    settings = cast("dict[str, Any]", vars(solver))
+    return {k: v for k, v in settings.items() if isinstance(v, (bool, int, float, str))}

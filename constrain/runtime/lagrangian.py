@@ -3,9 +3,10 @@
     loss = lagrangian(batch); loss.backward(); optimizer.step(); lagrangian.ascend()
 
 The primal gradient sees surrogates of rates; the multipliers see exact residuals. Multipliers follow a
-proportional-integral rule (Sohrabi et al. 2024, "On PI controllers for updating Lagrange multipliers"): the primal
-sees `multiplier + gain * step * running residual`, and `ascend` integrates `step * residual`. The proportional part
-uses a running residual, not the batch's own: the product of a batch residual with its own gradient would be biased.
+proportional-integral rule (Sohrabi et al. 2024, "On PI controllers for updating Lagrange multipliers"): the
+primal sees `multiplier + gain * step * running residual`, and `ascend` integrates `step * residual`. The
+proportional part uses a running residual, not the batch's own: the product of a batch residual with its own
+gradient would be biased.
 
 Steps are scaled by `|grad f| / (|grad c| * spread of c)`, so that a change of units of a constraint or of the
 objective changes nothing.
@@ -63,13 +64,14 @@ class Lagrangian(nn.Module):
             self.register_buffer(f"multiplier:{part.key}", zeros)
             self.register_buffer(f"running:{part.key}", zeros.clone())
             self.register_buffer(f"step:{part.key}", torch.ones((), dtype=dtype, device=evaluator.device))
+        self.weight: Tensor
         self.register_buffer("weight", torch.zeros((), device=evaluator.device))
 
     # ------------------------------------------------------------------------------------------ state
     def buffer(self, kind: str, part: Part) -> Tensor:
         """`multiplier`, `running` or `step` of a part."""
         found = self._buffers[f"{kind}:{part.key}"]
-        assert found is not None  # noqa: S101  # registered in __init__
+        assert found is not None  # registered in __init__
         return found
 
     def multipliers(self) -> dict[str, Tensor]:
@@ -90,7 +92,7 @@ class Lagrangian(nn.Module):
                     own.copy_(value * self._rows(part) if part.rows is not None else value)
 
     def _rows(self, part: Part) -> int:
-        assert part.rows is not None  # noqa: S101  # callers check
+        assert part.rows is not None  # callers check
         return self.evaluator.populations[part.rows].rows
 
     # ---------------------------------------------------------------------------------------- forward
@@ -98,8 +100,8 @@ class Lagrangian(nn.Module):
         """The Lagrangian on a batch.
 
         Args:
-            batch: `D.rows(index)`; a tuple of them, or a mapping from sample name to index, when the problem has
-                several samples.
+            batch: `D.rows(index)`; a tuple of them, or a mapping from sample name to index, when the problem
+                has several samples.
 
         Returns:
             A scalar whose gradient is the primal gradient.
@@ -113,7 +115,7 @@ class Lagrangian(nn.Module):
                 total = total + self._row_term(i, part, estimate)
                 continue
             residual = estimate.primal.residuals[i]
-            assert residual is not None  # noqa: S101  # no rows
+            assert residual is not None  # no rows
             total = total + (self._seen(part) * residual).sum()
         return total
 
@@ -126,8 +128,8 @@ class Lagrangian(nn.Module):
         return value.clamp(min=0) if part.kind == "<=" else value
 
     def _row_term(self, i: int, part: Part, estimate: Estimate) -> Tensor:
-        """mean over the batch of multiplier[row] * residual[row]: estimates the sum over rows / rows."""
-        assert part.rows is not None  # noqa: S101  # callers check
+        """Mean over the batch of multiplier[row] * residual[row]: estimates the sum over rows / rows."""
+        assert part.rows is not None  # callers check
         residual, _, mask = estimate.rows[i]
         index = self._index[part.rows.name]
         values = self.buffer("multiplier", part)[index] * residual
@@ -149,7 +151,9 @@ class Lagrangian(nn.Module):
         for data, population in self.evaluator.populations.items():
             if data.name not in given:
                 raise ModelingError(
-                    "E140", f"the batch has no rows of {data.name!r}", fix=f"lagrangian({data.name}.rows(index))"
+                    "E140",
+                    f"the batch has no rows of {data.name!r}",
+                    fix=f"lagrangian({data.name}.rows(index))",
                 )
             index = given[data.name]
             if isinstance(index, (slice, range)):
@@ -168,7 +172,9 @@ class Lagrangian(nn.Module):
         """
         estimate = self._last
         if estimate is None:
-            raise ModelingError("E140", "ascend() without a forward before it", fix="loss = lagrangian(batch) first")
+            raise ModelingError(
+                "E140", "ascend() without a forward before it", fix="loss = lagrangian(batch) first"
+            )
         self._last = None
         self.weight.mul_(self.memory).add_(1 - self.memory)
         for i, part in enumerate(self.parts):
@@ -176,12 +182,12 @@ class Lagrangian(nn.Module):
             if part.rows is not None:
                 _, residual, mask = estimate.rows[i]
                 index = self._index[part.rows.name]
-                # a row is met once per epoch, so its step is as large as those of an averaged constraint together
+                # a row is met once per epoch: its step is as large as an average.s together
                 scale = value.shape[0] / index.shape[0]
                 value.index_add_(0, index, (step * scale * _masked(residual, mask)).to(value.dtype))
             else:
                 residual = estimate.exact.residuals[i]
-                assert residual is not None  # noqa: S101  # no rows
+                assert residual is not None  # no rows
                 running = self.buffer("running", part)
                 running.mul_(self.memory).add_(residual.to(value.dtype), alpha=1 - self.memory)
                 value.add_(step * residual)
@@ -199,14 +205,17 @@ class Lagrangian(nn.Module):
     def calibrate(self, generator: torch.Generator | None = None, rows: int = 4096, batches: int = 8) -> None:
         """Measures the steps' scale on a sample of the data.
 
-        `|grad f| / (|grad c| * spread)`, with the gradient of a block from one random combination of its entries,
-        and the spread the standard deviation of one row's contribution to c, measured between small batches. Of
-        |grad f| the largest seen so far is used: it vanishes at an unconstrained optimum, multipliers do not.
+        `|grad f| / (|grad c| * spread)`, with the gradient of a block from one random combination of its
+        entries, and the spread the standard deviation of one row's contribution to c, measured between small
+        batches. Of |grad f| the largest seen so far is used: it vanishes at an unconstrained optimum,
+        multipliers do not.
         """
         if self.evaluator.device.type == "meta":
             return
         sample = {
-            data.name: torch.randint(p.rows, (min(rows, p.rows),), generator=generator).to(self.evaluator.device)
+            data.name: torch.randint(p.rows, (min(rows, p.rows),), generator=generator).to(
+                self.evaluator.device
+            )
             for data, p in self.evaluator.populations.items()
         }
         gradients = self._gradient_norms(self.evaluator.estimate(sample), generator)
@@ -224,7 +233,7 @@ class Lagrangian(nn.Module):
         scalars: list[Tensor] = [estimate.primal.objective]
         for i, part in enumerate(self.parts):
             residual = estimate.rows[i][0] if part.rows is not None else estimate.primal.residuals[i]
-            assert residual is not None  # noqa: S101  # one of the two exists
+            assert residual is not None  # one of the two exists
             signs = torch.randint(2, tuple(residual.shape), generator=generator).to(residual) * 2 - 1
             scalars.append((signs * residual).sum() / max(residual.numel(), 1) ** 0.5)
         norms: list[float] = []
@@ -233,7 +242,7 @@ class Lagrangian(nn.Module):
             found: tuple[Tensor | None, ...] = ()
             if scalar.requires_grad:
                 found = torch.autograd.grad(scalar, tensors, retain_graph=True, allow_unused=True)
-            norms.append(sum(float(g.double().square().sum()) for g in found if g is not None) ** 0.5)
+            norms.append(sum(_square(g) for g in found) ** 0.5)
         return norms
 
     @torch.no_grad()
@@ -245,7 +254,7 @@ class Lagrangian(nn.Module):
             estimate = self.evaluator.estimate({name: p[b] for name, p in pieces.items()})
             for i, part in enumerate(self.parts):
                 value = estimate.rows[i][1] if part.rows is not None else estimate.exact.residuals[i]
-                assert value is not None  # noqa: S101  # one of the two exists
+                assert value is not None  # one of the two exists
                 found[i].append(value.double())
         size = min((p[0].shape[0] for p in pieces.values()), default=1)
         result: list[float] = []
@@ -261,6 +270,10 @@ class Lagrangian(nn.Module):
     def extra_repr(self) -> str:
         """Settings, for `print`."""
         return f"rate={self.rate}, gain={self.gain}, memory={self.memory}"
+
+
+def _square(gradient: Tensor | None) -> float:
+    return 0.0 if gradient is None else float(gradient.double().square().sum())
 
 
 def _masked(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,0 +1,1 @@
+"""Solver loops for compiled programs: they see decisions, values and gradients, nothing else."""

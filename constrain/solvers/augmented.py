@@ -1,15 +1,16 @@
 """Augmented Lagrangian on the full data with exact gradients, inner problems by Newton or L-BFGS-B.
 
-Powell (1969), Hestenes (1969), Rockafellar (1973); safeguards after Birgin & Martinez (2014). With r the residual
-of a part divided by its gradient norm and f the objective divided by its own,
+Powell (1969), Hestenes (1969), Rockafellar (1973); safeguards after Birgin & Martinez (2014). With r the
+residual of a part divided by its gradient norm and f the objective divided by its own,
 
     A(theta) = f + sum_eq (y r + rho/2 r^2) + sum_ineq (max(0, y + rho r)^2 - y^2) / (2 rho)
 
-is minimized over the decisions (bounds kept exactly), then y <- y + rho r, clipped at 0 for inequalities. Rows of
-constraints per row are treated alike. Division by gradient norms makes the run independent of the units of the
-objective and of every constraint.
+is minimized over the decisions (bounds kept exactly), then y <- y + rho r, clipped at 0 for inequalities.
+Rows of constraints per row are treated alike. Division by gradient norms makes the run independent of the
+units of the objective and of every constraint.
 
-Rates: the inner problem uses the differentiable surrogate, shifted by the difference to the exact rate at the last
+Rates: the inner problem uses the differentiable surrogate, shifted by the difference to the exact rate at the
+    last
 outer iterate, so that at convergence the exact rate meets its bound.
 """
 
@@ -17,12 +18,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import scipy
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import minimize as _minimize  # pyright: ignore[reportUnknownVariableType]  # untyped
 from torch import Tensor
 
 from constrain.runtime.lagrangian import part_shapes
@@ -57,8 +58,8 @@ class AugmentedLagrangian:
         penalty: first penalty on the scaled problem; None chooses it from objective and violation.
         growth: factor of the penalty when the violation falls too slowly.
         decrease: fraction to which the violation must fall for the penalty to stay.
-        second_order: projected Newton with a dense Hessian for the inner problems, else L-BFGS-B; None decides by
-            size.
+        second_order: projected Newton with a dense Hessian for the inner problems, else L-BFGS-B; None
+            decides by size.
         max_penalty: largest penalty; reaching it while infeasible means `likely_infeasible`.
     """
 
@@ -88,7 +89,7 @@ class AugmentedLagrangian:
         return run.run(multipliers)
 
 
-class _Stop(Exception):  # noqa: N818  # a signal
+class _Stop(Exception):  # a signal
     """The time limit passed inside the inner solver."""
 
 
@@ -133,13 +134,13 @@ class _Run:
         outer = self.evaluator.full(mode)
         found: list[Tensor] = []
         for i, residual in enumerate(outer.residuals):
-            if residual is None:
-                rows, mask = self.evaluator.row_residuals(i, mode)
-                residual = (
-                    rows if mask is None else torch.where(_widen(mask, rows), rows, -torch.zeros_like(rows))
-                )
-            found.append(residual.to(self.dtype))
+            found.append((self._rows(i, mode) if residual is None else residual).to(self.dtype))
         return float(outer.objective.detach()), found
+
+    def _rows(self, i: int, mode: str) -> Tensor:
+        """Residuals of a constraint per row; 0 for rows that it does not select."""
+        rows, mask = self.evaluator.row_residuals(i, mode)
+        return rows if mask is None else torch.where(_widen(mask, rows), rows, 0.0)
 
     def point(self) -> _Point:
         """Values at the current decisions."""
@@ -192,7 +193,7 @@ class _Run:
             sign = (torch.randint(2, shape, generator=generator) * 2 - 1).to(self.y[i])
             signs.append(sign / max(sign.numel(), 1) ** 0.5)
             if self.parts[i].rows is None:
-                functions.append(lambda outer, i=i: (outer.residuals[i] * signs[i]).sum())
+                functions.append(_combination(i, signs[i]))
         norms = [self._norm(gradient) for _, gradient in self.evaluator.pull(functions)]
         self.f_scale = norms[0] if 1e-8 < norms[0] < 1e8 else 1.0
         outer_norms = iter(norms[1:])
@@ -292,7 +293,8 @@ class _Run:
                 self.merit, self.hessian, flat, low, high, tolerance=tolerance, iterations=steps
             )
             return newton.x, newton.gradient
-        result = minimize(
+        solve = cast("Callable[..., Any]", _minimize)
+        result = solve(
             self.merit, flat, jac=True, method="L-BFGS-B", bounds=list(zip(low, high, strict=True)),
             options={"maxiter": self.options.inner, "maxfun": 2 * self.options.inner,
                      "maxcor": self.options.memory, "ftol": 0.0, "gtol": tolerance, "maxls": 50},
@@ -314,7 +316,7 @@ class _Run:
         self.shift = [(a - b) / s for a, b, s in zip(exact, primal, self.c_scale, strict=True)]
 
     def _update(self) -> _Point:
-        """y <- y + rho r from exact residuals."""
+        """Y <- y + rho r from exact residuals."""
         _, residuals = self.residuals("exact")
         for i, part in enumerate(self.parts):
             y = self.y[i] + self.rho * residuals[i] / self.c_scale[i]
@@ -336,6 +338,17 @@ class _Run:
                 row[f"multiplier:{part.key}"] = float(self.y[i]) * self.f_scale / self.c_scale[i]
         self.history.append(row)
         self.progress.update(outer + 1, self.options.outer, row)
+
+
+def _combination(i: int, signs: Tensor) -> Callable[[Outer], Tensor]:
+    """One random combination of the entries of part `i`."""
+
+    def combined(outer: Outer) -> Tensor:
+        residual = outer.residuals[i]
+        assert residual is not None  # only of parts that are no constraint per row
+        return (residual * signs).sum()
+
+    return combined
 
 
 def _widen(mask: Tensor, like: Tensor) -> Tensor:

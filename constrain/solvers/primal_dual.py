@@ -36,9 +36,9 @@ class PrimalDual:
         batch: rows per batch and sample; None takes 512, or 1/8 of a small sample.
         optimizer: `optimizer(parameters)` makes the primal optimizer; None is Adam with `lr`.
         lr: learning rate of the default optimizer; decays to zero along a half cosine with every optimizer.
-        formulation: `"lagrangian"` or `"augmented"`. The augmented one adds a penalty: its gradient is that of
-            multiplier + penalty * residual, with the running residual in the place of the batch's own, whose
-            product with its own gradient would be biased.
+        formulation: `"lagrangian"` or `"augmented"`. The augmented one adds a penalty: its gradient is that
+            of multiplier + penalty * residual, with the running residual in the place of the batch's own,
+            whose product with its own gradient would be biased.
         rate: integral step of the multipliers, dimensionless, per step.
         gain: the penalty in units of the multiplier steps' scale, dimensionless (the proportional gain of the
             multiplier rule); None takes 1 for the Lagrangian and 4 for the augmented Lagrangian.

@@ -5,10 +5,16 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
+import rich.console
+import rich.progress
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["Progress", "Silent", "TerminalProgress"]
+
+
+_FIELDS = "objective {task.fields[objective]:.5g}  violation {task.fields[violation]:.2g}"
 
 
 class Progress(Protocol):
@@ -37,16 +43,13 @@ class TerminalProgress:
     """A `rich` progress bar with objective and worst violation, on standard error."""
 
     def __init__(self, description: str) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("objective {task.fields[objective]:.5g}  violation {task.fields[violation]:.2g}"),
-            TimeElapsedColumn(),
-            console=Console(file=sys.stderr),
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(bar_width=24),
+            rich.progress.TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            rich.progress.TextColumn(_FIELDS),
+            rich.progress.TimeElapsedColumn(),
+            console=rich.console.Console(file=sys.stderr),
             transient=False,
         )
         self._task = self._bar.add_task(description, total=1, objective=float("nan"), violation=float("nan"))
