@@ -64,7 +64,7 @@ def run():
     measured = {
         "weights": module.weight.detach().numpy().ravel(),
         "bias": float(module.bias.detach()),
-        "multiplier": float(lagrangian.state_dict()["floor"]),
+        "multiplier": float(lagrangian.multipliers()["floor"]),
     }
     solved = exact()
     return measured, {"weights": solved[:3], "bias": solved[3], "multiplier": solved[4]}
