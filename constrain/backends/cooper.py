@@ -28,7 +28,7 @@ from torch import Tensor
 
 from constrain.errors import ModelingError
 from constrain.runtime.lagrangian import Lagrangian
-from constrain.solvers.training import BatchSampler, IterateJudge, half_cosine, train
+from constrain.solvers.training import BatchSampler, IterateJudge, epochs_or_default, half_cosine, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -232,7 +232,7 @@ class CooperSolver:
     """Options of minibatch training by Cooper's optimizers.
 
     Attributes:
-        epochs: passes over the largest sample.
+        epochs: passes over the largest sample; None makes 40, or as many as come to 2000 steps.
         batch: rows per batch and sample; None takes 512, or 1/8 of a small sample.
         optimizer: `optimizer(parameters)` makes the primal optimizer; None is Adam with `lr`.
         lr: learning rate of the default optimizer; decays to zero along a half cosine with every optimizer.
@@ -248,7 +248,7 @@ class CooperSolver:
             feasible.
     """
 
-    epochs: int = 40
+    epochs: int | None = None
     batch: int | None = None
     optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer] | None = None
     lr: float = 3e-3
@@ -285,7 +285,7 @@ class CooperSolver:
         _known("formulation", self.formulation, FORMULATIONS)
         _known("scheme", self.scheme, SCHEMES)
         method = _Training(self, evaluator, multipliers)
-        judge = IterateJudge(evaluator, self.epochs, self.tolerance)
+        judge = IterateJudge(evaluator, method.epochs, self.tolerance)
         return train(method, judge, progress=progress, started=started, time_limit=time_limit)
 
 
@@ -310,7 +310,8 @@ class _Training:
         make = options.optimizer
         self.primal = torch.optim.Adam(tensors, lr=options.lr) if make is None else make(tensors)
         self.primal.register_step_post_hook(self._project)
-        self.schedule = half_cosine(self.primal, options.epochs * self.sampler.per_epoch)
+        self.epochs = epochs_or_default(options.epochs, self.sampler.per_epoch)
+        self.schedule = half_cosine(self.primal, self.epochs * self.sampler.per_epoch)
         self.duals = self._duals()
         if self.duals:
             self.optimizer = SCHEMES[options.scheme](self.cmp, self.primal, self.duals)

@@ -65,6 +65,8 @@ def judge_status(record: KKT, raw: RawResult, certified_convex: bool, tolerance:
     small_gap = record.gap_kind == CERTIFIED and record.gap_scaled <= tolerance
     if certified_convex and not record.surrogate and small_gap and (balanced or raw.bound is not None):
         return Status.OPTIMAL
+    if record.surrogate:  # a rate has no gradient: that of its surrogate certifies nothing
+        return Status.FEASIBLE
     return Status.STATIONARY if balanced else Status.FEASIBLE
 
 

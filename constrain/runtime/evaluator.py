@@ -31,6 +31,8 @@ __all__ = ["Evaluator", "Outer", "RowTerm", "Rows"]
 Rows = Tensor | slice
 """Positions of some rows."""
 
+LEAST_SCALE = 0.25
+"""Least scale of a surrogate, as a fraction of the widest one it has had."""
 SURROGATE_TEMPERATURE = 0.25
 """Width of a rate's surrogate in robust standard deviations of its margin."""
 
@@ -373,10 +375,18 @@ class Evaluator:
         return hessian(self, function, row_term)
 
     # ------------------------------------------------------------------------------------- surrogates
+    _widest: Tensor | None = None
+
     def refresh_scales(self, rows: int = CHUNK) -> None:
-        """Sets the surrogates' scales from the robust spread (1.4826 MAD) of their margins over the data."""
+        """Sets the surrogates' scales from the robust spread (1.4826 MAD) of their margins over the data.
+
+        A scale never falls below a quarter of the widest one seen: margins that shrink together with their
+        surrogate's scale would go on shrinking.
+        """
         if not self.tables.margins:
             return
+        if self._widest is None:
+            self._widest = torch.zeros_like(self.scales)
         with torch.no_grad():
             for data, generated in self.functions.margins.items():
                 population = self.populations[data]
@@ -386,7 +396,9 @@ class Evaluator:
                 margins = self._run(generated.function, columns, [], population)
                 for i, margin in enumerate(margins):
                     if margin is not None:
-                        self.scales[i] = SURROGATE_TEMPERATURE * robust_spread(margin).to(self.dtype)
+                        scale = SURROGATE_TEMPERATURE * robust_spread(margin).to(self.dtype)
+                        self._widest[i] = torch.maximum(self._widest[i], scale)
+                        self.scales[i] = torch.maximum(scale, LEAST_SCALE * self._widest[i])
 
     # --------------------------------------------------------------------------------------- checking
     def check_rows(self) -> None:

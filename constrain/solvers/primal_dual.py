@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from constrain.runtime.lagrangian import Lagrangian
-from constrain.solvers.training import BatchSampler, IterateJudge, half_cosine, train
+from constrain.solvers.training import BatchSampler, IterateJudge, epochs_or_default, half_cosine, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -32,7 +32,7 @@ class PrimalDual:
     """Options of stochastic primal-dual training.
 
     Attributes:
-        epochs: passes over the largest sample.
+        epochs: passes over the largest sample; None makes 40, or as many as come to 2000 steps.
         batch: rows per batch and sample; None takes 512, or 1/8 of a small sample.
         optimizer: `optimizer(parameters)` makes the primal optimizer; None is Adam with `lr`.
         lr: learning rate of the default optimizer; decays to zero along a half cosine with every optimizer.
@@ -49,7 +49,7 @@ class PrimalDual:
             feasible.
     """
 
-    epochs: int = 40
+    epochs: int | None = None
     batch: int | None = None
     optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer] | None = None
     lr: float = 3e-3
@@ -79,7 +79,7 @@ class PrimalDual:
         started = time.perf_counter()
         method = _Training(self, evaluator)
         method.prepare(multipliers)
-        judge = IterateJudge(evaluator, self.epochs, self.tolerance)
+        judge = IterateJudge(evaluator, method.epochs, self.tolerance)
         return train(method, judge, progress=progress, started=started, time_limit=time_limit)
 
 
@@ -102,7 +102,8 @@ class _Training:
         make = options.optimizer
         self.optimizer = torch.optim.Adam(tensors, lr=options.lr) if make is None else make(tensors)
         self.sampler = BatchSampler(evaluator, options.batch, self.generator)
-        self.schedule = half_cosine(self.optimizer, options.epochs * self.sampler.per_epoch)
+        self.epochs = epochs_or_default(options.epochs, self.sampler.per_epoch)
+        self.schedule = half_cosine(self.optimizer, self.epochs * self.sampler.per_epoch)
 
     @property
     def solver(self) -> str:

@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from constrain.runtime.evaluator import Evaluator
     from constrain.solvers.progress import Progress
 
-__all__ = ["BatchSampler", "IterateJudge", "Method", "half_cosine", "train"]
+__all__ = ["BatchSampler", "IterateJudge", "Method", "epochs_or_default", "half_cosine", "train"]
 
+DEFAULT_EPOCHS = 40
+LEAST_STEPS = 2000
+"""Epochs when none are asked for, and the steps they come to at least."""
 SHOWN_ENTRIES = 16
 """Largest number of multipliers of one part that the history records one by one."""
 
@@ -97,6 +100,13 @@ def _batch_size(batch: int | None, rows: int) -> int:
     if batch is not None:
         return min(batch, rows)
     return min(512, max(rows // 8, min(rows, 32)))
+
+
+def epochs_or_default(epochs: int | None, per_epoch: int) -> int:
+    """The number asked for; else 40, or as many as make 2000 steps on a small sample."""
+    if epochs is not None:
+        return epochs
+    return max(DEFAULT_EPOCHS, math.ceil(LEAST_STEPS / per_epoch))
 
 
 def half_cosine(optimizer: torch.optim.Optimizer, total: int) -> torch.optim.lr_scheduler.LambdaLR:

@@ -235,6 +235,10 @@ def _options(solver: str, tolerance: float | None, time_limit: float | None) -> 
     if solver == "HIGHS":
         # the default, 1e-7, moves the solution of a quadratic program by about as much as it is worth
         options["qp_regularization_value"] = 1e-12
+    if solver == "CLARABEL":
+        # its default, 1e-8, leaves multipliers off by up to 4e-4 (a quadratic trust region); short of this the
+        # solver falls back to its reduced tolerances
+        options.update(dict.fromkeys(_TOLERANCES[solver], 1e-10))
     if tolerance is not None:
         options.update(dict.fromkeys(_TOLERANCES.get(solver, ()), tolerance))
     if time_limit is not None and solver in _TIME_LIMITS:
