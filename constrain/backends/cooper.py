@@ -241,7 +241,8 @@ class CooperSolver:
             gradient ascent, which is also what constraints per row and the augmented formulation use.
         formulation: `"lagrangian"` or `"augmented"`.
         penalty: of the augmented formulation, dimensionless.
-        scheme: `"alternating"` (primal, then violations again, then dual), `"simultaneous"`, `"dual-first"`.
+        scheme: `"simultaneous"`, `"alternating"` (primal, then violations again, then dual: twice the
+            evaluations) or `"dual-first"`.
         warmup: epochs in which multipliers rest; not used when multipliers are given.
         seed: of batches and calibration.
         tolerance: violation (relative to a row's spread of the constraint) up to which an iterate counts as
@@ -256,7 +257,7 @@ class CooperSolver:
     gain: float = 0.1
     formulation: Literal["lagrangian", "augmented"] = "lagrangian"
     penalty: float = 1.0
-    scheme: Literal["alternating", "simultaneous", "dual-first"] = "alternating"
+    scheme: Literal["simultaneous", "alternating", "dual-first"] = "simultaneous"
     warmup: int = 1
     seed: int = 0
     tolerance: float = 1e-4
