@@ -170,7 +170,7 @@ class Solution:
             tolerance: of the judgment; recomputes when it differs from that of the solve.
 
         Raises:
-            ModelingError: E141 when it has to be recomputed and the problem is not at hand.
+            ModelingError: E129 when it has to be recomputed and the problem is not at hand.
         """
         if multipliers is None and tolerance in (None, self.record.tolerance):
             return self.record
@@ -187,14 +187,14 @@ class Solution:
 
         Raises:
             DataError: E106, E124, E135 when the data does not fit.
-            ModelingError: E141 when the problem is not at hand.
+            ModelingError: E129 when the problem is not at hand.
         """
         return self._need("evaluate()").evaluate(data)
 
     def _need(self, what: str) -> Live:
         if self.live is None:
             raise ModelingError(
-                "E141",
+                "E129",
                 f"{what} needs the problem, and this solution was loaded without it",
                 fix="cn.load(folder, problem=problem)",
             )

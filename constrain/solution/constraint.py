@@ -112,7 +112,7 @@ class ConstraintResult:
     def _dual(self, place: int) -> Number:
         if self.duals is None:
             raise NoDualsError(
-                "E140",
+                "E128",
                 f"there is no multiplier of {self.name!r}: {self.no_duals or 'the solver returns none'}",
                 fix="solution.kkt().fit has the best-fit multipliers of the returned point",
             )
@@ -130,7 +130,7 @@ class ConstraintResult:
         For a constraint that was split into parts it is their sum.
 
         Raises:
-            NoDualsError: E140, with the reason.
+            NoDualsError: E128, with the reason.
         """
         return self._dual(0)
 
@@ -141,7 +141,7 @@ class ConstraintResult:
         For `between`, both bounds are shifted together.
 
         Raises:
-            NoDualsError: E140, with the reason.
+            NoDualsError: E128, with the reason.
         """
         return self._dual(1)
 
