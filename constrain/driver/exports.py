@@ -37,7 +37,7 @@ def compile(  # the public word
     dtype: torch.dtype | None = None,
     seed: int = 0,
     rate: float = 0.03,
-    gain: float = 1.0,
+    gain: float = 0.3,
 ) -> Lagrangian:
     """The Lagrangian as a module for a training loop of your own.
 

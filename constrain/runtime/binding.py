@@ -31,7 +31,8 @@ __all__ = ["Population", "Stratum", "as_array", "bind_population", "level_codes"
 def as_array(value: Any) -> NDArray[Any]:
     """A column (tensor, array, series, list) as a NumPy array on the host, without copying where possible."""
     if isinstance(value, Tensor):
-        return value.detach().cpu().numpy()
+        host = value.detach().cpu()
+        return (host.float() if host.dtype == torch.bfloat16 else host).numpy()  # NumPy has no bfloat16
     to_numpy = getattr(value, "to_numpy", None)
     return np.asarray(value if to_numpy is None else to_numpy())
 

@@ -46,7 +46,7 @@ class Lagrangian(nn.Module):
     """
 
     def __init__(
-        self, evaluator: Evaluator, *, rate: float = 0.03, gain: float = 1.0, memory: float = 0.95
+        self, evaluator: Evaluator, *, rate: float = 0.03, gain: float = 0.3, memory: float = 0.95
     ) -> None:
         super().__init__()
         self.evaluator = evaluator

@@ -41,7 +41,7 @@ class PrimalDual:
             whose product with its own gradient would be biased.
         rate: integral step of the multipliers, dimensionless, per step.
         gain: the penalty in units of the multiplier steps' scale, dimensionless (the proportional gain of the
-            multiplier rule); None takes 1 for the Lagrangian and 4 for the augmented Lagrangian.
+            multiplier rule); None takes 0.3 for the Lagrangian and 4 for the augmented Lagrangian.
         warmup: epochs in which multipliers rest, so that their steps are measured on a model that has left
             its random start; not used when multipliers are given.
         seed: of batches and calibration.
@@ -93,7 +93,7 @@ class _Training:
         self.warmup = options.warmup
         self.generator = torch.Generator().manual_seed(options.seed)
         gain = (
-            {"lagrangian": 1.0, "augmented": 4.0}[options.formulation]
+            {"lagrangian": 0.3, "augmented": 4.0}[options.formulation]
             if options.gain is None
             else options.gain
         )
