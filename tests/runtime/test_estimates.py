@@ -1,0 +1,118 @@
+"""Minibatch estimates: unbiased, quiet about absent groups, of a cost that does not grow with the groups."""
+
+import numpy as np
+import pytest
+import torch
+
+import constrain as cn
+from constrain import E, P
+
+
+def estimates(evaluator, count, size, rows, seed=0):
+    """Residuals of the first part over random batches, (count, levels)."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(count):
+        index = torch.randint(rows, (size,), generator=generator)
+        with torch.no_grad():
+            found.append(evaluator.estimate({"sample": index}).exact.residuals[0].reshape(-1))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize(
+    "statistic",
+    [
+        lambda D, s: E(s),
+        lambda D, s: E(s, given=D.y == 1),
+        lambda D, s: E(s, by=D.group),
+        lambda D, s: E(s, given=D.y == 1, by=D.group),
+        lambda D, s: P(s > 0, given=D.y == 1),
+        lambda D, s: E(s, by=D.group) - E(s),
+    ],
+    ids=["mean", "conditional", "groups", "conditional groups", "rate", "parity"],
+)
+def test_batches_are_unbiased(kit, statistic):
+    D = kit.sample()
+    s = cn.Model(kit.network(), "f")(D.x)
+    evaluator = kit.compiled(cn.minimize(E(s**2)).subject_to(c=statistic(D, s) <= 0.1)).evaluator
+    exact = evaluator.full().residuals[0].reshape(-1)
+    found = estimates(evaluator, 2000, 16, kit.rows)
+    error = found.std(0) / 2000**0.5
+    assert torch.isfinite(found).all()
+    assert ((found.mean(0) - exact).abs() <= 4 * error).all()
+
+
+def test_an_absent_group_contributes_nothing(kit):
+    D, module = kit.sample(), kit.network()
+    s = cn.Model(module, "f")(D.x)
+    problem = cn.minimize(E(s**2)).subject_to(c=E(s, by=D.group) <= 0.1)
+    lagrangian = problem.compile()
+    lagrangian.set_multipliers({"c": torch.ones(4)})
+    present = torch.tensor([i for i, g in enumerate(D.values("group")) if g in ("g0", "g2")][:40])
+    loss = lagrangian(D.rows(present))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in module.parameters())
+    found = lagrangian.evaluator.estimate({"sample": present}).primal.residuals[0]
+    assert found[[1, 3]].tolist() == pytest.approx([-0.1, -0.1])
+    lone = lagrangian.evaluator.estimate({"sample": present}).primal.residuals[0][1]
+    assert not lone.requires_grad or all(
+        g is None or not g.any()
+        for g in torch.autograd.grad(lone, list(module.parameters()), allow_unused=True)
+    )
+
+
+def test_moments_of_a_subset_are_weighted_by_known_shares(kit):
+    """E(g | A) on a batch divides by the share of A in the data, not in the batch."""
+    D = kit.sample()
+    s = cn.Model(kit.network(), "f")(D.x)
+    evaluator = kit.compiled(cn.minimize(E(s**2)).subject_to(c=E(s, given=D.y == 1) <= 0)).evaluator
+    index = torch.arange(10)
+    y, share = D.values("y"), float((D.values("y") == 1).double().mean())
+    with torch.no_grad():
+        values = evaluator.program.models[0].module(D.values("x")[:10])
+        found = evaluator.estimate({"sample": index}).exact.residuals[0]
+    assert float(found) == pytest.approx(float((values * y[:10]).mean() / share), rel=1e-6)
+
+
+@pytest.mark.parametrize("form", ["mean", "abs", "rate"])
+def test_operations_do_not_grow_with_the_groups(kit, form):
+    counts = []
+    for groups in (1, 100, 10_000):
+        rows = max(2 * groups, 200)
+        x = torch.randn(rows, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        D = cn.Data("sample", x=x, y=(x[:, 0] > 0).double(), group=np.arange(rows) % groups)
+        s = cn.Model(kit.network(), "f")(D.x)
+        block = {
+            "mean": lambda D=D, s=s: E(s, by=D.group) <= 0.1,
+            "abs": lambda D=D, s=s: abs(E(s, by=D.group) - E(s)) <= 0.1,
+            "rate": lambda D=D, s=s: P(s > 0, by=D.group) >= 0.1,
+        }[form]()
+        compiled = kit.compiled(cn.minimize(E(kit.loss(s, D.y))).subject_to(c=block), chunk=100_000)
+        counts.append(compiled.evaluator.operations)
+        assert compiled.evaluator.full().residuals[0].shape == (groups,)
+    assert counts[0] == counts[1] == counts[2]
+
+
+def test_several_columns_make_the_combinations_that_occur(kit):
+    D = cn.Data("sample", x=torch.arange(6.0), a=list("ppqqqq"), b=[0, 1, 0, 0, 0, 0])
+    w = cn.Variable((), "w")
+    problem = cn.minimize(w**2).subject_to(c=E(w * D.x, by=(D.a, D.b)) >= 0)
+    evaluator = kit.compiled(problem).evaluator
+    compiled = evaluator.populations[D]
+    assert next(iter(compiled.strata.values())).levels == [("p", 0), ("p", 1), ("q", 0)]
+    evaluator.decisions.set(np.ones(1))
+    assert (-evaluator.full().residuals[0]).tolist() == pytest.approx([0.0, 1.0, 3.5])
+
+
+def test_two_samples_have_batches_of_their_own(kit):
+    D, Q = kit.sample(), kit.sample(rows=90, seed=4, name="other")
+    module = kit.network()
+    f = cn.Model(module, "f")
+    lagrangian = cn.minimize(E(kit.loss(f(D.x), D.y))).subject_to(c=E(f(Q.x)) <= 0.1).compile()
+    loss = lagrangian((D.rows(slice(0, 10)), Q.rows(range(20))))
+    with torch.no_grad():
+        s = module(D.values("x")[:10])
+        assert float(loss) == pytest.approx(float(kit.loss(s, D.values("y")[:10]).mean()), rel=1e-6)
+    with pytest.raises(cn.ModelingError, match="no rows of 'other'"):
+        lagrangian(D.rows(slice(0, 10)))
