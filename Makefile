@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage examples lint docs clean
+.PHONY: help demo test coverage examples lint docs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,9 @@ lint: $(STAMP) ## style, format, types, import contracts, spelling
 
 docs: $(STAMP) ## build the documentation into site/ (warnings are errors)
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+
+bench: $(STAMP) ## measure step overhead, scaling in groups, and the routes on one convex problem
+	$(BIN)/python -m benchmarks
 
 clean: ## remove what the other targets make
 	rm -rf $(VENV) site dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov

@@ -1,0 +1,1 @@
+"""Measurements of this project; `make bench` runs them all and prints a table."""

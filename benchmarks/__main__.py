@@ -1,0 +1,123 @@
+"""`python -m benchmarks`: cost of constraints per step, scaling in groups, routes on one convex problem."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import constrain as cn
+from benchmarks.timing import Ratio, alternate
+from constrain import E
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+
+ROWS, BATCH = 100_000, 256
+
+
+def network() -> nn.Module:
+    """32 features, 64 hidden units, one score per row."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 1), nn.Flatten(0))
+
+
+def sample(groups: int) -> cn.Data:
+    """Random rows in `groups` groups of about the same size."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(ROWS, 32, generator=g)
+    y = (x[:, 0] + torch.randn(ROWS, generator=g) > 0).float()
+    group = torch.arange(ROWS) % groups
+    return cn.Data("rows", x=x, y=y, group=group)
+
+
+def steps(problem: cn.Problem, net: nn.Module, D: cn.Data):
+    """One constrained training step, as a function without arguments."""
+    lagrangian = problem.compile()
+    optimizer = torch.optim.Adam(net.parameters())
+    index = torch.randint(ROWS, (64, BATCH))
+    place = iter(range(10**9))
+
+    def step() -> None:
+        loss = lagrangian(D.rows(index[next(place) % 64]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        lagrangian.ascend()
+
+    return step
+
+
+def plain(net: nn.Module, D: cn.Data):
+    """The same step without constraints, as torch users write it."""
+    optimizer = torch.optim.Adam(net.parameters())
+    x, y = D.values("x"), D.values("y")
+    index = torch.randint(ROWS, (64, BATCH))
+    place = iter(range(10**9))
+
+    def step() -> None:
+        rows = index[next(place) % 64]
+        loss = nn.functional.binary_cross_entropy_with_logits(net(x[rows]), y[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def constrained(count: int) -> Ratio:
+    """`count` constraints on means of the score over different conditions, written one by one."""
+    D, net = sample(10), network()
+    f = cn.Model(net, "f")
+    score = f(D.x)
+    bce = nn.functional.binary_cross_entropy_with_logits(score, D.y, reduction="none")
+    relations = {f"group{k}": E(torch.sigmoid(score), given=D.group == k) <= 0.5 for k in range(count)}
+    return alternate(steps(cn.minimize(E(bce)).subject_to(**relations), net, D), plain(network(), D))
+
+
+def grouped(groups: int) -> Ratio:
+    """One `by=` block of `groups` levels."""
+    D, net = sample(groups), network()
+    f = cn.Model(net, "f")
+    bce = nn.functional.binary_cross_entropy_with_logits(f(D.x), D.y, reduction="none")
+    problem = cn.minimize(E(bce)).subject_to(rate=E(torch.sigmoid(f(D.x)), by=D.group) <= 0.5)
+    return alternate(steps(problem, net, D), plain(network(), D))
+
+
+def convex_routes() -> list[tuple[str, float, float]]:
+    """Seconds of CPU time and error of the objective on the Adult score-gap problem, per route."""
+    import adult
+    import adult_data
+
+    D = adult.sample(adult_data.load().train)
+    found: list[tuple[str, float, float]] = []
+    for method in ("augmented", "cvxpy"):
+        problem = adult.score_gap(D, adult.linear())
+        start = time.process_time()
+        solution = problem.solve(method, progress=False)
+        found.append((method, time.process_time() - start, abs(solution.objective - adult.GOLDEN["value"])))
+    return found
+
+
+def main() -> None:
+    """Runs everything on one thread."""
+    torch.set_num_threads(1)
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    print(f"{platform.machine()}, {versions}, one thread, CPU time")
+    print("\none step over the unconstrained step (MLP 32-64-1, batch 256, Adam)")
+    D = sample(10)
+    print(f"  {'unconstrained against itself':<34} {alternate(plain(network(), D), plain(network(), D))}")
+    for count in (1, 5):
+        print(f"  {f'{count} constraints, one by one':<34} {constrained(count)}")
+    for groups in (1, 100, 10_000):
+        print(f"  {f'by= block of {groups} groups':<34} {grouped(groups)}")
+    print("\nAdult score gap, 30162 rows, 96 decisions")
+    for method, seconds, error in convex_routes():
+        print(f"  {method:<12} {seconds:7.2f} s   objective off by {error:.1e}")
+
+
+if __name__ == "__main__":
+    main()
