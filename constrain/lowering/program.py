@@ -10,6 +10,7 @@ row keeps its rows: its residual is a per-row node (`Part.rows`).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from constrain.language import nodes as n
@@ -112,47 +113,47 @@ class Program:
     trace: tuple[Step, ...] = ()
     auxiliary: tuple[n.VariableSymbol, ...] = ()
 
-    @property
+    @cached_property
     def sign(self) -> float:
         """+1 when the user minimizes, -1 when the user maximizes: user value = sign * program value."""
         return -1.0 if self.problem.sense == "maximize" else 1.0
 
-    @property
+    @cached_property
     def parts(self) -> tuple[Part, ...]:
         """All one-sided pieces, in the user's order."""
         return tuple(part for form in self.forms for part in form.parts)
 
-    @property
+    @cached_property
     def roots(self) -> tuple[n.Node, ...]:
         """Every expression that has to be evaluated: objective, residuals, and sides as written."""
         sides = tuple(node for form in self.forms for node in (form.lhs, *form.rhs))
         wheres = tuple(part.where for part in self.parts if part.where is not None)
         return (self.objective, *(part.residual for part in self.parts), *sides, *wheres)
 
-    @property
+    @cached_property
     def variables(self) -> tuple[n.VariableSymbol, ...]:
         """Decision tensors, the user's and auxiliary ones."""
         found = (x.symbol for x in n.postorder(*self.roots) if isinstance(x, n.Decision))
         return tuple(dict.fromkeys(found))
 
-    @property
+    @cached_property
     def models(self) -> tuple[Model, ...]:
         """Models, frozen ones included."""
         found = (x.model for x in n.postorder(*self.roots) if isinstance(x, (n.Call, n.Weights)))
         return tuple(dict.fromkeys(found))
 
-    @property
+    @cached_property
     def parameters(self) -> tuple[n.ParameterSymbol, ...]:
         """Parameters."""
         return tuple(dict.fromkeys(x.symbol for x in n.postorder(*self.roots) if isinstance(x, n.Knob)))
 
-    @property
+    @cached_property
     def populations(self) -> tuple[Data, ...]:
         """Samples that the problem averages over or constrains per row."""
         nodes = n.postorder(*self.roots)
         return tuple(dict.fromkeys(x.data for x in nodes if isinstance(x, (n.Column, n.Moment))))
 
-    @property
+    @cached_property
     def has_rates(self) -> bool:
         """Whether an indicator that depends on decisions occurs (its gradient is a surrogate's)."""
         return any(isinstance(x, n.Indicator) and x.surrogate for x in n.postorder(*self.roots))

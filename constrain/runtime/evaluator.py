@@ -47,6 +47,10 @@ class Outer:
     objective: Tensor
     residuals: list[Tensor | None]
 
+    def detach(self) -> Outer:
+        """The same values without gradient."""
+        return Outer(self.objective.detach(), [None if r is None else r.detach() for r in self.residuals])
+
 
 @dataclass
 class Estimate:
@@ -266,19 +270,16 @@ class Evaluator:
             for place, i in enumerate(job.moments):
                 primal[i] = self.reduce(i, first[place], index, population, float(index.shape[0]))
                 if rates:
-                    with torch.no_grad():
-                        exact[i] = self.reduce(
-                            i, second[place].detach(), index, population, float(index.shape[0])
-                        )
-                else:
-                    exact[i] = primal[i].detach()
+                    own = second[place].detach()
+                    exact[i] = self.reduce(i, own, index, population, float(index.shape[0]))
             for place, i in enumerate(job.parts):
                 at = len(job.moments) + place
                 per_row[i] = (first[at], second[at].detach(), masks[place])
         value = self.outer(primal, "primal")
+        if not rates:
+            return Estimate(value, value.detach(), per_row)
         with torch.no_grad():
-            truth = self.outer(exact, "exact")
-        return Estimate(value, truth, per_row)
+            return Estimate(value, self.outer(exact, "exact"), per_row)
 
     # -------------------------------------------------------------------------------------- full data
     def chunks(self, population: Population) -> list[slice]:
@@ -308,7 +309,7 @@ class Evaluator:
         """Outer values on the full data, without gradient."""
         with torch.no_grad():
             outer = self.outer(self.moments(mode), mode)
-        return Outer(outer.objective.detach(), [None if r is None else r.detach() for r in outer.residuals])
+        return outer.detach()
 
     def row_residuals(self, i: int, mode: str = "exact") -> tuple[Tensor, Tensor | None]:
         """Residuals of part `i`, a constraint per row, for all rows; and the mask of the rows it selects."""
