@@ -4,6 +4,9 @@ The constraint `P(f(D.x) > 0, by=D.race) == 0.5` is one block with one multiplie
 exact counts: the gradient goes through a surrogate, the multipliers and the report use the counts. A
 group of n rows can only have rates that are multiples of 1/n, so the equality holds up to that; the
 smallest group has 231 rows.
+
+Training ends near the equalities, not on them: the largest error was 0.007 and 0.015 with two seeds. The
+status is then `limit`, because the constraints do not hold within the tolerance.
 """
 
 from __future__ import annotations
@@ -28,9 +31,9 @@ def problem():
 
 
 def solve():
-    """Solve it by training on all rows."""
+    """Train with batches that are large enough to hold rows of every group."""
     torch.manual_seed(0)
-    return problem().solve(seed=0, progress=False)
+    return problem().solve(seed=0, epochs=150, batch=2048, lr=5e-3, progress=False)
 
 
 def run():
