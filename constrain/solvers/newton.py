@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["NewtonResult", "projected_gradient", "projected_newton"]
 
 _NEAR = 1e-10
+_IDLE = 10
+"""Steps in a row that promise less than rounding shows, after which there is nothing to gain."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def projected_newton(
     f, g = value(x)
     damping = 0.0
     curvature: NDArray[np.float64] | None = None
+    idle = 0
     for k in range(iterations):
         if np.abs(projected_gradient(x, g, low, high)).max(initial=0.0) <= tolerance:
             return NewtonResult(x, g, k, True)
@@ -75,9 +78,13 @@ def projected_newton(
         curvature = hessian(x) if curvature is None else curvature
         direction, damping = _direction(curvature, g, ~held, damping)
         step = _search(value, x, f, g, direction, held, low, high)
+        hopeless = -float(g @ direction) <= 1e-14 * max(1.0, abs(f))
+        idle = idle + 1 if hopeless else 0
+        if idle > _IDLE:
+            break
         if step is None:
-            if damping > 1e12 or -float(g @ direction) <= 1e-14 * max(1.0, abs(f)):
-                break  # nothing to gain, or less than rounding shows
+            if damping > 1e12 or hopeless:
+                break
             damping = max(10 * damping, 1e-6 * float(np.abs(g).max()) + 1e-12)
             continue
         (x, f, g), alpha = step

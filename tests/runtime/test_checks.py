@@ -1,0 +1,138 @@
+"""What is wrong with data, groups or models is said before any solve, in the user's words."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import constrain as cn
+from constrain import E, P
+
+
+@pytest.fixture(autouse=True)
+def no_solver(monkeypatch):
+    """Nothing here may reach a solver."""
+
+    def reached(*args, **options):
+        raise AssertionError("a solver was reached")
+
+    monkeypatch.setattr("constrain.solvers.primal_dual.PrimalDual.solve", reached)
+    monkeypatch.setattr("constrain.solvers.augmented.AugmentedLagrangian.solve", reached)
+    monkeypatch.setattr("constrain.backends.cvxpy.solve", reached)
+
+
+def linear():
+    return cn.Model(torch.nn.Linear(3, 1, dtype=torch.float64), "f")
+
+
+def refused(problem, message, kind=cn.DataError, **options):
+    with pytest.raises(kind, match=re.escape(message)):
+        problem.solve(progress=False, **options)
+
+
+def test_nan_in_a_column(kit):
+    D = kit.sample()
+    D.values("x")[[4, 90], 1] = float("nan")
+    refused(cn.minimize(E(linear()(D.x).reshape(()) ** 2)),
+            "[E124] sample.x has 2 missing or infinite values (rows 4, 90)")  # fmt: skip
+
+
+def test_infinity_and_missing_text():
+    D = cn.Data("credit", x=torch.tensor([[1.0], [float("inf")]]), g=np.asarray(["a", None], dtype=object))
+    w = cn.Variable(1, "w")
+    refused(cn.minimize(E((D.x @ w) ** 2)), "[E124] credit.x has 1 missing or infinite value (rows 1)")
+    D = cn.Data("credit", x=torch.ones(2, 1), g=np.asarray(["a", None], dtype=object))
+    refused(cn.minimize(cn.max(E((D.x @ w) ** 2, by=D.g))), "[E124]")
+
+
+def test_a_condition_that_no_row_meets(kit):
+    D = kit.sample()
+    s = linear()(D.x).reshape(())
+    refused(cn.minimize(E(s**2)).subject_to(c=E(s, given=D.y == 7) <= 1),
+            "[E124] no row of 'sample' satisfies the condition of")  # fmt: skip
+
+
+def test_a_group_without_rows_under_a_condition(kit):
+    D = cn.Data("sample", x=torch.randn(6, 3, dtype=torch.float64), group=list("aabbcc"), y=[1, 1, 1, 0, 0, 0])
+    s = linear()(D.x).reshape(())
+    refused(cn.minimize(E(s**2)).subject_to(c=E(s, given=D.y == 1, by=D.group) <= 1),
+            "[E124] the group group='c' of 'sample' has no row for")  # fmt: skip
+
+
+def test_an_unknown_text_level(kit):
+    D = kit.sample()
+    s = linear()(D.x).reshape(())
+    refused(cn.minimize(E(s**2)).subject_to(c=E(s, given=D.group == "gg1") <= 1),
+            "[E106] sample.group has no level 'gg1'; did you mean 'g1'?")  # fmt: skip
+
+
+def test_text_compared_with_a_numeric_column(kit):
+    D = kit.sample()
+    s = linear()(D.x).reshape(())
+    refused(cn.minimize(E(s**2)).subject_to(c=E(s, given=D.y == "yes") <= 1),
+            "[E106] sample.y is numeric and is compared with the text 'yes'")  # fmt: skip
+
+
+def test_a_hold_out_with_an_unknown_level_or_column(kit):
+    D = kit.sample()
+    s = linear()(D.x).reshape(())
+    evaluator = kit.compiled(cn.minimize(E(s**2)).subject_to(c=E(s, by=D.group) <= 1)).evaluator
+
+    def on(test):
+        return type(evaluator)(evaluator.program, evaluator.decisions, dtype=torch.float64,
+                               data={"sample": test}, reference=evaluator)  # fmt: skip
+
+    with pytest.raises(cn.DataError, match=re.escape("[E135] test.group has the level 'g9', which the training")):
+        on(cn.Data("test", x=torch.ones(2, 3), group=["g0", "g9"]))
+    with pytest.raises(cn.DataError, match=re.escape("[E106] data 'test' has no column 'group'; did you mean")):
+        on(cn.Data("test", x=torch.ones(2, 3), groups=["g0", "g1"]))
+
+
+def test_a_hold_out_may_lack_a_group(kit):
+    D = kit.sample()
+    s = linear()(D.x).reshape(())
+    evaluator = kit.compiled(cn.minimize(E(s**2)).subject_to(c=E(s, by=D.group) <= 1)).evaluator
+    test = type(evaluator)(
+        evaluator.program, evaluator.decisions, dtype=torch.float64, reference=evaluator,
+        data={"sample": cn.Data("test", x=torch.ones(3, 3), group=["g1", "g1", "g3"])},
+    )  # fmt: skip
+    assert torch.isfinite(test.full().residuals[0]).all()
+
+
+@pytest.mark.parametrize("layer", [torch.nn.BatchNorm1d(3), torch.nn.Dropout(0.5)], ids=["batch norm", "dropout"])
+def test_rows_that_depend_on_each_other(kit, layer):
+    D = kit.sample()
+    module = torch.nn.Sequential(torch.nn.Linear(3, 3), layer, torch.nn.Linear(3, 1)).double()
+    problem = cn.minimize(E(cn.Model(module, "f")(D.x).reshape(()) ** 2))
+    refused(problem, "[E122]", cn.ModelingError)
+    with pytest.raises(cn.ModelingError, match=r"\[E122\].*changes with the other rows of its batch"):
+        problem.compile()
+    module.eval()
+    problem.compile()
+
+
+def test_a_parameter_without_a_value(kit):
+    w, limit = cn.Variable(2, "w"), cn.Parameter("limit", shape=())
+    problem = cn.minimize(cn.sum_squares(w)).subject_to(c=cn.sum(w) >= limit)
+    refused(problem, "[E127] Parameter 'limit' has no value", cn.ModelingError)
+    refused(problem, "[E127] no Parameter is named 'limmit'; did you mean 'limit'?", cn.ModelingError,
+            params={"limmit": 1.0})  # fmt: skip
+
+
+def test_the_event_of_an_exact_value_has_no_surrogate(kit):
+    D = kit.sample()
+    s = linear()(D.x).reshape(())
+    refused(cn.minimize(P(s == 0.5)), "[E133]", cn.ModelingError)
+
+
+def test_two_symbols_with_one_name():
+    a, b = cn.Variable(2, "w"), cn.Variable(3, "w")
+    refused(cn.minimize(cn.sum_squares(a) + cn.sum_squares(b)), "[E131] two Variable objects are named 'w'",
+            cn.ModelingError)  # fmt: skip
+
+
+def test_a_problem_without_decisions(kit):
+    D = kit.sample()
+    f = cn.Model(kit.network(), "f", frozen=True)
+    refused(cn.minimize(E(f(D.x) ** 2)), "[E126] the problem has no decisions", cn.ModelingError, method="augmented")

@@ -1,0 +1,82 @@
+"""Projected Newton: flat directions, infinite slopes at bounds, and the end of what rounding shows."""
+
+import numpy as np
+
+from constrain.solvers.newton import projected_newton
+
+
+class Counted:
+    """A function that counts its evaluations."""
+
+    def __init__(self, function):
+        self.function = function
+        self.calls = 0
+
+    def __call__(self, x):
+        self.calls += 1
+        return self.function(x)
+
+
+def run(value, hessian, x, low=0.0, high=np.inf, tolerance=1e-9):
+    counted, curved = Counted(value), Counted(hessian)
+    shape = np.ones(len(x))
+    found = projected_newton(
+        counted, curved, np.asarray(x, dtype=float), low * shape, high * shape, tolerance=tolerance, iterations=200
+    )
+    return found, counted.calls, curved.calls
+
+
+def test_a_penalized_linear_program_has_flat_directions_and_ends_at_a_vertex():
+    rng = np.random.default_rng(0)
+    A, c = rng.random((4, 20)), rng.random(20) + 0.1
+    b = A @ rng.random(20)
+
+    def value(x):
+        r = A @ x - b
+        return c @ x + 50 * (r @ r), c + 100 * A.T @ r
+
+    found, calls, _ = run(value, lambda x: 100 * A.T @ A, np.ones(20))
+    assert found.converged
+    assert (found.x <= 1e-9).sum() >= 16
+    assert calls < 1000
+
+
+def test_entropy_keeps_inside_of_its_bound_and_stops_at_rounding():
+    z = np.linspace(-10, 10, 101)
+
+    def value(p):
+        safe = np.maximum(p, 1e-300)
+        r = np.asarray([p.sum() - 1, p @ z**2 - 0.5])
+        J = np.stack([np.ones(101), z**2])
+        return p @ np.log(safe) + 500 * (r @ r), np.log(safe) + 1 + 1000 * J.T @ r
+
+    def hessian(p):
+        J = np.stack([np.ones(101), z**2])
+        return np.diag(1 / np.maximum(p, 1e-300)) + 1000 * J.T @ J
+
+    found, calls, hessians = run(value, hessian, np.full(101, 0.01))
+    assert np.isfinite(found.gradient).all()
+    assert (found.x > 0).all()
+    assert calls < 200
+    assert hessians < 60
+
+
+def test_a_refused_step_does_not_evaluate_the_hessian_again():
+    """-log x + x**4 from far away: the first steps are refused, the curvature at the point is known."""
+    found, calls, hessians = run(
+        lambda x: (float(np.sum(np.abs(x - 3) ** 1.5)), 1.5 * np.sign(x - 3) * np.abs(x - 3) ** 0.5),
+        lambda x: np.diag(0.75 / np.sqrt(np.maximum(np.abs(x - 3), 1e-12))),
+        [1.0, 9.0], tolerance=1e-4,
+    )  # fmt: skip
+    assert np.allclose(found.x, 3.0, atol=1e-3)
+    assert hessians <= found.iterations + 1 <= calls
+
+
+def test_no_tolerance_below_rounding_is_chased():
+    H = np.diag([1e8, 1.0, 1e-4])
+    g = np.asarray([1.0, 2.0, 3.0])
+    found, calls, _ = run(
+        lambda x: (0.5 * x @ H @ x - g @ x, H @ x - g), lambda x: H, [7.0, -2.0, 5.0], -np.inf, tolerance=0.0
+    )
+    assert np.allclose(found.x, g / np.diag(H), rtol=1e-6)
+    assert calls < 200
