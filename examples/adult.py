@@ -6,7 +6,7 @@
 (b) Mean predictions of each sex within 0.02 of the mean of all, and a recall (an exact share of decided
     rows, which has no gradient) of at least 0.80, with the network.
 
-The official test split is the hold-out. `python examples/adult.py` takes about two minutes on two cores.
+The official test split is the hold-out. `python examples/adult.py` takes about a minute on two cores.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def run(quick: bool = False, verbose: bool = False) -> tuple[dict[str, float], d
     """
     data = adult_data.load()
     train, test = sample(data.train), sample(data.test)
-    shorter = {"epochs": 12} if quick else {}
+    shorter = {"epochs": 20} if quick else {}
 
     def solve(title: str, problem: cn.Problem, **options: object) -> cn.Solution:
         if verbose:
