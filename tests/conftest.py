@@ -2,5 +2,6 @@
 
 import torch
 
-# The tensors of the tests are small: threads that wait for each other on a busy machine cost far more than they save.
+# The tensors of the tests are small: on a busy machine, threads that wait for each other cost more than they
+# save.
 torch.set_num_threads(1)

@@ -43,7 +43,7 @@ class Problem:
         )
 
     # ---- building
-    def subject_to(self, **relations: Constraint) -> Problem:
+    def subject_to(self, **relations: Constraint | Expr) -> Problem:
         """The problem with these constraints added, under the names of the keywords.
 
         Raises:

@@ -97,7 +97,9 @@ class _Expectation:
             (statistic inside a statistic), E118 (`by` is no column).
     """
 
-    def __call__(self, expr: Any, given: Expr | None = None, by: Expr | Sequence[Expr] | None = None) -> Expr:
+    def __call__(
+        self, expr: Any, given: Expr | Constraint | None = None, by: Expr | Sequence[Expr] | None = None
+    ) -> Expr:
         e = as_expr(expr) if not isinstance(expr, Constraint) else expr
         if isinstance(e, Constraint) or e.type.event:
             raise ModelingError("E105", f"E() of the event {shown(e)}", at=here(), fix=f"P({code(e)})")
@@ -131,7 +133,7 @@ class _Probability:
     def __call__(
         self,
         event: Any,
-        given: Expr | None = None,
+        given: Expr | Constraint | None = None,
         by: Expr | Sequence[Expr] | None = None,
         surrogate: str | None = None,
     ) -> Expr:

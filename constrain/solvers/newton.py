@@ -106,7 +106,9 @@ def _direction(
     if not free.any():
         return direction, damping
     h = hessian[np.ix_(free, free)]
-    diagonal = np.sqrt(np.maximum(np.abs(np.diag(h)), 1e-12 * max(float(np.abs(h).max()), 1e-300)))
+    largest = float(np.abs(h).max())
+    curvature = np.maximum(np.abs(np.diag(h)), 1e-12 * largest) if largest > 0 else np.ones(len(h))
+    diagonal = np.sqrt(curvature)
     scaled = h / diagonal[:, None] / diagonal[None, :]
     extra = damping
     factorize = cast("Callable[..., Any]", _factorize)

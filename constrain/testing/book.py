@@ -1,7 +1,8 @@
 """Problems of Hock & Schittkowski, "Test Examples for Nonlinear Programming Codes" (1981), by their numbers.
 
-Values are the book's; multipliers are in the convention L = f + sum multiplier * (lhs - rhs) of an independent
-interior-point solve, and by hand for problems 10, 12, 22, 29 and 43. Each starts from the book's start.
+Values are the book's. Multipliers, in the convention L = f + sum multiplier * (lhs - rhs), are those of an
+independent interior-point solve, and by hand for problems 10, 12, 22, 29 and 43. Each starts from the book's
+start.
 """
 
 from __future__ import annotations
@@ -122,9 +123,7 @@ def _hs52() -> Problem:
 def _hs77() -> Problem:
     a, b, c, d, e = _start((2,) * 5)
     cost = (a - 1) ** 2 + (a - b) ** 2 + (c - 1) ** 2 + (d - 1) ** 4 + (e - 1) ** 6
-    return minimize(cost).subject_to(
-        c1=a**2 * d + _sin(d - e) == 2 * _ROOT, c2=b + c**4 * d**2 == 8 + _ROOT
-    )
+    return minimize(cost).subject_to(c1=a**2 * d + _sin(d - e) == 2 * _ROOT, c2=b + c**4 * d**2 == 8 + _ROOT)
 
 
 def _sin(e: Expr) -> Any:
@@ -146,7 +145,11 @@ def _hs79() -> Problem:
 
 
 def _entry(
-    number: int, build: Callable[[], Problem], value: float, multipliers: tuple[float, ...], reason: str | None
+    number: int,
+    build: Callable[[], Problem],
+    value: float,
+    multipliers: tuple[float, ...],
+    reason: str | None,
 ) -> KnownProblem:
     names = tuple(build().constraints)
     routes = {"augmented": FULL_DATA} if reason else {"augmented": FULL_DATA, "cvxpy": CONVEX}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from constrain._lazy import attribute
-from constrain.language.functions import entr, min, rel_entr, sum, sum_squares  # noqa: A004  # the language's words
+from constrain.language.functions import entr, min, rel_entr, sum, sum_squares  # the language's words
 from constrain.language.problem import find, maximize, minimize
 from constrain.language.symbols import Variable
 from constrain.testing.known import CONVEX, FULL_DATA, NO_DATA, KnownProblem
@@ -182,16 +182,16 @@ def decision_problems() -> list[KnownProblem]:
             needs=lake,
         ),
         KnownProblem(
-            "frozenlake-cost", lambda: _frozen_lake(0.10), 0.4591470588, "HiGHS", {"budget": 4.5914705882}, {},
-            _BOTH, _VARIABLES, needs=lake,
+            "frozenlake-cost", lambda: _frozen_lake(0.10), 0.4591470588, "HiGHS",
+            {"budget": 4.5914705882}, {}, _BOTH, _VARIABLES, needs=lake,
         ),
         KnownProblem(
             "worst-of-three", _worst_of_three, 0.52, "linear program by hand", {"rows": (0, 0.4, 0.6)},
             {"p": (0.3, 0, 0.7)}, _BOTH, _VARIABLES,
         ),
         KnownProblem(
-            "worst-of-three-max-min", _worst_of_three_max_min, 0.52, "linear program by hand", {"total": 0.52},
-            {"p": (0.3, 0, 0.7)}, _BOTH, _VARIABLES,
+            "worst-of-three-max-min", _worst_of_three_max_min, 0.52, "linear program by hand",
+            {"total": 0.52}, {"p": (0.3, 0, 0.7)}, _BOTH, _VARIABLES,
         ),
         KnownProblem(
             "allocation", _allocation, 0.164304778, "closed form", {"budget": 0.164304778 / 2000},
@@ -206,7 +206,8 @@ def decision_problems() -> list[KnownProblem]:
             {}, {}, _BOTH, _VARIABLES,
         ),
         KnownProblem(
-            "hydro", _hydro, 95.2, "HiGHS, finite differences", {"track": (2, 3, -4, -11)}, {}, _BOTH, _VARIABLES
+            "hydro", _hydro, 95.2, "HiGHS, finite differences", {"track": (2, 3, -4, -11)}, {},
+            _BOTH, _VARIABLES,
         ),
         KnownProblem(
             "impossible", _impossible, math.nan, "2 > 1.5", {}, {}, _BOTH, _VARIABLES, outcome="infeasible"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from constrain.language.problem import Problem
 
 __all__ = ["CONVEX", "FULL_DATA", "NO_DATA", "KnownProblem", "Tolerance"]

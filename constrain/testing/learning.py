@@ -11,7 +11,7 @@ import torch
 
 from constrain._lazy import attribute
 from constrain.language.data import Data
-from constrain.language.functions import sum, sum_squares  # noqa: A004  # the language's words
+from constrain.language.functions import sum, sum_squares  # the language's words
 from constrain.language.problem import minimize
 from constrain.language.statistics import E, forall
 from constrain.language.symbols import Model, Variable
@@ -63,8 +63,8 @@ def adult_convex(x: NDArray[Any], y: NDArray[Any], sex: NDArray[Any]) -> KnownPr
     """Logistic regression on UCI Adult with bounds on two gaps of the mean score between the sexes.
 
     Args:
-        x: (30162, 95) features of the complete training rows: five standardized numbers and the indicators of all
-            category levels but the first.
+        x: (30162, 95) features of the complete training rows: five standardized numbers and the indicators of
+            all category levels but the first.
         y: (30162,) 1.0 for an income above 50 000 dollars.
         sex: (30162,) `Female` or `Male`.
     """
@@ -142,8 +142,8 @@ def learning_problems() -> list[KnownProblem]:
             {"cvxpy": "an equality is convex only when its sides are affine"}, needs=sklearn,
         ),
         KnownProblem(
-            "synthetic-parity", _synthetic, 0.5475041891, "SLSQP", {"parity": 0.200825, "level": 0.013363}, {},
-            {**_BOTH, "lagrangian": _MINIBATCH},
+            "synthetic-parity", _synthetic, 0.5475041891, "SLSQP",
+            {"parity": 0.200825, "level": 0.013363}, {}, {**_BOTH, "lagrangian": _MINIBATCH},
         ),
         KnownProblem(
             "lasso-budget", _lasso_budget, 0.4048619607, "SLSQP on w = u - v", {"budget": 0.3401441}, {},

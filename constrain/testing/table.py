@@ -15,7 +15,7 @@ __all__ = ["known_problem", "known_problems"]
 
 
 def known_problems() -> list[KnownProblem]:
-    """Every known problem that needs no file, in a fixed order. Building one makes its data; listing does not."""
+    """Every known problem that needs no file, in a fixed order; data is made when one is built."""
     return [*decision_problems(), *learning_problems(), *book_problems()]
 
 

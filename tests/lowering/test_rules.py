@@ -1,4 +1,4 @@
-"""One law for every rewrite rule: the same feasible set, and multipliers that are prices of the bound as written."""
+"""One law for every rewrite rule: the same feasible set, and multipliers that are prices."""
 
 import numpy as np
 import pytest
@@ -8,10 +8,10 @@ import constrain as cn
 from constrain import E
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
+from constrain.language.atoms import ATOMS
 from constrain.lowering.lower import EPIGRAPH, lower
 from constrain.lowering.program import Program
 from constrain.lowering.verify import verify
-from constrain.language.atoms import ATOMS
 from constrain.runtime.decisions import Decisions
 from constrain.runtime.evaluator import Evaluator
 
@@ -29,7 +29,7 @@ def data():
 
 def means(w):
     s = X @ w
-    return np.asarray([s[GROUP == level].mean() for level in ("a", "b")])
+    return np.asarray([s[level == GROUP].mean() for level in ("a", "b")])
 
 
 def violated(op, lhs, rhs):
@@ -238,7 +238,7 @@ def test_a_maximum_of_a_maximized_objective_is_left_alone():
 @pytest.mark.parametrize("op", ["<=", ">=", "=="])
 @pytest.mark.parametrize("sense", ["minimize", "maximize"])
 def test_sign_matrix(sense, op, method):
-    """min/max x <=, >=, ==: the shadow price is d(optimal value in the user's sense) / d(bound as written)."""
+    """min/max x <=, >=, ==: the shadow price is d(value in the user's sense) / d(bound as written)."""
 
     def problem(b):
         x = cn.Variable(2, "x", bounds=(-5.0, 5.0))
@@ -276,7 +276,9 @@ def test_a_wrong_program_is_refused_between_passes():
 
 def test_equal_averages_are_one_moment():
     D, w = data(), cn.Variable(3, "w")
-    problem = cn.minimize(E((D.x @ w) ** 2)).subject_to(a=E(D.x @ w) <= 1, b=E(D.x @ w) >= -1, c=abs(E(D.x @ w)) <= 2)
+    problem = cn.minimize(E((D.x @ w) ** 2)).subject_to(
+        a=E(D.x @ w) <= 1, b=E(D.x @ w) >= -1, c=abs(E(D.x @ w)) <= 2
+    )
     assert len(lower(problem).moments) == 2
 
 
@@ -286,5 +288,11 @@ def test_the_trace_says_what_was_rewritten():
         a=abs(w[0]) <= 1, b=w[1] >= 0, c=cn.between(0, w[2], 1), d=cn.P(D.x @ w > 0) <= 0.5
     )
     rules = {(step.rule, step.target) for step in lower(problem).trace}
-    assert {("epigraph", "objective"), ("split", "a"), ("flip", "b"), ("between", "c"), ("surrogate", "d")} <= rules
+    assert {
+        ("epigraph", "objective"),
+        ("split", "a"),
+        ("flip", "b"),
+        ("between", "c"),
+        ("surrogate", "d"),
+    } <= rules
     assert [step.exact for step in lower(problem).trace if step.rule == "surrogate"] == [False]

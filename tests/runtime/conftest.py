@@ -35,7 +35,9 @@ def sample(rows=ROWS, groups=4, dtype=torch.float64, seed=0, name="sample"):
 
 def network(dtype=torch.float64, seed=1):
     torch.manual_seed(seed)
-    return torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1), torch.nn.Flatten(0)).to(dtype)
+    return torch.nn.Sequential(
+        torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1), torch.nn.Flatten(0)
+    ).to(dtype)
 
 
 def loss(s, y):
@@ -45,17 +47,26 @@ def loss(s, y):
 SPECS = {
     "affine": lambda D, s: cn.minimize(E(loss(s, D.y))).subject_to(c=E(s) <= 0.1),
     "conditional": lambda D, s: cn.minimize(E(loss(s, D.y))).subject_to(c=E(s, given=D.y == 1) >= 0.1),
-    "ratio": lambda D, s: cn.minimize(E(s**2) / (1 + E(torch.exp(s)))).subject_to(c=E(s) / (2 + E(s**2)) <= 0.1),
+    "ratio": lambda D, s: cn.minimize(E(s**2) / (1 + E(torch.exp(s)))).subject_to(
+        c=E(s) / (2 + E(s**2)) <= 0.1
+    ),
     "abs": lambda D, s: cn.minimize(abs(E(s)) + E(loss(s, D.y))).subject_to(c=abs(E(s)) <= 0.02),
     "product": lambda D, s: cn.minimize(E(s) * E(s * D.y) + E(s**2)).subject_to(c=E(s**2) - E(s) ** 2 <= 0.1),
     "by group": lambda D, s: cn.minimize(E(loss(s, D.y))).subject_to(
-        c=abs(E(torch.sigmoid(s), by=D.group) - E(torch.sigmoid(s))) <= 0.02, d=cn.max(E(s, by=(D.group, D.y))) <= 1),
+        c=abs(E(torch.sigmoid(s), by=D.group) - E(torch.sigmoid(s))) <= 0.02,
+        d=cn.max(E(s, by=(D.group, D.y))) <= 1,
+    ),
     "rate": lambda D, s: cn.minimize(E(loss(s, D.y))).subject_to(
-        c=P(s > 0, given=D.y == 1) >= 0.8, d=P((s > 0) & (D.y == 1), by=D.group) <= 0.5),
-    "rate given a decision": lambda D, s: cn.minimize(E(loss(s, D.y))).subject_to(c=P(D.y == 1, given=s > 0) >= 0.6),
+        c=P(s > 0, given=D.y == 1) >= 0.8, d=P((s > 0) & (D.y == 1), by=D.group) <= 0.5
+    ),
+    "rate given a decision": lambda D, s: cn.minimize(E(loss(s, D.y))).subject_to(
+        c=P(D.y == 1, given=s > 0) >= 0.6
+    ),
     "per row": lambda D, s: cn.minimize(E(s**2)).subject_to(c=forall(D, (2 * D.y - 1) * s >= 0.1)),
-    "per row, some": lambda D, s: cn.minimize(E(s**2)).subject_to(c=forall(D.where(D.y == 1), s >= 0.1), d=E(s) <= 1),
-}  # fmt: skip
+    "per row, some": lambda D, s: cn.minimize(E(s**2)).subject_to(
+        c=forall(D.where(D.y == 1), s >= 0.1), d=E(s) <= 1
+    ),
+}
 
 
 def spec(name, module=None, data=None, dtype=torch.float64):

@@ -54,7 +54,9 @@ def test_a_condition_that_no_row_meets(kit):
 
 
 def test_a_group_without_rows_under_a_condition(kit):
-    D = cn.Data("sample", x=torch.randn(6, 3, dtype=torch.float64), group=list("aabbcc"), y=[1, 1, 1, 0, 0, 0])
+    D = cn.Data(
+        "sample", x=torch.randn(6, 3, dtype=torch.float64), group=list("aabbcc"), y=[1, 1, 1, 0, 0, 0]
+    )
     s = linear()(D.x).reshape(())
     refused(cn.minimize(E(s**2)).subject_to(c=E(s, given=D.y == 1, by=D.group) <= 1),
             "[E124] the group group='c' of 'sample' has no row for")  # fmt: skip
@@ -83,9 +85,13 @@ def test_a_hold_out_with_an_unknown_level_or_column(kit):
         return type(evaluator)(evaluator.program, evaluator.decisions, dtype=torch.float64,
                                data={"sample": test}, reference=evaluator)  # fmt: skip
 
-    with pytest.raises(cn.DataError, match=re.escape("[E135] test.group has the level 'g9', which the training")):
+    with pytest.raises(
+        cn.DataError, match=re.escape("[E135] test.group has the level 'g9', which the training")
+    ):
         on(cn.Data("test", x=torch.ones(2, 3), group=["g0", "g9"]))
-    with pytest.raises(cn.DataError, match=re.escape("[E106] data 'test' has no column 'group'; did you mean")):
+    with pytest.raises(
+        cn.DataError, match=re.escape("[E106] data 'test' has no column 'group'; did you mean")
+    ):
         on(cn.Data("test", x=torch.ones(2, 3), groups=["g0", "g1"]))
 
 
@@ -100,7 +106,9 @@ def test_a_hold_out_may_lack_a_group(kit):
     assert torch.isfinite(test.full().residuals[0]).all()
 
 
-@pytest.mark.parametrize("layer", [torch.nn.BatchNorm1d(3), torch.nn.Dropout(0.5)], ids=["batch norm", "dropout"])
+@pytest.mark.parametrize(
+    "layer", [torch.nn.BatchNorm1d(3), torch.nn.Dropout(0.5)], ids=["batch norm", "dropout"]
+)
 def test_rows_that_depend_on_each_other(kit, layer):
     D = kit.sample()
     module = torch.nn.Sequential(torch.nn.Linear(3, 3), layer, torch.nn.Linear(3, 1)).double()
@@ -135,4 +143,9 @@ def test_two_symbols_with_one_name():
 def test_a_problem_without_decisions(kit):
     D = kit.sample()
     f = cn.Model(kit.network(), "f", frozen=True)
-    refused(cn.minimize(E(f(D.x) ** 2)), "[E126] the problem has no decisions", cn.ModelingError, method="augmented")
+    refused(
+        cn.minimize(E(f(D.x) ** 2)),
+        "[E126] the problem has no decisions",
+        cn.ModelingError,
+        method="augmented",
+    )

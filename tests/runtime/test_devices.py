@@ -1,7 +1,7 @@
-"""No host synchronization and no stray tensor in the step; types never fall below float32 where sums are made.
+"""No host synchronization, no stray tensor in the step; types never below float32 where sums are made.
 
-A `meta` tensor has no entries: reading one (`.item()`, `if tensor`), and mixing it with a tensor that was made on
-another device, raises. A step that passes there runs without waiting for an accelerator.
+A `meta` tensor has no entries: reading one (`.item()`, `if tensor`), and mixing it with a tensor of another
+device, raises. A step that passes there runs without waiting for an accelerator.
 """
 
 import pytest
@@ -51,7 +51,9 @@ def test_variables_bounds_and_parameters_stay_on_the_device(kit, device, gain):
     module = kit.network(torch.float32)
     f, w, limit = cn.Model(module, "f"), cn.Variable(3, "w", bounds=(-1.0, 1.0)), cn.Parameter("limit", 0.3)
     score = f(D.x) + D.x @ w
-    problem = cn.minimize(E(kit.loss(score, D.y))).subject_to(c=cn.between(-limit, E(score), limit), d=cn.sum(w) == 0.5)
+    problem = cn.minimize(E(kit.loss(score, D.y))).subject_to(
+        c=cn.between(-limit, E(score), limit), d=cn.sum(w) == 0.5
+    )
     lagrangian = problem.compile(device=device, gain=gain)
     assert step(lagrangian, module).device.type == device
     lagrangian.evaluator.set_parameters({"limit": 0.1})
@@ -66,7 +68,9 @@ def test_multipliers_and_moments_under_autocast(kit, name, device, kind):
     seen = []
     original = lagrangian.evaluator.reduce
     lagrangian.evaluator.reduce = lambda *args: seen.append(original(*args)) or seen[-1]
-    with torch.autocast(device if device != "meta" else "cpu", dtype=torch.bfloat16, enabled=kind != torch.float32):
+    with torch.autocast(
+        device if device != "meta" else "cpu", dtype=torch.bfloat16, enabled=kind != torch.float32
+    ):
         step(lagrangian, module)
     assert seen
     assert all(moment.dtype == torch.float32 for moment in seen)
@@ -85,7 +89,9 @@ def test_a_model_in_half_precision_has_float32_multipliers_and_moments(kit):
 
 
 def test_full_data_moments_are_summed_in_float64(kit):
-    compiled = kit.compiled(kit.spec("affine", kit.network(torch.float32), dtype=torch.float32), torch.float32)
+    compiled = kit.compiled(
+        kit.spec("affine", kit.network(torch.float32), dtype=torch.float32), torch.float32
+    )
     assert all(m.dtype == torch.float64 for m in compiled.evaluator.moments())
 
 

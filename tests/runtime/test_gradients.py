@@ -15,7 +15,7 @@ class Counter:
         self.calls = self.largest = 0
         module.register_forward_hook(self.seen)
 
-    def seen(self, module, inputs, output):
+    def seen(self, _module, inputs, _output):
         self.calls += 1
         self.largest = max(self.largest, inputs[0].shape[0])
 
@@ -27,8 +27,12 @@ def whole(evaluator, function, row_term=None):
     scalar = function(found.primal)
     if row_term is not None:
         for i, (residual, _, mask) in found.rows.items():
-            scalar = scalar + row_term(i, residual if mask is None else torch.where(mask, residual, 0.0), slice(None))
-    grads = torch.autograd.grad(scalar, evaluator.decisions.tensors, allow_unused=True, materialize_grads=True)
+            scalar = scalar + row_term(
+                i, residual if mask is None else torch.where(mask, residual, 0.0), slice(None)
+            )
+    grads = torch.autograd.grad(
+        scalar, evaluator.decisions.tensors, allow_unused=True, materialize_grads=True
+    )
     return float(scalar.detach()), grads
 
 
@@ -99,7 +103,9 @@ def test_one_forward_per_batch_however_often_the_model_is_named(kit):
     f, g = cn.Model(module, "f"), kit.network(seed=5)
     s = f(D.x)
     problem = cn.minimize(E(kit.loss(f(D.x), D.y)) + E(s**2)).subject_to(
-        a=E(f(D.x), by=D.group) <= 1, b=cn.P(f(D.x) > 0) <= 0.5, c=E(torch.sigmoid(f(D.x)), given=D.y == 1) >= 0.1
+        a=E(f(D.x), by=D.group) <= 1,
+        b=cn.P(f(D.x) > 0) <= 0.5,
+        c=E(torch.sigmoid(f(D.x)), given=D.y == 1) >= 0.1,
     )
     evaluator = kit.compiled(problem).evaluator
     counter, other = Counter(module), Counter(g)

@@ -8,6 +8,7 @@ import torch
 
 import constrain as cn
 from constrain import E, P
+from constrain.runtime.evaluator import Evaluator
 from constrain.solvers.augmented import AugmentedLagrangian
 from constrain.solvers.primal_dual import PrimalDual
 
@@ -36,7 +37,7 @@ def trained(kit, method, seed=0, **options):
 def test_the_same_seed_gives_the_same_run(kit):
     first, a = trained(kit, "lagrangian")
     second, b = trained(kit, "lagrangian")
-    third, c = trained(kit, "lagrangian", seed=1)
+    _third, c = trained(kit, "lagrangian", seed=1)
     assert torch.equal(weights(a), weights(b))
     assert first.history == second.history
     assert all(np.array_equal(first.multipliers[k], second.multipliers[k]) for k in first.multipliers)
@@ -64,7 +65,9 @@ def test_units_change_nothing_but_the_multiplier(kit, unit, objective):
     assert plain["gap"].multiplier > 1e-3
     assert scaled["gap"].multiplier == pytest.approx(plain["gap"].multiplier * objective / unit, rel=1e-4)
     assert scaled["level"].multiplier == pytest.approx(plain["level"].multiplier * objective, rel=1e-4)
-    assert [r["penalty"] for r in plain.history[:3]] == pytest.approx([r["penalty"] for r in scaled.history[:3]])
+    assert [r["penalty"] for r in plain.history[:3]] == pytest.approx(
+        [r["penalty"] for r in scaled.history[:3]]
+    )
 
 
 @pytest.mark.parametrize(("unit", "objective"), [(1000.0, 1.0), (1.0, 100.0)])
@@ -79,7 +82,9 @@ def test_units_change_nothing_in_training(kit, unit, objective):
     for a, b in zip(history(), history(unit=unit, objective=objective), strict=True):
         assert b["objective"] == pytest.approx(objective * a["objective"], rel=1e-4)
         assert b["residual:gap"] == pytest.approx(unit * a["residual:gap"], rel=1e-4, abs=1e-4 * unit)
-        assert b["multiplier:gap"] * unit == pytest.approx(objective * a["multiplier:gap"], rel=1e-4, abs=1e-6)
+        assert b["multiplier:gap"] * unit == pytest.approx(
+            objective * a["multiplier:gap"], rel=1e-4, abs=1e-6
+        )
         assert b["multiplier:level"] == pytest.approx(objective * a["multiplier:level"], rel=1e-4, abs=1e-6)
 
 
@@ -116,8 +121,6 @@ def test_ctrl_c_in_the_full_data_method(kit, monkeypatch):
             raise KeyboardInterrupt
         return original(evaluator, *args)
 
-    from constrain.runtime.evaluator import Evaluator
-
     original = Evaluator.pull
     monkeypatch.setattr(Evaluator, "pull", lambda self, *args: interrupted(self, *args, original=original))
     solution = p.solve("augmented", progress=False)
@@ -125,7 +128,9 @@ def test_ctrl_c_in_the_full_data_method(kit, monkeypatch):
     assert torch.isfinite(weights(module)).all()
 
 
-@pytest.mark.parametrize("solver", [PrimalDual(epochs=100_000), AugmentedLagrangian(tolerance=1e-300, outer=100_000)])
+@pytest.mark.parametrize(
+    "solver", [PrimalDual(epochs=100_000), AugmentedLagrangian(tolerance=1e-300, outer=100_000)]
+)
 def test_the_time_limit_holds(kit, solver):
     p, _ = problem(kit)
     start = time.perf_counter()

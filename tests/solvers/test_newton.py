@@ -21,7 +21,13 @@ def run(value, hessian, x, low=0.0, high=np.inf, tolerance=1e-9):
     counted, curved = Counted(value), Counted(hessian)
     shape = np.ones(len(x))
     found = projected_newton(
-        counted, curved, np.asarray(x, dtype=float), low * shape, high * shape, tolerance=tolerance, iterations=200
+        counted,
+        curved,
+        np.asarray(x, dtype=float),
+        low * shape,
+        high * shape,
+        tolerance=tolerance,
+        iterations=200,
     )
     return found, counted.calls, curved.calls
 
