@@ -128,6 +128,13 @@ def _pde_control() -> Problem:
     return minimize(cost).subject_to(state=_tensor(laplacian / 0.5**2) @ w + z == 0)
 
 
+_STATE_PRICES = (
+    0.21247954, 0.26028580, 0.21307769,
+    0.26156946, 0.32332746, 0.26227892,
+    0.21525010, 0.26357193, 0.21584826,
+)  # fmt: skip
+
+
 def _hydro() -> Problem:
     inflow, demand = _tensor([3, 1, 2, 0.5]), _tensor([4, 4, 5, 4])
     target = _tensor([3.1, 1.3, 0.9, 0.2])
@@ -202,8 +209,8 @@ def decision_problems() -> list[KnownProblem]:
             {"u": (1.2777778, 2.1111111, 1.0555556, 0.3555556)}, _BOTH, _VARIABLES,
         ),
         KnownProblem(
-            "pde-control-3", _pde_control, 9.6444420518, "sparse factorization of the KKT system",
-            {}, {}, _BOTH, _VARIABLES,
+            "pde-control-3", _pde_control, 9.6444420518, "factorization of the KKT system",
+            {"state": _STATE_PRICES}, {}, _BOTH, _VARIABLES,
         ),
         KnownProblem(
             "hydro", _hydro, 95.2, "HiGHS, finite differences", {"track": (2, 3, -4, -11)}, {},
