@@ -107,7 +107,8 @@ class _Tested:
         smallest: rows of the smallest group per entry, 0 without data.
         freedom: degrees of freedom of the ratio.
         settled: where no data enters, so that the exact value decides.
-        unknown: where no standard error was computed (blocks of very many levels).
+        unknown: where no standard error was computed (blocks of very many levels), or the value is absent.
+        absent: where a group that enters has no rows, or the value is NaN for another reason.
         labels: names of the entries.
     """
 
@@ -121,6 +122,7 @@ class _Tested:
     freedom: NDArray[np.float64]
     settled: NDArray[np.bool_]
     unknown: NDArray[np.bool_]
+    absent: NDArray[np.bool_]
     labels: tuple[str, ...]
 
 
@@ -155,7 +157,11 @@ def judge_sample(
         for part, r in zip(program.parts, point.residuals, strict=True)
         if part.rows is None
     ]
-    spreads = spread(evaluator, moments, functions, urgency)
+    missing = _absent(evaluator, moments)
+    spreads = [
+        Spread(s.error, np.where(gone, -1.0, s.smallest))
+        for s, gone in zip(spread(evaluator, moments, functions, urgency), missing.functions, strict=True)
+    ]
     lefts, residuals = spreads[1 : 1 + len(forms)], iter(spreads[1 + len(forms) :])
     by_part = [next(residuals) if part.rows is None else None for part in program.parts]
     tested: list[_Tested] = []
@@ -164,16 +170,71 @@ def judge_sample(
         if form.name == EPIGRAPH:
             objective = left
             continue
-        tested.append(_test(evaluator, point, k, form, left, by_part, confidence))
+        tested.append(_test(evaluator, point, k, form, left, by_part, missing.sides[k], confidence))
     estimates = _verdicts(tested, tolerance, confidence, correction)
     first = {part.constraint: i for i, part in reversed(list(enumerate(program.parts)))}
     for k, form in enumerate(program.forms):
         if form.rows is not None:
             estimates[form.name] = _per_row(point, k, first[form.name], form, tolerance, confidence)
-    value = user_objective(evaluator, point)
+    value = user_objective(evaluator, point) if objective.smallest.min(initial=0.0) >= 0 else math.nan
     half = float(stats.norm.ppf(0.5 + confidence / 2)) * float(objective.error.max(initial=0.0))
     ordered = {f.name: estimates[f.name] for f in program.forms if f.name in estimates}
     return Judgment(value, value - half, value + half, ordered)
+
+
+_PROBES = (0.5, 1e6, -1e6)
+"""Values put in the place of averages that do not exist: what changes with them does not exist either."""
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """Where an average that does not exist enters.
+
+    Attributes:
+        functions: for the objective, the left sides, and the residuals of parts that are not per row.
+        sides: per form for each of its sides; empty for constraints per row.
+    """
+
+    functions: list[NDArray[np.bool_]]
+    sides: list[tuple[NDArray[np.bool_], ...]]
+
+
+def _absent(evaluator: Evaluator, moments: Sequence[Tensor]) -> _Missing:
+    """Which values depend on an average over a group without rows, or are NaN already.
+
+    Slopes do not tell: that of a square is 0 where the average that does not exist is stored as 0.
+    """
+    empty: dict[int, Tensor] = {}
+    for job in evaluator.jobs:
+        population = evaluator.populations[job.data]
+        for i in job.moments:
+            moment = evaluator.program.moments[i]
+            counts = population.stratum(moment.given, moment.by).counts
+            if bool((counts == 0).any()):
+                lead = (-1, *(1 for _ in range(moments[i].dim() - 1))) if moment.by else ()
+                empty[i] = (counts == 0).reshape(lead)
+
+    def at(fill: float | None) -> tuple[list[NDArray[np.float64]], list[tuple[NDArray[np.float64], ...]]]:
+        filled = [m.detach() for m in moments]
+        for i, where in empty.items() if fill is not None else ():
+            filled[i] = filled[i].masked_fill(where, fill or 0.0)
+        outer = evaluator.outer(filled, "exact")
+        sides = [tuple(array_of(s) for s in found or ()) for found in evaluator.sides_at(filled)]
+        functions = [array_of(outer.objective), *(found[0] for found in sides if found)]
+        functions += [array_of(r) for r in outer.residuals if r is not None]
+        return functions, sides
+
+    functions, sides = at(None)
+    gone = [np.isnan(f) for f in functions]
+    gone_sides = [tuple(np.isnan(s) for s in found) for found in sides]
+    for fill in _PROBES if empty else ():
+        others, other_sides = at(fill)
+        gone = [g | (f != o) for g, f, o in zip(gone, functions, others, strict=True)]
+        gone_sides = [
+            tuple(g | (s != o) for g, s, o in zip(*found, strict=True))
+            for found in zip(gone_sides, sides, other_sides, strict=True)
+        ]
+    return _Missing(gone, gone_sides)
 
 
 def _left(sides: tuple[Tensor, ...] | None) -> Tensor:
@@ -202,10 +263,11 @@ def _test(
     form: Form,
     left: Spread,
     by_part: Sequence[Spread | None],
+    missing: tuple[NDArray[np.bool_], ...],
     confidence: float,
 ) -> _Tested:
     """Interval of the left side, and the worst residual in standard errors."""
-    sides = point.sides[k]
+    sides = tuple(np.where(gone, np.nan, s) for s, gone in zip(point.sides[k], missing, strict=True))
     shape = np.broadcast_shapes(*(s.shape for s in sides))
     rates = _rate_rows(evaluator, form)
     value, lower, upper = (
@@ -214,6 +276,9 @@ def _test(
     bounds = tuple(np.array(np.broadcast_to(s, shape)) for s in sides[1:])
     lead = any(type_of(x).levels is not None for x in (form.lhs, *form.rhs))
     ratio, smallest = np.full(shape, np.nan), np.full(shape, np.nan)
+    absent = np.zeros(shape, dtype=bool)
+    for gone in missing:
+        absent |= gone
     for i, part in enumerate(evaluator.program.parts):
         own = by_part[i]
         if part.constraint != form.name or own is None:
@@ -224,14 +289,19 @@ def _test(
             error = np.sqrt(np.clip(target * (1 - target), 0, None) / rates)
         with np.errstate(divide="ignore", invalid="ignore"):
             found = (np.abs(residual) if part.kind == "==" else residual) / error
+        found = np.where(own.smallest < 0, np.nan, found)
+        gone = np.where(own.smallest < 0, 1.0, 0.0)
+        absent |= reduce_to(shape, gone, lead=lead, how=np.fmax) > 0
         ratio = np.fmax(ratio, reduce_to(shape, found, lead=lead, how=np.fmax))
         rows = np.where(own.smallest == 0, np.inf, np.where(own.smallest < 0, np.nan, own.smallest))
         smallest = np.fmin(smallest, reduce_to(shape, rows, lead=lead, how=np.fmin))
     counts = np.where(np.isfinite(smallest), smallest, 0).astype(np.int64)
     freedom = np.full(shape, np.inf) if rates is not None else np.maximum(counts - 1.0, 1.0)
     labels = tuple(labels_of(form.name, *level_axis(evaluator, form.lhs, *form.rhs), shape))
-    settled, unknown = np.isinf(smallest), np.isnan(smallest)
-    return _Tested(form, value, bounds, lower, upper, ratio, counts, freedom, settled, unknown, labels)
+    settled, unknown = np.isinf(smallest) & ~absent, np.isnan(smallest) | absent
+    return _Tested(
+        form, value, bounds, lower, upper, ratio, counts, freedom, settled, unknown, absent, labels
+    )  # fmt: skip
 
 
 def _interval(
@@ -291,7 +361,7 @@ def _verdicts(
             violation=plain(violation),
             lower=plain(t.lower),
             upper=plain(t.upper),
-            verdict=overall(words),
+            verdict=overall(words, complete=not t.absent.any()),
             verdicts=tuple(words),
             smallest=int(counted.min()) if counted.size else 0,
             rows_needed=_rows_needed(t, words, max(1, count), confidence),
@@ -309,17 +379,25 @@ def _p_values(t: _Tested) -> NDArray[np.float64]:
 def _word(op: str, rejected: bool, ratio: float, settled: bool, unknown: bool, exact: bool) -> str:
     if settled:
         return "violated" if exact else "holds"
+    if rejected and (op == "==" or ratio > 0):  # even when a case of several has no rows
+        return "violated"
     if unknown:
         return "not judged"
     if op == "==":
-        return "violated" if rejected else "compatible"
-    if not rejected:
-        return "undecided"
-    return "violated" if ratio > 0 else "holds"
+        return "compatible"
+    return "holds" if rejected else "undecided"
 
 
-def overall(words: Sequence[str]) -> str:
-    """The verdict on a block: the worst of its entries'."""
+def overall(words: Sequence[str], *, complete: bool = True) -> str:
+    """The verdict on a block: the worst of its entries'.
+
+    Args:
+        words: per entry.
+        complete: every entry has a value; entries not judged are then those of a very large block with more
+            room than the judged ones, and do not count unless nothing was judged.
+    """
+    if not complete or (words and set(words) == {"not judged"}):
+        return next((w for w in ("violated", "undecided") if w in words), "not judged")
     return next((w for w in ("violated", "undecided", "compatible") if w in words), "holds")
 
 

@@ -77,7 +77,8 @@ def spread(
         count = np.where(np.isfinite(smallest[start:stop]), smallest[start:stop], 0.0)
         correction = np.where(count > 1, count / np.maximum(count - 1, 1), 1.0)
         error[place] = np.sqrt(variance[start:stop] * correction)
-        least[place] = np.where(smallest[start:stop] == 0, -1.0, count)
+        known = smallest[start:stop]
+        least[place] = np.where(np.isnan(known), np.nan, np.where(known == 0, -1.0, count))
         result.append(Spread(error.reshape(f.shape), least.reshape(f.shape)))
         start = stop
     return result
@@ -106,8 +107,13 @@ def _jacobian(moments: Sequence[Tensor], scalars: Sequence[Tensor]) -> list[Tens
 def _variance(
     evaluator: Evaluator, moments: Sequence[Tensor], jacobian: Sequence[Tensor], count: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Squared standard error per scalar, and rows of its smallest group (infinite without data)."""
+    """Squared standard error per scalar, and rows of its smallest group (infinite without data).
+
+    A slope of NaN next to others that are finite comes from another entry's 0/0 (an absent level) and counts
+    as 0; a scalar with no other slope has none, and its error is unknown.
+    """
     variance, smallest = np.zeros(count), np.full(count, np.inf)
+    undefined = np.zeros(count, dtype=bool)
     for job in evaluator.jobs:
         population = evaluator.populations[job.data]
         pieces: list[_Piece] = []
@@ -115,12 +121,14 @@ def _variance(
             moment = evaluator.program.moments[i]
             stratum = population.stratum(moment.given, moment.by)
             levels = len(stratum.levels) if moment.by else 1
+            slopes = jacobian[i].reshape(count, levels, -1)
             piece = _Piece(
                 place,
                 stratum,
                 moments[i].detach().reshape(levels, -1),
-                jacobian[i].reshape(count, levels, -1),
+                torch.where(slopes.isnan(), torch.zeros_like(slopes), slopes),
             )
+            undefined |= array_of(slopes.isnan().flatten(1).any(-1)) > 0
             if not piece.slopes.any():
                 continue
             pieces.append(piece)
@@ -129,7 +137,8 @@ def _variance(
             smallest = np.minimum(smallest, np.where(used, rows, np.inf).min(axis=1))
         if pieces:
             variance += _squares(evaluator, job, pieces, count) / population.rows**2
-    return variance, smallest
+    undefined &= np.isinf(smallest)
+    return np.where(undefined, np.nan, variance), np.where(undefined, np.nan, smallest)
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ def _kkt_lines(k: KKT) -> list[str]:
 def _status_text(s: Solution) -> str:
     words: list[str] = [f"{s.status.value}: {s.status.meaning}"]
     held = [s[name] for name in s.names if s[name].holdout is not None]
-    open_ones = [c for c in held if c.verdict in ("violated", "undecided")]
+    open_ones = [c for c in held if c.verdict in ("violated", "undecided", "not judged")]
     if open_ones:
         words.append(f"on the hold-out {len(open_ones)} of {len(held)} constraints not confirmed")
     if not s.status.solved and s.message:

@@ -86,8 +86,10 @@ class Estimate:
         violation: how far it is from holding on the sample, >= 0, in the constraint's units.
         lower: lower end of the two-sided interval of `value`; NaN where it was not computed.
         upper: upper end.
-        verdict: `holds`, `violated`, `undecided`, `compatible` (equalities), for the constraint as a whole.
-        verdicts: the same per level or entry; `not judged` for those with most room in blocks of very many.
+        verdict: `holds`, `violated`, `undecided`, `compatible` (equalities), `not judged` (a group that
+            enters has no rows), for the constraint as a whole.
+        verdicts: the same per level or entry; `not judged` also for those with most room in blocks of very
+            many.
         smallest: rows of the smallest group that enters, 0 when no data does.
         rows_needed: rows of such data that would decide an undecided constraint, 0 when it is decided.
         share: for constraints per row, the share of the selected rows that are violated; else None.

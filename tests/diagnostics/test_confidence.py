@@ -218,3 +218,56 @@ def test_a_group_that_the_holdout_lacks_has_no_value(place, rng):
         assert np.isnan(found[name].upper).tolist() == [False, True, False]
         assert found[name].verdicts == ("holds", "not judged", "holds")
     assert found["one"].verdict == "holds"
+
+
+def test_an_objective_or_bound_over_a_group_without_rows_does_not_exist(place, rng):
+    x, g = rng.normal(size=90), np.arange(90) % 3
+    D = cn.Data("d", x=x, g=g)
+    later = cn.Data("later", x=x[g < 2], g=g[g < 2])
+    v = cn.Variable((), "v")
+    v.value = 0.25
+    for objective in (E((D.x + v) ** 2, given=D.g == 2), E(D.x + v, given=D.g == 2) ** 2):
+        placed = place(cn.minimize(objective).subject_to(cap=E(D.x * v) <= 3 + E(D.x, given=D.g == 2) ** 2))
+        assert np.isfinite([judge_sample(placed.evaluator).objective]).all()
+        other = judge_sample(placed.on(d=later))
+        assert np.isnan([other.objective, other.lower, other.upper]).all()
+        cap = other.estimates["cap"]
+        assert np.isnan(cap.bound)
+        assert np.isnan(cap.violation)
+        assert not np.isnan(cap.value)
+        assert cap.verdict == "not judged"
+
+
+def test_a_block_with_a_level_without_rows_does_not_hold(place, rng):
+    x, g = rng.normal(size=150), np.arange(150) % 3
+    D = cn.Data("d", x=x, g=g)
+    v = cn.Variable((), "v")
+    v.value = 1.0
+    s = D.x * v
+    problem = cn.minimize(v**2).subject_to(
+        mean=E(s, by=D.g) <= 5.0,
+        ratio=E(s, by=D.g) / E(s**2, by=D.g) <= 5.0,
+        worst=cn.max(E(s, by=D.g)) <= 5.0,
+        broken=cn.max(E(s, by=D.g)) <= -5.0,
+        square=E(s, given=D.g == 2) ** 2 <= 5.0,
+        one=E(s) <= 5.0,
+    )
+    placed = place(problem)
+    assert judge_sample(placed.evaluator).estimates["ratio"].verdict == "holds"
+    found = judge_sample(placed.on(d=cn.Data("later", x=x[g < 2], g=g[g < 2]))).estimates
+    assert found["ratio"].verdicts == ("holds", "holds", "not judged")
+    assert np.isfinite(found["ratio"].half_width[:2]).all()
+    words = {name: found[name].verdict for name in found}
+    assert words == {
+        **dict.fromkeys(("mean", "ratio", "worst", "square"), "not judged"),
+        "broken": "violated",
+        "one": "holds",
+    }
+
+
+def test_a_slope_that_does_not_exist_settles_nothing(place):
+    D = cn.Data("d", x=np.array([[1.0, -1.0], [-1.0, 1.0]]))
+    v = cn.Variable((), "v")
+    v.value = 1.0
+    problem = cn.minimize(v**2).subject_to(norm=cn.norm(E(D.x * v)) <= 1.0)
+    assert judge_sample(place(problem).evaluator).estimates["norm"].verdict != "violated"
