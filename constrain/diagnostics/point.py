@@ -137,7 +137,12 @@ def reduce_to(
     )
     if broad:
         values = how.reduce(values, axis=broad, keepdims=True)
-    return np.array(np.broadcast_to(values, shape)) if values.shape != shape else values
+    if values.shape == shape:
+        return values
+    # one piece for several entries as written (max(x, y) <= b with y a number): they share its multiplier
+    copies = max(int(np.prod(shape)), 1) / max(values.size, 1)
+    spread = np.array(np.broadcast_to(values, shape))
+    return spread / copies if how is np.add else spread
 
 
 def bound_scale(sides: tuple[NDArray[np.float64], ...], shape: tuple[int, ...]) -> NDArray[np.float64]:

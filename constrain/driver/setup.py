@@ -97,6 +97,7 @@ def prepare(
     decisions = Decisions(program, device, dtype)
     replaced = None if data is None else rebind(program, data)
     evaluator = Evaluator(program, decisions, dtype=dtype, data=replaced, params=params)
+    evaluator.check_left_out()
     if check:
         evaluator.check_rows()
         _start_epigraph(program, decisions, evaluator)

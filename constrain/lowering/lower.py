@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 from constrain._lazy import language_printing
@@ -74,9 +75,11 @@ class _Lowering:
             where = None if relation.where is None else self.expression(relation.where, name)
         op, lhs, rhs = self._sides(name, inner)
         kind: Literal["<=", "=="] = "==" if op == "==" else "<="
+        pieces = self._pieces(name, op, lhs, rhs)
+        _check_sides(name, relation, (lhs, *rhs), pieces)
         parts = tuple(
             Part(name, piece.side, kind, n.intern(piece.residual, self.table), piece.rhs_sign, rows, where)
-            for piece in self._pieces(name, op, lhs, rhs)
+            for piece in pieces
         )
         return Form(name, relation, op, lhs, rhs, parts, rows, where)
 
@@ -129,6 +132,27 @@ class _Lowering:
         return [rules.flip(lhs, rhs)]
 
 
+def _check_sides(name: str, relation: n.Node, sides: tuple[n.Node, ...], pieces: list[rules.Piece]) -> None:
+    """Refuses infinite bounds (E138) and sides of a per-row constraint without rows (E134)."""
+    for side in sides:
+        if isinstance(side, n.Constant) and not math.isfinite(side.value):
+            raise ModelingError(
+                "E138",
+                f"a side of the constraint {name!r} is {side.value}",
+                at=relation.loc,
+                fix="a number; leave the constraint out where there is no bound",
+            )
+    for piece in pieces:
+        if isinstance(relation, n.ForAll) and type_of(piece.residual).rows is None:
+            raise ModelingError(
+                "E134",
+                f"a side of the per-row constraint {name!r} does not depend on the rows: "
+                f"{shown(piece.residual)}",
+                at=relation.loc,
+                fix="that side as a constraint of its own, without forall",
+            )
+
+
 def _check_names(problem: Problem) -> None:
     """Two different symbols of one kind may not share a name: reports would be ambiguous (E131)."""
     symbols = (
@@ -144,6 +168,22 @@ def _check_names(problem: Problem) -> None:
             raise ModelingError(
                 "E131", f"two {kind} objects are named {twice[0]!r}", fix="give each its own name"
             )
+    _check_shared(problem)
+
+
+def _check_shared(problem: Problem) -> None:
+    """Models may not share parameters: what is fixed in one name would be trained under the other (E131)."""
+    owners: dict[int, str] = {}
+    for model in problem.models:
+        for parameter in model.module.parameters():
+            owner = owners.setdefault(id(parameter), model.name)
+            if owner != model.name:
+                raise ModelingError(
+                    "E131",
+                    f"the models {owner!r} and {model.name!r} share parameters",
+                    fix="one cn.Model for both; a fixed reference is "
+                    "cn.Model(copy.deepcopy(net), name, frozen=True)",
+                )
 
 
 def lower(problem: Problem, *, use_epigraph: bool = True) -> Program:
@@ -154,7 +194,8 @@ def lower(problem: Problem, *, use_epigraph: bool = True) -> Program:
         use_epigraph: rewrite `min max` objectives to a bound variable with constraints.
 
     Raises:
-        ModelingError: E131 (two symbols with one name), E132 (a form that no rule covers).
+        ModelingError: E131 (two symbols with one name, models that share parameters), E134 (a side of a
+            per-row constraint without rows), E132 (a form that no rule covers).
     """
     _check_names(problem)
     state = _Lowering()

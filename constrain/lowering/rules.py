@@ -51,7 +51,7 @@ def _full(reduction: n.Node) -> bool:
 def _single(rhs: n.Node) -> bool:
     """Whether a bound is one number."""
     kind = type_of(rhs)
-    return kind.shape == () and kind.levels is None
+    return kind.shape == () and not kind.lead
 
 
 # ------------------------------------------------------------------------------------- statistics

@@ -34,7 +34,10 @@ def as_array(value: Any) -> NDArray[Any]:
         host = value.detach().cpu()
         return (host.float() if host.dtype == torch.bfloat16 else host).numpy()  # NumPy has no bfloat16
     to_numpy = getattr(value, "to_numpy", None)
-    return np.asarray(value if to_numpy is None else to_numpy())
+    array = np.asarray(value if to_numpy is None else to_numpy())
+    if array.dtype.kind == "O" and all(isinstance(entry, (int, float)) for entry in array.reshape(-1)):
+        return array.astype(np.float64)
+    return array
 
 
 def _is_text(array: NDArray[Any]) -> bool:

@@ -10,6 +10,7 @@ moments, `s` surrogate scales, `w` flattened model parameters.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS
 from constrain.language.types import type_of
+from constrain.lowering.dependence import depends_on_decisions
 from constrain.runtime import rowwise
 
 if TYPE_CHECKING:
@@ -29,6 +31,11 @@ if TYPE_CHECKING:
 __all__ = ["Generated", "Tables", "generate", "margin_events"]
 
 Mode = str  # "exact" or "primal"
+
+
+def real(x: Any, dtype: torch.dtype) -> Any:
+    """Integer and boolean tensors in the floating type of the problem: integers have no negative powers."""
+    return x.to(dtype) if isinstance(x, Tensor) and not x.is_floating_point() else x
 
 
 def surrogate_sigmoid(margin: Tensor, scale: Tensor) -> Tensor:
@@ -86,6 +93,7 @@ class _Writer:
         self.scope: dict[str, Any] = {
             "torch": torch,
             "rowwise": rowwise,
+            "real": real,
             "surrogate_sigmoid": surrogate_sigmoid,
             "surrogate_hinge": surrogate_hinge,
         }
@@ -149,7 +157,7 @@ class _Writer:
     def _line(self, node: n.Node, mode: Mode) -> str:  # noqa: PLR0911, PLR0912  # one case per node class
         match node:
             case n.Constant(value=value):
-                return repr(value)
+                return f"({value!r})" if math.isfinite(value) else self.constant(float(value), "number")
             case n.Array(symbol=symbol):
                 if isinstance(symbol.value, str):
                     return repr(symbol.value)
@@ -188,7 +196,9 @@ class _Writer:
     def _apply(self, node: n.Apply, mode: Mode) -> str:
         atom = ATOMS[node.atom]
         refs = [self.ref(x, mode) for x in node.args]
-        infix = {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**"}.get(node.atom)
+        infix = {"add": "+", "sub": "-", "mul": "*", "div": "/"}.get(node.atom)
+        if node.atom == "pow":
+            return self.emit(f"real({refs[0]}, dtype) ** {refs[1]}")
         if infix is not None:
             return self.emit(f"{refs[0]} {infix} {refs[1]}")
         if not atom.torch.startswith("rowwise."):
@@ -238,7 +248,7 @@ class _Writer:
         return memo[id(event)]
 
     def _margin(self, node: n.Comparison, kind: str, mode: Mode) -> str:
-        if not any(isinstance(x, (n.Decision, n.Call)) for x in n.postorder(node)):
+        if not depends_on_decisions(node):
             return self.emit(f"{self._comparison(node, mode)}.to(dtype)")
         if node.op in ("==", "!="):
             raise ModelingError(

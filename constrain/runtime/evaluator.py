@@ -142,16 +142,28 @@ class Evaluator:
                 population.add_stratum(moment.given, moment.by, mask, shown, at=moment.loc, reference=known)
 
     def _check_texts(self, job: Job, population: Population) -> None:
-        """E106 with its place for a text that is no level of the column it is compared with."""
+        """Text columns are groups or compared with a text: E106 for an unknown level, E147 for other uses."""
         for node in n.postorder(*self.program.roots):
-            if (
-                isinstance(node, n.Comparison)
-                and isinstance(node.lhs, n.Column)
-                and node.lhs.data is job.data
-            ):
-                other = node.rhs
-                if isinstance(other, n.Array) and isinstance(other.symbol.value, str):
-                    population.level_code(node.lhs.name, other.symbol.value, node.loc)
+            match node:
+                case n.Comparison(op="==" | "!=", lhs=n.Column() as column, rhs=n.Array(symbol=symbol)) if (
+                    isinstance(symbol.value, str)
+                ):
+                    if column.data is job.data:
+                        population.level_code(column.name, symbol.value, node.loc)
+                    used: tuple[n.Node, ...] = ()
+                case n.Moment(integrand=integrand, given=given):
+                    used = (integrand,) if given is None else (integrand, given)
+                case _:
+                    used = n.children(node)
+            for x in used:
+                if isinstance(x, n.Column) and x.data is job.data and x.name in population.levels:
+                    raise DataError(
+                        "E147",
+                        f"the text column {job.data.name}.{x.name} is used as a number in "
+                        f"{language_printing().text(node, limit=80)}",
+                        at=node.loc,
+                        fix=f'a comparison with one of its texts, {job.data.name}.{x.name} == "...", or by=',
+                    )
 
     def _data_event(self, event: n.Node, population: Population) -> Tensor:
         """Rows where an event of the data alone holds: (rows,) bool."""
@@ -191,8 +203,24 @@ class Evaluator:
 
     def set_parameters(self, params: Mapping[str, Any] | None = None) -> None:
         """Takes the current values of parameters (or these overrides) without recompiling."""
+        self.params = dict(params or {})
         self._parameters = parameter_values(self.program.parameters, params)
         self._knob_tensors = None
+        for job in self.jobs:
+            population = self.populations[job.data]
+            for i in job.moments:
+                moment = self.program.moments[i]
+                if moment.given is not None and n.mentions(moment.given, n.Knob):
+                    mask = self._data_event(moment.given, population)
+                    shown = str(language_printing().text(moment, limit=80))
+                    population.add_stratum(moment.given, moment.by, mask, shown, at=moment.loc)
+
+    def follow_parameters(self) -> None:
+        """`set_parameters` when the user has given a `Parameter` a new value since."""
+        for symbol, value in self._parameters.items():
+            if symbol.name not in self.params and symbol.value is not value:
+                self.set_parameters(self.params)
+                return
 
     _knob_tensors: list[Tensor] | None = None
 
@@ -233,8 +261,8 @@ class Evaluator:
         """Contribution of some rows to moment `i`: sum of weight * integrand per level, divided by `over`."""
         moment = self.program.moments[i]
         stratum = population.stratum(moment.given, moment.by)
-        if integrand.dtype in (torch.float16, torch.bfloat16):
-            integrand = integrand.float()
+        if not integrand.is_floating_point() or integrand.dtype in (torch.float16, torch.bfloat16):
+            integrand = integrand.to(torch.promote_types(self.dtype, torch.float32))
         if stratum.weight is not None:
             weight = stratum.weight[index].to(integrand.dtype)
             weight = weight.reshape(-1, *(1 for _ in range(integrand.dim() - 1)))
@@ -402,6 +430,38 @@ class Evaluator:
                         self.scales[i] = torch.maximum(scale, LEAST_SCALE * self._widest[i])
 
     # --------------------------------------------------------------------------------------- checking
+    def check_left_out(self) -> None:
+        """Refuses integrands that are not finite on rows that their condition leaves out (E138).
+
+        Such a row adds nothing to the average, but back-propagation through it gives NaN.
+        """
+        for job in self.jobs:
+            population = self.populations[job.data]
+            strata = [
+                population.stratum(m.given, m.by) for m in (self.program.moments[i] for i in job.moments)
+            ]
+            if self.device.type == "meta" or not any(s.mask is not None for s in strata):
+                continue
+            with torch.no_grad():
+                for index in self.chunks(population):
+                    values = self.rows(job, index, "exact")
+                    for i, stratum, value in zip(job.moments, strata, values, strict=False):
+                        if stratum.mask is not None:
+                            self._refuse_left_out(i, value, ~stratum.mask[index])
+
+    def _refuse_left_out(self, i: int, value: Tensor, left_out: Tensor) -> None:
+        bad = ~torch.isfinite(value.reshape(value.shape[0], -1)).all(1) & left_out
+        if bool(bad.any()):
+            moment = self.program.moments[i]
+            shown = language_printing().text(moment.integrand, limit=80)
+            raise DataError(
+                "E138",
+                f"{shown} is not finite on {int(bad.sum())} rows "
+                "that its condition leaves out; they add nothing to the average, but their gradient is NaN",
+                at=moment.loc,
+                fix="cn.where(condition, x, 1.0) inside of the function, or those rows as a cn.Data",
+            )
+
     def check_rows(self) -> None:
         """Refuses integrands whose value for a row depends on other rows, or changes between calls (E122)."""
         for job in self.jobs:

@@ -106,6 +106,7 @@ class Lagrangian(nn.Module):
         Returns:
             A scalar whose gradient is the primal gradient.
         """
+        self.evaluator.follow_parameters()
         self._index = self.indices(batch)
         estimate = self.evaluator.estimate(self._index)
         self._last = estimate
