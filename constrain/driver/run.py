@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -10,7 +11,7 @@ from constrain._lazy import backend
 from constrain.diagnostics.alive import rebind
 from constrain.diagnostics.judge import Facts as JudgeFacts
 from constrain.diagnostics.judge import build_solution
-from constrain.driver.routes import choose, make_solver
+from constrain.driver.routes import choose, make_solver, routes
 from constrain.driver.setup import Setup, floating_type, place, prepare
 from constrain.errors import ModelingError, RouteError
 from constrain.lowering.classify import Facts, classify
@@ -32,7 +33,7 @@ __all__ = ["solve"]
 
 CONVEX_TOLERANCE = 1e-6
 TRAINING_TOLERANCE = 1e-3
-"""Tolerance of the judgement: of deterministic methods, and of minibatch training."""
+"""Tolerance of the judgment: of deterministic methods, and of minibatch training."""
 
 
 def solve(  # noqa: PLR0913  # the public options
@@ -68,7 +69,7 @@ def solve(  # noqa: PLR0913  # the public options
         epochs: passes over the data of minibatch training.
         seed: of everything random; the same seed gives the same run.
         time_limit: in seconds.
-        tolerance: of the judgement (scaled violation, stationarity, gap); 1e-6, or 1e-3 for minibatch
+        tolerance: of the judgment (scaled violation, stationarity, gap); 1e-6, or 1e-3 for minibatch
             training.
         device: where to run; models are moved there. Left out: where the models are.
         progress: show a progress bar on standard error.
@@ -83,35 +84,52 @@ def solve(  # noqa: PLR0913  # the public options
         DataError: the data cannot be used (E124 and others).
         RouteError: E125, the method cannot take the problem; the message says why.
     """
+    request = _Request(data, holdout, params, seed, time_limit, tolerance, device, progress)
+    return _dispatch(problem, method, request, start, {"batch": batch, "epochs": epochs, **options})
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What was asked of one solve, whatever the method; fields as in `solve`."""
+
+    data: Data | Mapping[str, Data] | None
+    holdout: Data | Mapping[str, Data] | None
+    params: Mapping[str, Any] | None
+    seed: int
+    time_limit: float | None
+    tolerance: float | None
+    device: Any
+    progress: bool
+
+
+def _dispatch(
+    problem: Problem,
+    method: Any,
+    request: _Request,
+    start: Solution | Mapping[str, Any] | None,
+    asked: Mapping[str, Any],
+) -> Solution:
+    """Analyzes, chooses and runs."""
     program = lower(problem)
     facts = classify(program)
-    asked = {"batch": batch, "epochs": epochs, **options}
+    if method in ("augmented", "lagrangian", "cooper"):
+        refusal = next(r for r in routes(program, facts) if r.method == method)
+        if not refusal.open:
+            text = f"{method} cannot take the problem: {refusal.reason}"
+            raise RouteError("E125", text, fix='solve(method="auto")')
     chosen, why = choose(program, facts, asked) if method == "auto" else (method, "asked for")
     name = chosen if isinstance(chosen, str) else getattr(chosen, "name", type(chosen).__name__)
-    minibatch = getattr(
-        chosen, "minibatch", name in ("lagrangian", "cooper") or not (batch is None and epochs is None)
-    )
-    if tolerance is None:
-        tolerance = TRAINING_TOLERANCE if minibatch else CONVEX_TOLERANCE
-    run = _Run(
-        program=program,
-        facts=facts,
-        route=f"{name}: {why}",
-        data=data,
-        holdout=holdout,
-        params=params,
-        seed=seed,
-        time_limit=time_limit,
-        tolerance=tolerance,
-        device=device,
-        progress=progress,
-    )
+    by_name = name in ("lagrangian", "cooper") or any(asked[k] is not None for k in ("batch", "epochs"))
+    minibatch = getattr(chosen, "minibatch", by_name)
+    usual = TRAINING_TOLERANCE if minibatch else CONVEX_TOLERANCE
+    tolerance = usual if request.tolerance is None else request.tolerance
+    run = _Run(program, facts, f"{name}: {why}", request, tolerance)
     multipliers = _start(start)
     if chosen == "cvxpy":
         return run.convex(asked)
     if chosen == "cooper":
         return run.cooper(asked, multipliers)
-    extra: dict[str, Any] = {"seed": seed} if minibatch and isinstance(chosen, str) else {}
+    extra: dict[str, Any] = {"seed": request.seed} if minibatch and isinstance(chosen, str) else {}
     return run.loop(make_solver(chosen, {**asked, **extra}), multipliers, minibatch=minibatch)
 
 
@@ -125,32 +143,20 @@ def _start(start: Solution | Mapping[str, Any] | None) -> Mapping[str, Any] | No
 class _Run:
     """The ingredients of one solve."""
 
-    def __init__(  # noqa: PLR0913  # one record
-        self,
-        *,
-        program: Program,
-        facts: Facts,
-        route: str,
-        data: Data | Mapping[str, Data] | None,
-        holdout: Data | Mapping[str, Data] | None,
-        params: Mapping[str, Any] | None,
-        seed: int,
-        time_limit: float | None,
-        tolerance: float,
-        device: Any,
-        progress: bool,
+    def __init__(
+        self, program: Program, facts: Facts, route: str, request: _Request, tolerance: float
     ) -> None:
         self.program = program
         self.facts = facts
         self.route = route
-        self.data = data
-        self.other = holdout
-        self.params = params
-        self.seed = seed
-        self.time_limit = time_limit
+        self.data = request.data
+        self.other = request.holdout
+        self.params = request.params
+        self.seed = request.seed
+        self.time_limit = request.time_limit
         self.tolerance = tolerance
-        self.device = place(program, device)
-        self.progress = progress
+        self.device = place(program, request.device)
+        self.progress = request.progress
 
     # --------------------------------------------------------------------------------------- routes
     def convex(self, options: Mapping[str, Any]) -> Solution:

@@ -20,7 +20,7 @@ class RawResult:
     """How a run ended. The decisions themselves are in the tensors of `Decisions`, already written.
 
     Attributes:
-        ending: in the solver's own judgement; the judge has the last word on the status.
+        ending: in the solver's own judgment; the judge has the last word on the status.
         multipliers: per `Part.key` an array of the shape of the residual (levels first, or one entry per
             selected row of a constraint per row; 0 for rows that are not selected), in the sign of L = f +
             sum multiplier * residual of the program (which minimizes); None when the solver has none,
