@@ -44,7 +44,7 @@ def test_known_optimum(known, route):
 @pytest.mark.parametrize(("known", "route"), REFUSED, ids=ids(REFUSED))
 def test_refusal(known, route):
     need(known)
-    findings = refusal(known, route, run=route == "cvxpy")
+    findings = refusal(known, route)
     assert not findings, "\n".join(map(str, findings))
 
 
@@ -54,6 +54,12 @@ def test_adult_by_the_convex_route_and_on_the_full_data():
     for route in known.routes:
         findings = check(known, route)
         assert not findings, "\n".join(map(str, findings))
+
+
+@pytest.mark.parametrize("route", ["cvxpy", "augmented"])
+def test_a_small_multiplier_is_met_in_its_own_scale(route):
+    solution = known_problem("allocation").build().solve(route, progress=False)
+    assert solution["budget"].multiplier == pytest.approx(0.164304778 / 2000, rel=1e-4)
 
 
 def test_names_are_unique_and_every_method_is_spoken_of():

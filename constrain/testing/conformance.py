@@ -39,7 +39,7 @@ class Finding:
         quantity: `status`, `objective`, `multiplier of NAME`, `NAME` of a decision, `refusal`.
         expected: what is known.
         found: what the method returned.
-        error: difference over 1 + |expected|, NaN where there is no number.
+        error: largest difference over the largest |expected| (at least 0.01), NaN where there is no number.
         allowed: largest error that conforms.
     """
 
@@ -56,11 +56,14 @@ class Finding:
 
 
 def _error(found: Any, expected: Any) -> float:
-    """Largest |found - expected| / (1 + |expected|); infinite when the shapes differ."""
+    """Largest |found - expected| over the largest |expected|; infinite when the shapes differ.
+
+    The known numbers have about seven digits after the point, so that the divisor is at least 0.01.
+    """
     a, b = np.asarray(found, dtype=np.float64), np.asarray(expected, dtype=np.float64)
     if a.shape != b.shape:
         return math.inf
-    return float(np.max(np.abs(a - b) / (1 + np.abs(b)), initial=0.0))
+    return float(np.max(np.abs(a - b), initial=0.0)) / max(float(np.max(np.abs(b), initial=0.0)), 1e-2)
 
 
 def _multiplier(solution: Solution, name: str) -> Any:

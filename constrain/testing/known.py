@@ -16,7 +16,7 @@ __all__ = ["CONVEX", "FULL_DATA", "NO_DATA", "KnownProblem", "Tolerance"]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How closely a route has to meet a known problem; differences are relative to 1 + |expected|.
+    """How closely a route has to meet a known problem; differences are relative to the largest |expected|.
 
     Attributes:
         value: of the optimal value.
