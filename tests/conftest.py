@@ -1,7 +1,7 @@
-"""One thread for all tests: their tensors are small, and threads that wait for work cost more than they save."""
+"""Settings of the whole suite."""
 
-from __future__ import annotations
+import torch
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
+# The tensors of the tests are small: on a busy machine, threads that wait for each other cost more than they
+# save.
+torch.set_num_threads(1)
