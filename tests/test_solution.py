@@ -167,10 +167,11 @@ def test_blocks_have_levels_and_rows_have_numbers():
 
 
 # ------------------------------------------------------------------------------------------ status
-def _status(ending="converged", convex=True, tolerance=1e-6, **changes):
+def _status(ending="converged", convex=True, tolerance=1e-6, bound=None, multipliers=None, **changes):
     record = judged(_one_sided("minimize", "<=", 1.0), convex=convex).kkt()
     values = {**vars(record), "gap_kind": "certified", **changes}
-    return judge_status(type(record)(**values), RawResult(ending, None, ""), convex, tolerance)
+    raw = RawResult(ending, multipliers, "", bound=bound)
+    return judge_status(type(record)(**values), raw, convex, tolerance)
 
 
 @pytest.mark.parametrize(
@@ -179,8 +180,13 @@ def _status(ending="converged", convex=True, tolerance=1e-6, **changes):
         ("optimal", {}),
         ("optimal", {"ending": "limit"}),
         ("stationary", {"convex": False}),
+        ("optimal", {"convex": False, "bound": 1.0, "stationarity": 1.0, "stationarity_scaled": 0.1}),
+        ("feasible", {"bound": 1.0, "multipliers": {}, "dual_feasibility": -1.0}),
+        ("feasible", {"bound": 1.0, "multipliers": {}, "complementarity_scaled": 0.1}),
+        ("optimal", {"bound": 1.0, "dual_feasibility": -1.0}),
+        ("stationary", {"bound": 1.0, "gap_scaled": 0.1}),
         ("stationary", {"gap_kind": "estimate, not a bound"}),
-        ("stationary", {"surrogate": True}),
+        ("feasible", {"surrogate": True}),
         ("feasible", {"stationarity": 1.0, "stationarity_scaled": 0.1}),
         ("feasible", {"complementarity_scaled": 0.1}),
         ("feasible", {"dual_feasibility": -1.0}),

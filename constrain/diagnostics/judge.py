@@ -46,8 +46,8 @@ def judge_status(record: KKT, raw: RawResult, certified_convex: bool, tolerance:
 
     Args:
         record: KKT quantities with the solver's multipliers, or best-fit ones.
-        raw: how the run ended.
-        certified_convex: of the problem.
+        raw: how the run ended, with a proven bound if there is one.
+        certified_convex: of the problem; a proven bound needs no such certificate.
         tolerance: for scaled violations, stationarity, complementarity and the relative gap.
     """
     finite = math.isfinite(record.feasibility_scaled) and math.isfinite(record.stationarity)
@@ -57,13 +57,13 @@ def judge_status(record: KKT, raw: RawResult, certified_convex: bool, tolerance:
         if raw.ending == "infeasible":
             return Status.INFEASIBLE
         return Status.LIKELY_INFEASIBLE if raw.ending == "likely_infeasible" else Status.LIMIT
-    balanced = (
-        min(record.stationarity, record.stationarity_scaled) <= tolerance
-        and record.dual_feasibility >= -tolerance
-        and record.complementarity_scaled <= tolerance
-    )
+    consistent = record.dual_feasibility >= -tolerance and record.complementarity_scaled <= tolerance
+    balanced = consistent and min(record.stationarity, record.stationarity_scaled) <= tolerance
     small_gap = record.gap_kind == CERTIFIED and record.gap_scaled <= tolerance
-    if certified_convex and not record.surrogate and small_gap and (balanced or raw.bound is not None):
+    # A proven bound decides without gradients: at a kink (a linear loss, say) the one that autograd returns
+    # need not balance. Integer problems have a bound, but no multipliers that could contradict it.
+    proven = raw.bound is not None and (raw.multipliers is None or consistent)
+    if small_gap and not record.surrogate and (proven or (certified_convex and balanced)):
         return Status.OPTIMAL
     if record.surrogate:  # a rate has no gradient: that of its surrogate certifies nothing
         return Status.FEASIBLE

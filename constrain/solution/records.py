@@ -48,7 +48,7 @@ class Status(StrEnum):
 
 
 _MEANINGS: dict[Status, str] = {
-    Status.OPTIMAL: "certified convex, and the duality gap is within the tolerance",
+    Status.OPTIMAL: "the gap to a proven bound (or of a certified convex problem) is within the tolerance",
     Status.STATIONARY: "the KKT residuals are within the tolerance; no better nearby point to first order",
     Status.FEASIBLE: "the constraints hold; the point is not stationary within the tolerance",
     Status.INFEASIBLE: "a certificate shows that no point satisfies all constraints",

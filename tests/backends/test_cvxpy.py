@@ -760,3 +760,53 @@ def test_hinge_loss_reaches_the_optimum():
     program, facts, raw = run(cn.minimize(0.5 * cn.sum_squares(w) + 10 * E(hinge)).subject_to(c=w[0] <= 3))
     assert facts.problem_class == "QP"
     close(value(program, raw), 3.3075713, rtol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------- proven bounds
+def test_linear_programs_come_with_the_dual_value():
+    rng = np.random.default_rng(0)
+    data = cn.Data("d", x=rng.normal(size=(60, 3)), t=rng.normal(size=60))
+    w = cn.Variable(3, "w", bounds=(-0.1, 0.2))
+    loss = E(F.l1_loss(data.x @ w, data.t, reduction="none"))
+    for problem in (
+        cn.minimize(loss),
+        cn.minimize(loss).subject_to(total=cn.sum(w) == 0.05, first=w[0] >= 0.02),
+        cn.maximize(-loss + 3).subject_to(total=cn.sum(w) <= -0.1),
+    ):
+        program, _, raw = run(problem)
+        assert raw.solver.startswith("highs")
+        assert raw.gap is not None
+        assert raw.gap < 1e-9
+        solution = problem.solve(progress=False)
+        assert solution.status == "optimal"
+        close(solution.bound, value(program, raw))
+
+
+def test_the_gap_of_a_quadratic_program_by_highs_is_that_of_its_dual():
+    rng = np.random.default_rng(1)
+    A = rng.normal(size=(5, 3))
+    x = cn.Variable(3, "x", bounds=(-0.2, 0.3))
+    _, _, raw = run(
+        cn.minimize(cn.sum_squares(A @ x - 1) + cn.sum(x)).subject_to(total=cn.sum(x) <= 0.2), solver="highs"
+    )
+    assert 0 <= raw.gap < 1e-6
+
+
+def test_a_knapsack_solved_to_its_bound_is_optimal():
+    z = cn.Variable(6, "z", boolean=True)
+    worth, weight = np.array([5.0, 4, 3, 7, 2, 6]), np.array([2.0, 3, 1, 4, 1, 3])
+    problem = cn.maximize(worth @ z).subject_to(room=weight @ z <= 7)
+    solution = problem.solve(progress=False)
+    assert solution.status == "optimal"
+    close(solution.bound, 16)
+    close(solution.objective, 16)
+
+
+def test_the_bound_of_a_search_cut_short_is_not_the_optimum():
+    rng = np.random.default_rng(0)
+    z = cn.Variable(60, "z", boolean=True)
+    A, b = rng.integers(1, 60, (5, 60)).astype(float), np.full(5, 400.0)
+    problem = cn.maximize((A.mean(0) + rng.integers(0, 9, 60)) @ z).subject_to(room=A @ z <= b)
+    solution = problem.solve(method="cvxpy", progress=False, options={"mip_rel_gap": 0.05})
+    assert solution.bound > solution.objective * (1 + 1e-4)
+    assert solution.status != "optimal"

@@ -190,7 +190,7 @@ class RawSolution:
         solver: name and version of the solver.
         seconds: wall time of canonicalization and solver.
         iterations: of the solver, if it says.
-        gap: primal minus dual objective, if the solver reports both.
+        gap: primal minus dual objective (or minus the bound of an integer search), if both are known.
         message: status in words, and what cvxpy warned about.
     """
 
@@ -235,9 +235,11 @@ def _options(solver: str, tolerance: float | None, time_limit: float | None) -> 
     if solver == "HIGHS":
         # the default, 1e-7, moves the solution of a quadratic program by about as much as it is worth
         options["qp_regularization_value"] = 1e-12
+        # its default, 1e-4, is a gap that no one would call optimal
+        options["mip_rel_gap"] = 1e-6
     if solver == "CLARABEL":
-        # its default, 1e-8, leaves multipliers off by up to 4e-4 (a quadratic trust region); short of this the
-        # solver falls back to its reduced tolerances
+        # its default, 1e-8, leaves multipliers off by up to 4e-4 (a quadratic trust region); short of this
+        # the solver falls back to its reduced tolerances
         options.update(dict.fromkeys(_TOLERANCES[solver], 1e-10))
     if tolerance is not None:
         options.update(dict.fromkeys(_TOLERANCES.get(solver, ()), tolerance))
@@ -246,8 +248,8 @@ def _options(solver: str, tolerance: float | None, time_limit: float | None) -> 
     return options
 
 
-def _run(problem: Any, solver: str, options: dict[str, Any], verbose: bool) -> Any:
-    """Canonicalizes, solves and unpacks; returns the solver's own result.
+def _run(problem: Any, solver: str, options: dict[str, Any], verbose: bool) -> tuple[Any, Mapping[str, Any]]:
+    """Canonicalizes, solves and unpacks; returns the solver's own result, and the data that it was given.
 
     Raises:
         cp.error.SolverError: when the solver fails or cannot take the problem.
@@ -255,15 +257,52 @@ def _run(problem: Any, solver: str, options: dict[str, Any], verbose: bool) -> A
     data, chain, inverse = problem.get_problem_data(solver, solver_opts=dict(options))
     raw = chain.solve_via_data(problem, data, warm_start=False, verbose=verbose, solver_opts=dict(options))
     problem.unpack_results(raw, chain, inverse)
-    return raw
+    return raw, data
 
 
-def _gap(raw: Any) -> float | None:
-    """Primal minus dual objective, from Clarabel's or SCS's own record."""
+def _highs_gap(raw: Mapping[str, Any], data: Mapping[str, Any]) -> float | None:
+    """Primal objective minus that of the dual point (of integer programs: minus the bound of the search).
+
+    HiGHS does not report its dual objective: minimize q'x + x'Px/2 with l <= Ax <= u and lb <= x <= ub has
+    the dual value y'(l or u) + r'(lb or ub) - x'Px/2 with the reduced costs r = q + Px - A'y, by the signs
+    of y and r. An entry against an infinite bound must be 0 within the solver's tolerance.
+    """
+    info: Any = raw["info"]
+    if data.get("bool_vars_idx") or data.get("int_vars_idx"):
+        return abs(float(info.objective_function_value) - float(info.mip_dual_bound))
+    if not raw["solution"].dual_valid:
+        return None
+    x, y = (np.asarray(v, dtype=np.float64) for v in (raw["solution"].col_value, raw["solution"].row_dual))
+    cost = np.asarray(data["q"] if "q" in data else data["c"], dtype=np.float64)
+    curved = data["P"] @ x if data.get("P") is not None else np.zeros(len(x))
+    reduced = cost + curved - data["Ax"].T @ y
+    none = np.full(len(x), np.inf)
+    lower, upper = data.get("lower_bounds"), data.get("upper_bounds")
+    sides = (
+        (y, np.asarray(data["l"], dtype=np.float64), np.asarray(data["u"], dtype=np.float64)),
+        (reduced, -none if lower is None else lower, none if upper is None else upper),
+    )
+    scale = 1.0 + float(np.abs(cost).max(initial=0.0))
+    dual = -0.5 * float(x @ curved)
+    for price, low, high in sides:
+        at = np.where(price > 0, low, high)
+        limited = np.abs(at) < 1e20  # HiGHS' infinity
+        if np.abs(price[~limited]).max(initial=0.0) > 1e-6 * scale:
+            return None
+        dual += float(price[limited] @ at[limited])
+    return abs(float(cost @ x) + 0.5 * float(x @ curved) - dual)
+
+
+def _gap(raw: Any, data: Mapping[str, Any]) -> float | None:
+    """Primal minus dual objective, from the solver's own record."""
     primal: Any = getattr(raw, "obj_val", None)
     dual: Any = getattr(raw, "obj_val_dual", None)
-    if isinstance(raw, Mapping):
-        info: Any = cast("Mapping[str, Any]", raw).get("info")
+    record: Mapping[str, Any] = cast("Mapping[str, Any]", raw) if isinstance(raw, Mapping) else {}
+    if "model_status" in record:
+        gap = _highs_gap(record, data)
+        return gap if gap is not None and np.isfinite(gap) else None
+    if record:
+        info: Any = record.get("info")
         known = cast("dict[str, float]", info) if isinstance(info, dict) else {}
         primal, dual = known.get("pobj"), known.get("dobj")
     if isinstance(primal, float) and isinstance(dual, float) and np.isfinite(primal) and np.isfinite(dual):
@@ -303,14 +342,14 @@ def solve(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                raw = _run(built.problem, name, chosen, verbose)
+                raw, data = _run(built.problem, name, chosen, verbose)
                 if name == "HIGHS" and built.problem.status == "infeasible_or_unbounded":
-                    raw = _run(built.problem, name, {**chosen, "presolve": "off"}, verbose)
+                    raw, data = _run(built.problem, name, {**chosen, "presolve": "off"}, verbose)
             except cp.error.SolverError as error:
                 failures.append(f"{name}: {str(error).splitlines()[0]}")
                 continue
         notes = tuple(dict.fromkeys(str(w.message) for w in caught))
-        return _solution(built, name, raw, time.perf_counter() - start, (*built.messages, *notes))
+        return _solution(built, name, raw, data, time.perf_counter() - start, (*built.messages, *notes))
     seconds = time.perf_counter() - start
     return RawSolution(
         "error", None, {}, {}, None, candidates[-1].lower(), seconds, message="; ".join(failures)
@@ -329,7 +368,9 @@ def _choices(built: Built, facts: Facts, solver: str | None) -> list[str]:
     return found
 
 
-def _solution(built: Built, name: str, raw: Any, seconds: float, notes: tuple[str, ...]) -> RawSolution:
+def _solution(
+    built: Built, name: str, raw: Any, data: Mapping[str, Any], seconds: float, notes: tuple[str, ...]
+) -> RawSolution:
     problem = built.problem
     status, message = _STATUS.get(str(problem.status), ("error", f"cvxpy reports {problem.status}"))
     shown = tuple(note for note in notes if not any(word in note for word in _BENIGN))
@@ -352,8 +393,9 @@ def _solution(built: Built, name: str, raw: Any, seconds: float, notes: tuple[st
     }
     words = "; ".join((message, *([why] if why else ()), *shown))
     objective = float(problem.value)
+    gap = _gap(raw, data)
     return RawSolution(
-        status, objective, values, weights, multipliers, label, seconds, iterations, _gap(raw), words, shown
+        status, objective, values, weights, multipliers, label, seconds, iterations, gap, words, shown
     )
 
 
