@@ -276,7 +276,6 @@ def test_program_2_neyman_pearson():
     assert solution.objective <= 0.6
 
 
-@pytest.mark.xfail(strict=True, reason="multiplier steps explode where a surrogate's gradient vanishes")
 def test_program_3_statistical_equality():
     D = sample()
     f = cn.Model(network(), "f")

@@ -58,6 +58,7 @@ class Lagrangian(nn.Module):
         self._index: dict[str, Tensor] = {}
         self.spreads: dict[str, float] = {}
         self.slope = 0.0
+        self.slopes: dict[str, float] = {}
         for part, shape in zip(self.parts, part_shapes(evaluator), strict=True):
             dtype = torch.promote_types(evaluator.dtype, torch.float32)
             zeros = torch.zeros(shape, dtype=dtype, device=evaluator.device)
@@ -209,7 +210,8 @@ class Lagrangian(nn.Module):
         `|grad f| / (|grad c| * spread)`, with the gradient of a block from one random combination of its
         entries, and the spread the standard deviation of one row's contribution to c, measured between small
         batches. Of |grad f| the largest seen so far is used: it vanishes at an unconstrained optimum,
-        multipliers do not.
+        multipliers do not. |grad c| at most halves from one call to the next: it
+        vanishes where a rate's surrogate saturates.
         """
         if self.evaluator.device.type == "meta":
             return
@@ -224,7 +226,8 @@ class Lagrangian(nn.Module):
         self.slope = max(self.slope, gradients[0])
         objective = self.slope or 1.0
         for i, part in enumerate(self.parts):
-            slope = gradients[i + 1] or 1.0
+            largest = self.slopes[part.key] = max(self.slopes.get(part.key, 0.0) / 2, gradients[i + 1])
+            slope = largest or 1.0
             spread = spreads[i] or slope
             self.spreads[part.key] = spread
             with torch.no_grad():

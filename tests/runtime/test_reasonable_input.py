@@ -36,7 +36,7 @@ def test_models_that_share_parameters_are_refused():
     problem = cn.minimize(E((f(D.x)[..., 0] - 1) ** 2)).subject_to(
         c=E((f(D.x) - r(D.x))[..., 0] ** 2) <= 0.05
     )
-    with pytest.raises(cn.ModelingError, match="E131.*'f' and 'r' share parameters"):
+    with pytest.raises(cn.ModelingError, match=r"E131.*'f' and 'r' share parameters"):
         problem.solve(progress=False)
     fixed = cn.Model(copy.deepcopy(net), "r", frozen=True)
     near = cn.minimize(E((f(D.x)[..., 0] - 1) ** 2)).subject_to(
@@ -96,7 +96,7 @@ def test_a_parameter_changed_after_compiling_counts():
 def test_a_side_without_rows_is_refused_with_the_way_out():
     D, w = cn.Data("d", x=np.ones(3)), cn.Variable((), "w")
     problem = cn.minimize(w**2).subject_to(c=forall(D, torch.maximum(w * D.x, w) <= 1.0))
-    with pytest.raises(cn.ModelingError, match="E134.*does not depend on the rows"):
+    with pytest.raises(cn.ModelingError, match=r"E134.*does not depend on the rows"):
         problem.solve(progress=False)
 
 
@@ -112,7 +112,7 @@ def test_rows_left_out_must_be_finite():
     x = np.array([1.0, 2.0, 3.0, -1.0])
     D, v = cn.Data("d", x=x), scalar()
     bad = cn.minimize(cn.sum_squares(v - 1)).subject_to(c=E(torch.log(D.x) * v, given=D.x > 0) >= 0.1)
-    with pytest.raises(cn.DataError, match="E138.*not finite on 1 rows"):
+    with pytest.raises(cn.DataError, match=r"E138.*not finite on 1 rows"):
         bad.solve(progress=False)
     safe = torch.log(cn.where(D.x > 0, D.x, 1.0))
     good = cn.minimize(cn.sum_squares(v - 1)).subject_to(c=E(safe * v, given=D.x > 0) >= 0.1)
@@ -121,7 +121,7 @@ def test_rows_left_out_must_be_finite():
 
 def test_infinite_bounds_are_refused():
     v = scalar()
-    with pytest.raises(cn.ModelingError, match="E138.*a side of the constraint 'c' is inf"):
+    with pytest.raises(cn.ModelingError, match=r"E138.*a side of the constraint 'c' is inf"):
         cn.minimize(v**2).subject_to(c=v <= float("inf")).solve(progress=False)
 
 
