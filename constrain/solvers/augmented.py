@@ -89,8 +89,16 @@ class AugmentedLagrangian:
         return run.run(multipliers)
 
 
+UNBOUNDED = -1e20
+"""Scaled objective (plus penalties) below which the run calls the problem unbounded."""
+
+
 class _Stop(Exception):  # a signal
     """The time limit passed inside the inner solver."""
+
+
+class _Falling(Exception):  # a signal
+    """The merit fell below `UNBOUNDED` inside the inner solver."""
 
 
 @dataclass
@@ -165,6 +173,8 @@ class _Run:
         flat_gradient = np.concatenate([g.detach().cpu().double().numpy().reshape(-1) for g in gradient])
         if not (np.isfinite(value) and np.isfinite(flat_gradient).all()):
             return 1e300, np.zeros_like(flat_gradient)
+        if value < UNBOUNDED:
+            raise _Falling
         return value, flat_gradient
 
     def _outer_term(self, outer: Outer) -> Tensor:
@@ -261,7 +271,15 @@ class _Run:
         for outer in range(options.outer):
             self._shift()
             tolerance = max(0.1 * options.tolerance, tolerance)
-            x, gradient = self._minimize(low, high, tolerance)
+            start = decisions.get()
+            try:
+                x, gradient = self._minimize(low, high, tolerance)
+            except _Falling:
+                if self.rho < options.max_penalty and self.point().scaled_violation > options.tolerance:
+                    self.rho = min(100 * self.rho, options.max_penalty)  # the penalty may be what was weak
+                    decisions.set(start)
+                    continue
+                return "unbounded", "the objective falls without bound"
             decisions.set(x)
             stationarity = float(np.abs(projected_gradient(x, gradient, low, high)).max(initial=0.0))
             if self.evaluator.program.has_rates:

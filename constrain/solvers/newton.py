@@ -41,8 +41,11 @@ class NewtonResult:
 def projected_gradient(
     x: NDArray[np.float64], gradient: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """X - P(x - g): zero exactly at first-order points of a problem with bounds."""
-    return x - np.clip(x - gradient, low, high)
+    """X - P(x - g): zero exactly at first-order points of a problem with bounds.
+
+    Written without the difference x - g, in which a gradient next to a very large x would be lost.
+    """
+    return np.clip(gradient, x - high, x - low)
 
 
 def projected_newton(
@@ -75,7 +78,10 @@ def projected_newton(
         if np.abs(projected_gradient(x, g, low, high)).max(initial=0.0) <= tolerance:
             return NewtonResult(x, g, k, True)
         held = ((x - low <= _NEAR) & (g > 0)) | ((high - x <= _NEAR) & (g < 0))
-        curvature = hessian(x) if curvature is None else curvature
+        if curvature is None:
+            curvature = hessian(x)
+            if not np.isfinite(curvature).all():  # a kink, such as that of a norm at 0: a gradient step
+                curvature = np.eye(len(x))
         direction, damping = _direction(curvature, g, ~held, damping)
         step = _search(value, x, f, g, direction, held, low, high)
         hopeless = -float(g @ direction) <= 1e-14 * max(1.0, abs(f))

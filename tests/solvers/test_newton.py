@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from constrain.solvers.newton import projected_newton
+from constrain.solvers.newton import projected_gradient, projected_newton
 
 
 class Counted:
@@ -86,3 +86,22 @@ def test_no_tolerance_below_rounding_is_chased():
     )
     assert np.allclose(found.x, g / np.diag(H), rtol=1e-6)
     assert calls < 200
+
+
+def test_a_hessian_that_is_not_finite_costs_a_gradient_step():
+    def value(x):
+        return float((x - 2) @ (x - 2)), 2 * (x - 2)
+
+    def hessian(x):
+        return np.full((2, 2), np.nan) if not x.any() else 2 * np.eye(2)
+
+    found, _, _ = run(value, hessian, [0.0, 0.0], low=-np.inf)
+    assert found.converged
+    np.testing.assert_allclose(found.x, 2.0, atol=1e-9)
+
+
+def test_a_projected_gradient_is_not_lost_next_to_a_large_point():
+    x, g = np.full(2, 1e20), np.array([1.0, -2.0])
+    free = np.full(2, np.inf)
+    np.testing.assert_array_equal(projected_gradient(x, g, -free, free), g)
+    np.testing.assert_array_equal(projected_gradient(np.zeros(2), g, np.zeros(2), free), [0.0, -2.0])
