@@ -171,6 +171,18 @@ def _norm(
     return apply("norm", e, ord=float(order), axis=axes_of(e, dim, "norm"), keepdims=keepdim)
 
 
+def _linalg_norm(
+    input: Any, ord: Any = None, dim: Any = None, keepdim: bool = False, *, out: Any = None, dtype: Any = None
+) -> Expr:
+    """torch.linalg.norm: without `ord` of all entries; with it of a vector, or a matrix norm."""
+    e = as_expr(input)
+    count = len(as_list(dim)) if dim is not None else None if e.shape is None else len(e.shape)
+    # over two axes every `ord` but "fro" is a norm of matrices; "fro" is one of matrices only
+    if out is not None or dtype is not None or (ord is not None and count != (2 if ord == "fro" else 1)):
+        raise NotInTable
+    return _norm(e, 2 if ord is None else ord, dim, keepdim)
+
+
 def refuse_reduction(name: str, reduction: str) -> None:
     """E120 for a loss that averages over the rows by itself."""
     if reduction != "none":
@@ -199,6 +211,13 @@ def _huber(input: Any, target: Any, reduction: str = "mean", delta: float = 1.0,
     if weight is not None:
         raise NotInTable
     return apply("huber", as_expr(input) - target, delta=float(delta))
+
+
+def _smooth_l1(input: Any, target: Any, reduction: str = "mean", beta: float = 1.0, **rest: Any) -> Expr:
+    refuse_reduction("smooth_l1_loss", reduction)
+    if beta != 1 or any(v is not None for v in rest.values()):
+        raise NotInTable
+    return apply("huber", as_expr(input) - target, delta=1.0)
 
 
 def _reshape(input: Any, *shape: Any) -> Expr:
@@ -418,6 +437,7 @@ RULES: dict[str, Rule] = {
     "softmax": _along("softmax"),
     "log_softmax": _along("log_softmax"),
     **{name: _norm for name in ("norm", "linalg_vector_norm", "vector_norm")},
+    "linalg_norm": _linalg_norm,
     "linear": _linear,
     "einsum": _einsum,
     "where": _where,
@@ -434,6 +454,7 @@ RULES: dict[str, Rule] = {
         )
     },
     "huber_loss": _huber,
+    "smooth_l1_loss": _smooth_l1,
     **{name: _compare(op) for op, names in _COMPARISONS.items() for name in names},
     **{name: _and for name in ("logical_and", "bitwise_and", "__and__", "__rand__")},
     **{name: _or for name in ("logical_or", "bitwise_or", "__or__", "__ror__")},

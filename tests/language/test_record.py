@@ -50,7 +50,11 @@ F.normalize(x, dim=-1) ; F.cosine_similarity(x, z) ; torch.matmul(x, M) ; F.line
 F.linear(x, M, t) ; F.linear(x, t) ; torch.matrix_exp(m) ; torch.logdet(m)
 F.mse_loss(a, b, reduction="none") ; F.l1_loss(a, b, reduction="none")
 F.huber_loss(a, b, reduction="none") ; F.huber_loss(a, b, reduction="none", delta=0.1)
-F.smooth_l1_loss(a, b, reduction="none", beta=0.1)
+F.smooth_l1_loss(a, b, reduction="none", beta=0.1) ; F.smooth_l1_loss(a, 3 * b, reduction="none")
+nn.SmoothL1Loss(reduction="none")(a, b) ; torch.linalg.norm(x, dim=-1) ; torch.linalg.norm(x, 1, 1)
+torch.linalg.norm(x, ord=float("inf"), dim=-1, keepdim=True) ; torch.linalg.norm(m, dim=(1, 2))
+torch.linalg.norm(m, ord="fro", dim=(-2, -1)) ; torch.linalg.norm(m, 2, dim=(1, 2))
+torch.linalg.norm(m, "nuc", (1, 2)) ; torch.linalg.norm(m, 1, (1, 2)) ; torch.linalg.norm(x * 2, 3, -1)
 F.binary_cross_entropy_with_logits(a, b / 2, reduction="none")
 F.binary_cross_entropy(a / 2, b / 2, reduction="none")
 F.binary_cross_entropy_with_logits(x, z / 2, reduction="none", pos_weight=t)
@@ -282,3 +286,33 @@ def test_a_rate_keeps_the_order_of_a_joined_event(space):
     D = space.D
     first, second = D.y > 1, D.q > 1
     assert P(first & second).node != P(second & first).node
+
+
+@pytest.mark.parametrize(
+    ("spelling", "atom"),
+    [
+        ("torch.linalg.norm(M)", "norm"),
+        ("torch.linalg.norm(w, 1)", "norm"),
+        ("torch.linalg.norm(M, 'fro')", "norm"),
+        ("torch.linalg.norm(D.m, dim=(-2, -1))", "norm"),
+        ("torch.linalg.norm(M, 1, dim=0)", "norm"),
+        ("torch.linalg.norm(M, 2)", None),
+        ("torch.linalg.norm(M, float('inf'))", None),
+        ("torch.linalg.norm(D.m, 2, (-2, -1))", None),
+        ("torch.linalg.norm(D.m, 'nuc', (-2, -1))", None),
+        ("F.smooth_l1_loss(D.y, D.q, reduction='none')", "huber"),
+        ("F.smooth_l1_loss(D.y, D.q, reduction='none', beta=0.5)", None),
+    ],
+)
+def test_norms_and_smooth_losses_are_in_the_table_where_they_mean_the_same(space, spelling, atom):
+    e = eval(spelling, {"torch": torch, "F": F, **vars(space)})
+    assert (e.node.atom if isinstance(e.node, n.Apply) else None) == atom
+    if atom is None:
+        assert isinstance(e.node, n.Opaque)
+
+
+def test_a_linalg_norm_does_not_run_over_the_rows(space):
+    with pytest.raises(cn.ModelingError, match="E115"):
+        torch.linalg.norm(space.D.x)
+    with pytest.raises(cn.ModelingError, match="E120"):
+        F.smooth_l1_loss(space.D.y, space.D.q)
