@@ -44,6 +44,17 @@ def static_shape(value: Any) -> tuple[int, ...] | None:
     return (len(items), *inner)
 
 
+_BOOLEAN = frozenset(("bool", "torch.bool", "boolean", "Boolean"))
+"""Names of the dtype of truth values: NumPy and pandas, torch, nullable pandas, polars."""
+
+
+def _is_boolean(value: Any) -> bool:
+    """Whether a column (a list as well) holds truth values."""
+    if isinstance(value, (list, tuple)):
+        return all(_is_boolean(item) for item in as_list(value))  # pyright: ignore[reportUnknownArgumentType]
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")) in _BOOLEAN
+
+
 class UnknownColumnError(ModelingError, AttributeError):
     """A column that the data has not (E106). An `AttributeError`, so that `hasattr` and `getattr` work."""
 
@@ -52,7 +63,8 @@ class Data:
     """A finite sample: named columns of equal length, one row per example.
 
     `D.x` is a random variable: an expression whose axis is the rows of `D`. Columns may be torch tensors,
-    NumPy arrays, pandas or polars series, or lists; text columns are categorical and keep their level names.
+    NumPy arrays, pandas or polars series, or lists; text columns are categorical and keep their level names;
+    a column of truth values is an event where one is needed: `P(D.flag)`, `given=~D.flag`.
     Nothing is copied or converted before a problem is compiled.
 
     Args:
@@ -152,6 +164,10 @@ class Data:
     def row_shape(self, column: str) -> tuple[int, ...]:
         """Shape of one row of a column."""
         return self._shapes[column][1:]
+
+    def boolean(self, column: str) -> bool:
+        """Whether a column holds truth values, so that it is an event by itself."""
+        return _is_boolean(self._columns[column])
 
     def values(self, column: str) -> Any:
         """The column as it was given."""

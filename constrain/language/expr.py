@@ -25,6 +25,7 @@ __all__ = [
     "choose",
     "code",
     "compare",
+    "is_flag",
     "logic",
     "shown",
     "truth_error",
@@ -130,8 +131,19 @@ def choose(event: Any, a: Any, b: Any) -> Expr:
     return Expr(n.Apply("where", (condition, as_number(a), as_number(b)), loc=here()))
 
 
+def is_flag(value: Any) -> bool:
+    """Whether `value` is a column of truth values, which stands for the event that they are true."""
+    node = value.node if isinstance(value, Expr) else None
+    return isinstance(node, n.Column) and node.data.boolean(node.name)
+
+
 def as_event(value: Any, where: str) -> Expr:
-    """Checks that `value` is an event of random variables (E105, E108)."""
+    """Checks that `value` is an event of random variables (E105, E108).
+
+    A column of truth values becomes the event `column == 1`.
+    """
+    if is_flag(value):
+        return Expr(n.Comparison("==", value.node, n.Constant(1, loc=here()), loc=here()))
     if isinstance(value, Constraint):
         raise ModelingError(
             "E108",
@@ -513,7 +525,7 @@ def _compare_text(op: n.CompareOp, column: n.Node, text: str) -> Expr:
 def logic(op: Literal["and", "or"], lhs: Any, rhs: Any) -> Expr:
     """Joins two events."""
     for side in (lhs, rhs):
-        if isinstance(side, Expr) and not side.type.event:
+        if isinstance(side, Expr) and not side.type.event and not is_flag(side):
             raise _precedence_error(side)
     a, b = as_event(lhs, _SIGN[op]), as_event(rhs, _SIGN[op])
     return Expr(n.Logic(op, (a.node, b.node), loc=here()))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.data import Data, Subset, as_list
-from constrain.language.expr import Constraint, Expr, as_event, as_expr, as_number, code, shown
+from constrain.language.expr import Constraint, Expr, as_event, as_expr, as_number, code, is_flag, shown
 from constrain.language.location import here
 from constrain.language.types import type_of
 
@@ -137,7 +137,7 @@ class _Probability:
         by: Expr | Sequence[Expr] | None = None,
         surrogate: str | None = None,
     ) -> Expr:
-        if isinstance(event, Expr) and not event.type.event:
+        if isinstance(event, Expr) and not event.type.event and not is_flag(event):
             raise ModelingError(
                 "E105",
                 f"P() takes an event such as ({shown(event)} > 0), got {shown(event)}",

@@ -128,3 +128,34 @@ def test_symbols_describe_themselves():
     assert cn.Parameter("p", [1.0, 2.0]).shape == (2,)
     assert cn.Parameter("p", shape=2).value is None
     assert cn.Parameter("p", 1.0).name == "p"
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "list", "pandas"])
+def test_a_column_of_truth_values_is_an_event(kind):
+    flags = [True, False, True, True]
+    make = {"numpy": np.array, "torch": torch.tensor, "list": list, "pandas": pd.Series}[kind]
+    D = cn.Data("d", fl=make(flags), x=np.array([1.0, 2.0, 3.0, 4.0]), k=[1, 0, 1, 1])
+    written = {
+        "P(D.fl)": "P(D.fl == 1)",
+        "P(~D.fl, by=D.k)": "P(~(D.fl == 1), by=D.k)",
+        "P(D.fl & (D.x > 1))": "P((D.fl == 1) & (D.x > 1))",
+        "P((D.x > 1) | D.fl)": "P((D.x > 1) | (D.fl == 1))",
+        "E(D.x, given=D.fl)": "E(D.x, given=D.fl == 1)",
+        "E(cn.where(D.fl, D.x, 0.0))": "E(cn.where(D.fl == 1, D.x, 0.0))",
+        "E(cn.indicator(D.fl) * D.x)": "E(cn.indicator(D.fl == 1) * D.x)",
+    }
+    for flag, compared in written.items():
+        a, b = (eval(s, {"cn": cn, "E": cn.E, "P": cn.P, "D": D}) for s in (flag, compared))
+        assert str(a) == str(b)
+        assert repr(a) == repr(b)
+    assert "fl = 1" not in str(cn.E(D.fl))  # a number where numbers are averaged
+    v = cn.Variable((), "v")
+    problem = cn.minimize(v**2).subject_to(
+        mean=cn.E(D.x, given=D.fl) <= v, rate=cn.P(~D.fl) <= v, rows=cn.forall(D.where(D.fl), D.x <= 2 * v)
+    )
+    solution = problem.solve(progress=False)
+    assert solution["rate"].bound == pytest.approx(8 / 3, rel=1e-6)
+    assert solution["rate"].value == pytest.approx(0.25)
+    for refused in ("D.k & (D.x > 1)", "cn.P(D.k)", "~D.k", "cn.E(D.x, given=D.k)"):
+        with pytest.raises(cn.ModelingError, match=r"E10[45]"):
+            eval(refused, {"cn": cn, "D": D})
