@@ -15,6 +15,7 @@ import numpy as np
 
 from constrain.analysis.fact import is_square
 from constrain.backends.cvxpy.package import cp
+from constrain.errors import RouteError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -130,7 +131,7 @@ def _einsum(a: Arguments) -> Any:
     """The operand that moves is multiplied by the matrix of the contraction, found on the unit arrays."""
     moving = [i for i, number in enumerate(a.numbers) if number is None]
     if len(moving) != 1:
-        raise NotImplementedError("einsum of two expressions without a known value")
+        raise RouteError("E125", "cvxpy has no form for an einsum of two expressions without a known value")
     place = moving[0]
     operand = a.values[place]
     inputs, _, output = a.option("equation").replace(" ", "").partition("->")
