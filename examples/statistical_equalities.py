@@ -5,7 +5,7 @@ exact counts: the gradient goes through a surrogate, the multipliers and the rep
 group of n rows can only have rates that are multiples of 1/n, so the equality holds up to that; the
 smallest group has 231 rows.
 
-Training ends near the equalities, not on them: the largest error was 0.007 and 0.015 with two seeds. The
+Training ends near the equalities, not on them: the largest error was 0.011 over three seeds. The
 status is then `limit`, because the constraints do not hold within the tolerance.
 """
 
@@ -31,9 +31,9 @@ def problem():
 
 
 def solve():
-    """Train with batches that are large enough to hold rows of every group."""
+    """Train with large batches and a strong proportional part, for groups that are small."""
     torch.manual_seed(0)
-    return problem().solve(seed=0, epochs=150, batch=2048, lr=5e-3, progress=False)
+    return problem().solve(seed=0, epochs=150, batch=2048, lr=5e-3, gain=1.0, progress=False)
 
 
 def run():
