@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from constrain.language.data import Data
     from constrain.language.location import Location
+    from constrain.language.surrogates import Surrogate
     from constrain.language.symbols import Model
 
 __all__ = [
@@ -29,12 +30,14 @@ __all__ = [
     "ArraySymbol",
     "Between",
     "Call",
+    "Codes",
     "Column",
     "CompareOp",
     "Comparison",
     "Constant",
     "Decision",
     "ForAll",
+    "Gradient",
     "Indicator",
     "Knob",
     "Logic",
@@ -193,6 +196,17 @@ class Column(Node):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class Codes(Node):
+    """The position of each row's level among the levels of these columns (of their combinations).
+
+    Made by lowering only: a threshold per level is looked up with it.
+    """
+
+    data: Data
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Decision(Node):
     """A `Variable`."""
 
@@ -215,10 +229,15 @@ class Weights(Node):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Call(Node):
-    """A model applied to expressions: per row when they are per row."""
+    """A model applied to expressions: per row when they are per row.
+
+    With `features` the arguments are numbers per row (or per point) that the model takes as one feature axis,
+    and an output axis of length one is dropped: `u(x)` of a scalar `x` is scalar.
+    """
 
     model: Model
     args: tuple[Node, ...]
+    features: bool = False
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -253,6 +272,17 @@ class Opaque(Node):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class Gradient(Node):
+    """The derivative of a per-row expression with respect to a column, row by row.
+
+    Shape of one row: that of `arg`, then that of one row of the column.
+    """
+
+    arg: Node
+    wrt: Column
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison(Node):
     """`lhs op rhs`: an event when it is random, a constraint when it is deterministic."""
 
@@ -273,12 +303,12 @@ class Logic(Node):
 class Indicator(Node):
     """1 where an event holds, else 0.
 
-    Its exact value is used in reports and multiplier updates. `surrogate` names the differentiable stand-in
-    of the primal gradient (None where the event involves no decision).
+    Its exact value is used in reports and multiplier updates. `surrogate` is the differentiable stand-in of
+    the primal gradient (None where the event involves no decision).
     """
 
     event: Node
-    surrogate: str | None = None
+    surrogate: Surrogate | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -297,7 +327,7 @@ class Rate(Node):
     event: Node
     given: Node | None = None
     by: tuple[Column, ...] = ()
-    surrogate: str | None = None
+    surrogate: Surrogate | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -336,12 +366,14 @@ AnyNode: TypeAlias = (
     Constant
     | Array
     | Column
+    | Codes
     | Decision
     | Knob
     | Weights
     | Call
     | Apply
     | Opaque
+    | Gradient
     | Comparison
     | Logic
     | Indicator
@@ -362,6 +394,8 @@ def children(node: Node) -> tuple[Node, ...]:
         case Opaque(arguments=arguments, keywords=keywords):
             found = [a for a in arguments if isinstance(a, Node)]
             return (*found, *(v for _, v in keywords if isinstance(v, Node)))
+        case Gradient(arg=arg, wrt=wrt):
+            return (arg, wrt)
         case Comparison(lhs=lhs, rhs=rhs):
             return (lhs, rhs)
         case Indicator(event=event):
@@ -387,8 +421,10 @@ def rebuild(node: Node, new: tuple[Node, ...]) -> Node:
     if all(a is b for a, b in zip(children(node), new, strict=True)):
         return node
     match node:
-        case Call(model=model):
-            return Call(model, new, loc=node.loc)
+        case Call(model=model, features=features):
+            return Call(model, new, features, loc=node.loc)
+        case Gradient(wrt=wrt):
+            return Gradient(new[0], new[1] if isinstance(new[1], Column) else wrt, loc=node.loc)
         case Apply(atom=atom, options=options):
             return Apply(atom, new, options, loc=node.loc)
         case Logic(op=op):

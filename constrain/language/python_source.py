@@ -16,10 +16,13 @@ from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS
 from constrain.language.expr import Expr
 from constrain.language.layout import Layout, Names, Piece, joined, key_text, literal
+from constrain.language.surrogates import DEFAULT
 from constrain.language.types import type_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from constrain.language.surrogates import Surrogate
 
 __all__ = ["ATOM", "RESERVED", "SourceNotation"]
 
@@ -134,8 +137,11 @@ class SourceNotation:
                 return self._statistic("E", arg, given, by, None)
             case n.Rate(event=arg, given=given, by=by, surrogate=surrogate):
                 return self._statistic("P", arg, given, by, surrogate)
-            case n.Indicator(event=event):
-                return self.call("cn", "indicator", [[(event, OPEN)]])
+            case n.Indicator(event=event, surrogate=surrogate):
+                items: list[list[Piece]] = [[(event, OPEN)]]
+                if surrogate not in (None, DEFAULT):
+                    items.append(["surrogate=", self.surrogate(surrogate)])
+                return self.call("cn", "indicator", items)
             case n.ForAll(data=data, where=where, relation=relation):
                 rows: list[Piece] = [self.names.of(data)]
                 if where is not None:
@@ -166,7 +172,12 @@ class SourceNotation:
                 raise AssertionError(type(node))
 
     def _statistic(
-        self, word: str, arg: n.Node, given: n.Node | None, by: tuple[n.Column, ...], surrogate: str | None
+        self,
+        word: str,
+        arg: n.Node,
+        given: n.Node | None,
+        by: tuple[n.Column, ...],
+        surrogate: Surrogate | None,
     ) -> Layout:
         items: list[list[Piece]] = [self.operand(arg)]
         if given is not None:
@@ -176,10 +187,16 @@ class SourceNotation:
         elif by:
             items.append(["by=(", *joined([(column, ATOM) for column in by]), ")"])
         if surrogate is not None:
-            items.append([f"surrogate={surrogate!r}"])
+            items.append(["surrogate=", self.surrogate(surrogate)])
         return self.call(word, "", items)
 
     # ---- pieces
+    def surrogate(self, surrogate: Surrogate) -> str:
+        """A surrogate by its name, or with the options that differ from its defaults."""
+        if surrogate == type(surrogate)():
+            return repr(surrogate.name)
+        return self.word("cn", f"surrogate.{surrogate!r}")
+
     def word(self, word: str, attribute_name: str = "") -> str:
         """A word of the language, remembered; `word("cn", "sum")` is `cn.sum`."""
         self.words.add(word)

@@ -9,14 +9,15 @@ from constrain.language import nodes as n
 from constrain.language.data import Data, Subset, as_list
 from constrain.language.expr import Constraint, Expr, as_event, as_expr, as_number, code, is_flag, shown
 from constrain.language.location import here
+from constrain.language.surrogates import DEFAULT, surrogate_of
 from constrain.language.types import type_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["E", "P", "between", "forall", "indicator"]
+    from constrain.language.surrogates import Surrogate
 
-SURROGATES = ("sigmoid", "hinge")
+__all__ = ["E", "P", "between", "forall", "indicator"]
 
 
 def _conditions(
@@ -124,7 +125,8 @@ class _Probability:
         event: a comparison such as `f(D.x) > 0`, or events joined by `&`, `|`, `~`.
         given: condition on the rows where this event holds.
         by: one rate per level.
-        surrogate: `"sigmoid"` (default) or `"hinge"`.
+        surrogate: `"sigmoid"` (default), `"hinge"`, `"power"`, or one of these with options, such as
+            `cn.surrogate.Sigmoid(temperature=0.1)` or `cn.surrogate.Hinge(scale=1.0)`.
 
     Raises:
         ModelingError: E104, E105 (no event: write E), E107, E118, E119 (unknown surrogate).
@@ -135,7 +137,7 @@ class _Probability:
         event: Any,
         given: Expr | Constraint | None = None,
         by: Expr | Sequence[Expr] | None = None,
-        surrogate: str | None = None,
+        surrogate: Surrogate | str | None = None,
     ) -> Expr:
         if isinstance(event, Expr) and not event.type.event and not is_flag(event):
             raise ModelingError(
@@ -145,16 +147,9 @@ class _Probability:
                 fix=f"P({code(event)} > 0), or E({code(event)}) for the average",
             )
         e = as_event(event, "P()")
-        if surrogate is not None and surrogate not in SURROGATES:
-            raise ModelingError(
-                "E119",
-                f"no surrogate is called {surrogate!r}",
-                at=here(),
-                fix=" or ".join(f'"{s}"' for s in SURROGATES),
-            )
         population = _population(e, "P")
         condition, columns = _conditions(population, given, by, "P")
-        return Expr(n.Rate(e.node, condition, columns, surrogate, loc=here()))
+        return Expr(n.Rate(e.node, condition, columns, surrogate_of(surrogate), loc=here()))
 
     def __getitem__(self, item: Any) -> Any:
         raise _brackets("P", "event")
@@ -167,12 +162,16 @@ E = _Expectation()
 P = _Probability()
 
 
-def indicator(event: Expr) -> Expr:
+def indicator(event: Expr, surrogate: Surrogate | str | None = None) -> Expr:
     """1 where the event holds, else 0, as a number per row.
 
     In `E(indicator(a) * cost)` the primal gradient sees the same surrogate that `P(a)` uses.
+
+    Raises:
+        ModelingError: E104, E105 (no event), E119 (unknown surrogate).
     """
-    return Expr(n.Indicator(as_event(event, "indicator()").node, "sigmoid", loc=here()))
+    chosen = surrogate_of(surrogate) or DEFAULT
+    return Expr(n.Indicator(as_event(event, "indicator()").node, chosen, loc=here()))
 
 
 def forall(where: Data | Subset, relation: Expr | Constraint | Any) -> Constraint:

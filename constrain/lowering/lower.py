@@ -9,6 +9,7 @@ from constrain._lazy import language_printing
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS
+from constrain.language.surrogates import DEFAULT
 from constrain.language.types import type_of
 from constrain.lowering import rules
 from constrain.lowering.dependence import depends_on_decisions
@@ -18,6 +19,7 @@ from constrain.lowering.verify import verify
 if TYPE_CHECKING:
     from constrain.language.data import Data
     from constrain.language.problem import Problem
+    from constrain.language.surrogates import Surrogate
 
 __all__ = ["EPIGRAPH", "lower"]
 
@@ -42,20 +44,21 @@ class _Lowering:
 
         return n.intern(n.fold(root, step, memo), self.table)
 
-    def _statistic(self, node: n.Node, target: str) -> n.Node:
+    def _statistic(self, node: n.Node, target: str, surrogate: Surrogate = DEFAULT) -> n.Node:
         match node:
-            case n.Rate():
-                mean = rules.indicator_mean(node)
-                if isinstance(mean.arg, n.Indicator) and mean.arg.surrogate:
-                    formula = f"gradient of 1[A] by {mean.arg.surrogate}((margin)/scale); values stay exact"
+            case n.Rate(event=event, given=given):
+                chosen = node.surrogate or DEFAULT
+                if any(x is not None and depends_on_decisions(x) for x in (event, given)):
+                    formula = f"gradient of 1[A] by {chosen.described}; values stay exact"
                     self.trace.add("surrogate", target, formula, exact=False)
-                return self._statistic(mean, target)
+                return self._statistic(rules.indicator_mean(node), target, chosen)
             case n.Mean(arg=arg, given=given):
                 data = type_of(arg).rows
                 assert data is not None  # checked when E(...) was written
                 if given is not None and depends_on_decisions(given):
                     self.trace.add("ratio", target, "E(g | A) = E(g 1[A]) / E(1[A]), A depends on decisions")
-                    return rules.ratio(node, data)
+                    own = arg.surrogate if isinstance(arg, n.Indicator) else None
+                    return rules.ratio(node, data, own or surrogate)
                 return rules.moment(node, data)
             case n.Indicator(event=event, surrogate=surrogate) if surrogate and not depends_on_decisions(
                 event

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from constrain.language import nodes as n
+from constrain.language.surrogates import DEFAULT
 from constrain.language.types import type_of
 from constrain.lowering.dependence import depends_on_decisions
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from constrain.language.data import Data
+    from constrain.language.surrogates import Surrogate
     from constrain.lowering.program import Trace
 
 __all__ = ["Piece", "epigraph", "flip", "indicator_mean", "moment", "ratio", "split"]
@@ -60,7 +62,7 @@ def indicator_mean(node: n.Rate) -> n.Mean:
 
     Exact; where A involves decisions the primal gradient of 1[A] is that of a surrogate.
     """
-    surrogate = (node.surrogate or "sigmoid") if depends_on_decisions(node.event) else None
+    surrogate = (node.surrogate or DEFAULT) if depends_on_decisions(node.event) else None
     return n.Mean(n.Indicator(node.event, surrogate, loc=node.loc), node.given, node.by, loc=node.loc)
 
 
@@ -72,16 +74,20 @@ def moment(node: n.Mean, data: Data) -> n.Moment:
     return n.Moment(data, node.arg, node.given, node.by, loc=node.loc)
 
 
-def ratio(node: n.Mean, data: Data) -> n.Node:
-    """E(g | A) = E(g 1[A]) / E(1[A]) when the event A involves decisions.
+def ratio(node: n.Mean, data: Data, surrogate: Surrogate = DEFAULT) -> n.Node:
+    """E(g | A) = E(g 1[A]) / E(1[A]) when the event A involves decisions; P(B | A) = P(B & A) / P(A).
 
     Exact; not affine in the averages, and the gradient of 1[A] is that of a surrogate.
     """
     assert node.given is not None  # narrows the type
-    mask: n.Node = n.Indicator(node.given, "sigmoid", loc=node.loc)
+    mask: n.Node = n.Indicator(node.given, surrogate, loc=node.loc)
     shape = type_of(node.arg).shape or ()
     weight = mask if not shape else n.Apply("index", (mask,), (("key", ("...", *(None for _ in shape))),))
-    top = n.Moment(data, n.Apply("mul", (node.arg, weight), loc=node.loc), None, node.by, loc=node.loc)
+    both: n.Node = n.Apply("mul", (node.arg, weight), loc=node.loc)
+    if isinstance(node.arg, n.Indicator) and not shape:
+        event = n.Logic("and", (node.arg.event, node.given), loc=node.loc)
+        both = n.Indicator(event, surrogate, loc=node.loc)
+    top = n.Moment(data, both, None, node.by, loc=node.loc)
     bottom: n.Node = n.Moment(data, weight, None, node.by, loc=node.loc)
     return n.Apply("div", (top, bottom), loc=node.loc)
 

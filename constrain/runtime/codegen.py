@@ -5,7 +5,7 @@ that what runs can be read. Indicators that depend on decisions come in two vers
 differentiable surrogate of the primal gradient.
 
 Names inside generated code: `c` columns, `v` variables, `f` models, `k` parameters, `a` constants, `m`
-moments, `s` surrogate scales, `w` flattened model parameters.
+moments, `s` spreads of margins, `w` flattened model parameters.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS
 from constrain.language.types import type_of
-from constrain.lowering.dependence import depends_on_decisions
-from constrain.runtime import rowwise
+from constrain.runtime import rowwise, surrogates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Generated", "Tables", "generate", "margin_events"]
+    from constrain.language.surrogates import Surrogate
+
+__all__ = ["Generated", "Tables", "generate"]
 
 Mode = str  # "exact" or "primal"
 
@@ -36,16 +36,6 @@ Mode = str  # "exact" or "primal"
 def real(x: Any, dtype: torch.dtype) -> Any:
     """Integer and boolean tensors in the floating type of the problem: integers have no negative powers."""
     return x.to(dtype) if isinstance(x, Tensor) and not x.is_floating_point() else x
-
-
-def surrogate_sigmoid(margin: Tensor, scale: Tensor) -> Tensor:
-    """Sigmoid of the margin in units of `scale`: the stand-in of 1[margin > 0]."""
-    return torch.sigmoid(margin / scale)
-
-
-def surrogate_hinge(margin: Tensor, scale: Tensor) -> Tensor:
-    """max(0, 1 + margin / scale): a convex upper bound of 1[margin > 0]."""
-    return torch.relu(1 + margin / scale)
 
 
 @dataclass
@@ -78,11 +68,6 @@ class Generated:
     operations: int
 
 
-def margin_events(event: n.Node) -> list[n.Comparison]:
-    """The comparisons inside a compound event."""
-    return [x for x in n.postorder(event) if isinstance(x, n.Comparison)]
-
-
 class _Writer:
     """Writes lines; remembers the name of every node already written in each mode."""
 
@@ -94,8 +79,7 @@ class _Writer:
             "torch": torch,
             "rowwise": rowwise,
             "real": real,
-            "surrogate_sigmoid": surrogate_sigmoid,
-            "surrogate_hinge": surrogate_hinge,
+            "surrogates": surrogates,
         }
         self.kept: list[n.Node] = []
         self.sensitive: dict[int, bool] = {}
@@ -164,6 +148,8 @@ class _Writer:
                 return f"a[{Tables.place(self.tables.arrays, symbol)}]"
             case n.Column(name=name):
                 return f"c[{name!r}]"
+            case n.Codes(columns=columns):
+                return f"c[{'#' + ','.join(columns)!r}]"
             case n.Decision(symbol=symbol):
                 return f"v[{Tables.place(self.tables.variables, symbol)}]"
             case n.Knob(symbol=symbol):
@@ -229,39 +215,15 @@ class _Writer:
         return self.emit(f"{self.ref(node.lhs, mode)} {node.op} {self.ref(rhs, mode)}")
 
     # ---- surrogates
-    def _surrogate(self, event: n.Node, kind: str, mode: Mode) -> str:
-        """a & b is the product, a | b = 1 - (1 - a)(1 - b), ~a = 1 - a of the sides' surrogates."""
-        memo: dict[int, str] = {}
-        for node in n.postorder(event):
-            match node:
-                case n.Comparison():
-                    memo[id(node)] = self._margin(node, kind, mode)
-                case n.Logic(op="not", args=args):
-                    memo[id(node)] = self.emit(f"1 - {memo[id(args[0])]}")
-                case n.Logic(op="and", args=args):
-                    memo[id(node)] = self.emit(" * ".join(memo[id(x)] for x in args))
-                case n.Logic(op="or", args=args):
-                    product = " * ".join(f"(1 - {memo[id(x)]})" for x in args)
-                    memo[id(node)] = self.emit(f"1 - {product}")
-                case _:
-                    pass
-        return memo[id(event)]
-
-    def _margin(self, node: n.Comparison, kind: str, mode: Mode) -> str:
-        if not depends_on_decisions(node):
-            return self.emit(f"{self._comparison(node, mode)}.to(dtype)")
-        if node.op in ("==", "!="):
-            raise ModelingError(
-                "E133",
-                "the event of a continuous quantity being equal to a number has no usable surrogate",
-                at=node.loc,
-                fix="abs(e - b) <= tolerance as the event",
-            )
-        a, b = (node.lhs, node.rhs) if node.op in (">", ">=") else (node.rhs, node.lhs)
-        margin = n.Apply("sub", (a, b), loc=node.loc)
-        place = Tables.place(self.tables.margins, margin)
-        value = self.emit(f"{self.ref(a, mode)} - {self.ref(b, mode)}")
-        return self.emit(f"surrogate_{kind}({value}, s[{place}])")
+    def _surrogate(self, event: n.Node, surrogate: Surrogate, mode: Mode) -> str:
+        """What the primal gradient sees in place of the indicator of an event."""
+        writer = surrogates.EventWriter(
+            surrogate,
+            emit=self.emit,
+            value=lambda node: self.ref(node, mode),
+            spread=lambda margin: f"s[{Tables.place(self.tables.margins, margin)}]",
+        )
+        return writer.write(event)
 
 
 def _live(lines: list[str], results: list[str]) -> list[str]:

@@ -1,0 +1,187 @@
+"""Surrogates of events on tensors: what the primal gradient sees in place of 1[event].
+
+The forms themselves are in `language/surrogates.py`. Here are their torch functions, the measure of a
+margin's spread, and how the surrogate of a compound event is written: with the margins m_a > 0 of `a` and
+m_b > 0 of `b`, each in units of its own width,
+
+    ~a: -m_a        a & b: min(m_a, m_b)        a | b: max(m_a, m_b)
+
+so that negations end at the comparisons, the laws of De Morgan, double negation and idempotence hold, and
+the surrogate of a compound event is the surrogate of one scalar margin. An event of the data alone counts as
+it is. `docs/decisions/0005-rates.md` compares this with products of the parts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, assert_never
+
+import torch
+from torch import Tensor
+
+from constrain.errors import ModelingError
+from constrain.language import nodes as n
+from constrain.language.surrogates import Hinge, Power, Sigmoid
+from constrain.lowering.dependence import depends_on_decisions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from constrain.language.surrogates import Surrogate
+
+__all__ = [
+    "LEAST_SPREAD",
+    "EventWriter",
+    "hinge",
+    "power",
+    "robust_spread",
+    "sigmoid",
+    "update_spreads",
+]
+
+LEAST_SPREAD = 0.25
+"""Least spread of a margin that its surrogate follows, as a fraction of the largest one it has had."""
+
+Width = float | Tensor
+
+
+def sigmoid(margin: Tensor, width: Width) -> Tensor:
+    """1 / (1 + exp(-margin / width)): within [0, 1], symmetric about margin 0. Any shape."""
+    return torch.sigmoid(margin / width)
+
+
+def hinge(margin: Tensor, width: Width) -> Tensor:
+    """max(0, 1 + margin / width): a convex upper bound of 1[margin >= 0]. Any shape."""
+    return torch.relu(1 + margin / width)
+
+
+def power(margin: Tensor, width: Width, order: float, core: float) -> Tensor:
+    """(1 + r(u)) / 2 with u = margin / width and r(u) = sign(u) min(|u|, 1)^(1 / order). Any shape.
+
+    Within |u| <= core, where the slope of r is not bounded, r is its chord. Saturates at |u| = 1.
+    """
+    u = (margin / width).clamp(-1, 1)
+    outside = u.abs().clamp(min=core) ** (1 / order) * torch.sign(u.detach())
+    return (1 + torch.where(u.abs() > core, outside, u * core ** (1 / order - 1))) / 2
+
+
+def robust_spread(margin: Tensor) -> Tensor:
+    """1.4826 times the median absolute deviation, at least a small part of the largest margin."""
+    flat = margin.detach().reshape(-1).float()
+    center = flat.median()
+    spread = 1.4826 * (flat - center).abs().median()
+    return torch.maximum(spread, 1e-3 * flat.abs().amax() + 1e-6)
+
+
+def update_spreads(spreads: Tensor, widest: Tensor, margins: Sequence[Tensor | None]) -> None:
+    """Measures the spread of every margin anew, in place.
+
+    A spread never falls below a quarter of the largest one seen: margins that shrink together with their
+    surrogate's width would go on shrinking.
+
+    Args:
+        spreads: (margins,) what surrogates use.
+        widest: (margins,) largest spreads so far.
+        margins: values over the data, any shape each; None for a margin of another sample.
+    """
+    with torch.no_grad():
+        for i, margin in enumerate(margins):
+            if margin is not None:
+                spread = robust_spread(margin).to(spreads.dtype)
+                widest[i] = torch.maximum(widest[i], spread)
+                spreads[i] = torch.maximum(spread, LEAST_SPREAD * widest[i])
+
+
+# ------------------------------------------------------------------------------------ generated code
+@dataclass(frozen=True)
+class EventWriter:
+    """Writes the surrogate of an event as lines of generated code.
+
+    Args:
+        surrogate: the form.
+        emit: writes a line `NAME = code` and returns NAME; lines nobody uses are dropped later.
+        value: name of the value of a node that is written already.
+        spread: code of the spread of a margin.
+    """
+
+    surrogate: Surrogate
+    emit: Callable[[str], str]
+    value: Callable[[n.Node], str]
+    spread: Callable[[n.Node], str]
+
+    def write(self, event: n.Node) -> str:
+        """Name of the surrogate of an event that depends on decisions.
+
+        Raises:
+            ModelingError: E133 for the equality of a quantity that depends on decisions.
+        """
+        soft: dict[int, tuple[str, str]] = {}
+        for node in n.postorder(event):
+            if not isinstance(node, (n.Comparison, n.Logic)) or not depends_on_decisions(node):
+                continue
+            match node:
+                case n.Comparison():
+                    soft[id(node)] = self._sides(node)
+                case n.Logic(op="not", args=args):
+                    holds, fails = soft[id(args[0])]
+                    soft[id(node)] = fails, holds
+                case n.Logic(op="and", args=args):
+                    soft[id(node)] = self._all(args, soft, 0), self._any(args, soft, 1)
+                case n.Logic(args=args):
+                    soft[id(node)] = self._any(args, soft, 0), self._all(args, soft, 1)
+        return soft[id(event)][0]
+
+    def _sides(self, node: n.Comparison) -> tuple[str, str]:
+        """Surrogates of a comparison and of its complement."""
+        if node.op in ("==", "!="):
+            raise ModelingError(
+                "E133",
+                "the event of a continuous quantity being equal to a number has no usable surrogate",
+                at=node.loc,
+                fix="abs(e - b) <= tolerance as the event",
+            )
+        a, b = (node.lhs, node.rhs) if node.op in (">", ">=") else (node.rhs, node.lhs)
+        margin = self.emit(f"{self.value(a)} - {self.value(b)}")
+        if self.surrogate.scale is not None:
+            width = repr(float(self.surrogate.scale))
+        else:
+            width = f"{float(self.surrogate.part)!r} * {self.spread(n.Apply('sub', (a, b), loc=node.loc))}"
+        return self._form(margin, width), self._form(f"-{margin}", width)
+
+    def _form(self, margin: str, width: str) -> str:
+        match self.surrogate:
+            case Sigmoid():
+                return self.emit(f"surrogates.sigmoid({margin}, {width})")
+            case Hinge():
+                return self.emit(f"surrogates.hinge({margin}, {width})")
+            case Power(order=order, core=core):
+                return self.emit(f"surrogates.power({margin}, {width}, {float(order)!r}, {float(core)!r})")
+            case _:
+                assert_never(self.surrogate)
+
+    def _split(
+        self, args: Sequence[n.Node], soft: dict[int, tuple[str, str]], side: int
+    ) -> tuple[list[str], list[str]]:
+        """Surrogates of the parts that depend on decisions, and the truth values of the others."""
+        moving = [soft[id(x)][side] for x in args if id(x) in soft]
+        fixed = [("~" if side else "") + self.value(x) for x in args if id(x) not in soft]
+        return moving, fixed
+
+    def _all(self, args: Sequence[n.Node], soft: dict[int, tuple[str, str]], side: int) -> str:
+        """Every part holds (side 0) or fails (side 1)."""
+        moving, fixed = self._split(args, soft, side)
+        least = self._chain("torch.minimum", moving)
+        return self.emit(f"torch.where({' & '.join(fixed)}, {least}, 0.0)") if fixed else least
+
+    def _any(self, args: Sequence[n.Node], soft: dict[int, tuple[str, str]], side: int) -> str:
+        """Some part holds (side 0) or fails (side 1)."""
+        moving, fixed = self._split(args, soft, side)
+        most = self._chain("torch.maximum", moving)
+        return self.emit(f"torch.where({' | '.join(fixed)}, 1.0, {most})") if fixed else most
+
+    def _chain(self, function: str, names: list[str]) -> str:
+        """Minimum or maximum of several values, two by two."""
+        found = names[0]
+        for name in names[1:]:
+            found = self.emit(f"{function}({found}, {name})")
+        return found
