@@ -28,13 +28,16 @@ from torch import Tensor
 
 from constrain.errors import ModelingError
 from constrain.runtime.lagrangian import Lagrangian
-from constrain.solvers.training import BatchSampler, IterateJudge, epochs_or_default, half_cosine, train
+from constrain.solvers.sampling import BatchSampler
+from constrain.solvers.training import IterateJudge, epochs_or_default, half_cosine, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from constrain.lowering.program import Part
-    from constrain.runtime.evaluator import Estimate, Evaluator
+    from constrain.runtime.binding import Rows
+    from constrain.runtime.estimates import Estimate
+    from constrain.runtime.evaluator import Evaluator
     from constrain.runtime.lagrangian import Batches
     from constrain.runtime.result import RawResult
     from constrain.solvers.progress import Progress
@@ -84,7 +87,7 @@ class CompiledProblem(cooper.ConstrainedMinimizationProblem):
         self.set_penalties()
 
     def _constraint(self, part: Part, formulation: Any) -> cooper.Constraint:
-        shaped = self.lagrangian.buffer("multiplier", part)
+        shaped = self.lagrangian.multiplier(part)
         kinds = {"<=": cooper.ConstraintType.INEQUALITY, "==": cooper.ConstraintType.EQUALITY}
         words = cooper.multipliers
         make = words.DenseMultiplier if part.rows is None else words.IndexedMultiplier
@@ -127,7 +130,7 @@ class CompiledProblem(cooper.ConstrainedMinimizationProblem):
     def step(self, part: Part, rate: float, sizes: Mapping[str, int]) -> float:
         """Learning rate of a part's multipliers; a row is met once per epoch, so its step is 1 / batch."""
         scale = 1.0 if part.rows is None else 1.0 / sizes[part.rows.name]
-        return rate * scale * float(self.lagrangian.buffer("step", part))
+        return rate * scale * float(self.lagrangian.step(part))
 
     def _multiplier(self, part: Part) -> Any:
         return dict(self.named_constraints())[part.key].multiplier
@@ -153,10 +156,10 @@ class CompiledProblem(cooper.ConstrainedMinimizationProblem):
         for key, coefficient in self.named_penalty_coefficients():
             part = next(p for p in self.parts if p.key == key)
             rows = 1 if part.rows is None else self._shape(part)[0]
-            coefficient.value = self.penalty * self.lagrangian.buffer("step", part) / rows
+            coefficient.value = self.penalty * self.lagrangian.step(part) / rows
 
     def _shape(self, part: Part) -> tuple[int, ...]:
-        return tuple(self.lagrangian.buffer("multiplier", part).shape)
+        return tuple(self.lagrangian.multiplier(part).shape)
 
     # ------------------------------------------------------------------------------------------- state
     def compute_cmp_state(self, batch: Batches) -> cooper.CMPState:
@@ -168,13 +171,14 @@ class CompiledProblem(cooper.ConstrainedMinimizationProblem):
         Raises:
             ModelingError: E140 when the batch has no rows of a sample of the problem.
         """
-        index = self.lagrangian.indices(batch)
-        estimate = self.evaluator.estimate(index)
+        batches = self.lagrangian.batches(batch)
+        estimate = self.lagrangian.estimator(batches)
+        self.lagrangian.estimator.learn(estimate)
         named = dict(self.named_constraints())
         observed = {
             named[part.key]: self._averaged(i, part, estimate)
             if part.rows is None
-            else self._per_row(i, part, estimate, index[part.rows.name])
+            else self._per_row(i, part, estimate, batches[part.rows.name])
             for i, part in enumerate(self.parts)
         }
         return cooper.CMPState(loss=estimate.primal.objective, observed_constraints=observed)
@@ -190,10 +194,18 @@ class CompiledProblem(cooper.ConstrainedMinimizationProblem):
             contributes_to_dual_update=not self.resting,
         )
 
-    def _per_row(self, i: int, part: Part, estimate: Estimate, index: Tensor) -> cooper.ConstraintState:
+    def _per_row(self, i: int, part: Part, estimate: Estimate, batch: Rows) -> cooper.ConstraintState:
         dtype = self._multiplier(part).weight.dtype
         primal, exact, mask = estimate.rows[i]
         rows, *rest = self._shape(part)
+        index = batch.index
+        if isinstance(index, slice):
+            index = torch.arange(rows, device=primal.device)[index]
+        if index is None:
+            raise TypeError(f"{part.key} is a constraint per row of rows without positions")
+        if batch.weight is not None:
+            weight = batch.weight.reshape(-1, *(1 for _ in rest)).to(primal.dtype)
+            primal, exact = primal * weight, exact * weight
         width = primal[0].numel()
         if mask is not None:
             wide = mask.reshape(-1, *(1 for _ in rest))
@@ -306,7 +318,8 @@ class _Training:
         self.lagrangian.calibrate(self.generator)
         self.lagrangian.set_multipliers(multipliers or {})
         self.cmp = CompiledProblem(self.lagrangian, options.formulation, options.penalty)
-        self.sampler = BatchSampler(evaluator, options.batch, self.generator)
+        rows = [p.rows.name for p in evaluator.program.parts if p.rows is not None]
+        self.sampler = BatchSampler(evaluator, options.batch, self.generator, positions=rows)
         tensors = evaluator.decisions.tensors
         make = options.optimizer
         self.primal = torch.optim.Adam(tensors, lr=options.lr) if make is None else make(tensors)
@@ -358,7 +371,7 @@ class _Training:
         """One pass over the largest sample."""
         self.cmp.resting = epoch < self.warmup
         for _ in range(self.sampler.per_epoch):
-            self.optimizer.roll(compute_cmp_state_kwargs={"batch": self.sampler.draw(self.steps)})
+            self.optimizer.roll(compute_cmp_state_kwargs={"batch": self.sampler.draw()})
             self.schedule.step()
             self.steps += 1
         self.evaluator.refresh_scales()
@@ -377,5 +390,6 @@ class _Training:
         """Multipliers by part key."""
         return self.cmp.multiplier_values()
 
-    def observe(self, residuals: Mapping[int, Tensor]) -> None:
-        """Nothing: Cooper's optimizers keep their own averages."""
+    def observe(self, residuals: Mapping[int, Tensor], moments: list[Tensor]) -> None:  # noqa: ARG002
+        """Running averages become exact; Cooper's optimizers keep their own averages of residuals."""
+        self.lagrangian.estimator.observe(moments)

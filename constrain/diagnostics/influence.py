@@ -157,14 +157,13 @@ class _Piece:
     mean: Tensor
     slopes: Tensor
 
-    def influence(self, integrand: Tensor, index: slice) -> Tensor:
+    def influence(self, integrand: Tensor, weight: Tensor | None, codes: Tensor | None) -> Tensor:
         """(scalars, rows) of these rows: slope * weight * (integrand - mean of the row's group)."""
         g = integrand.double().reshape(integrand.shape[0], -1)
-        codes = None if self.stratum.codes is None else self.stratum.codes[index]
         centered = g - (self.mean if codes is None else self.mean[codes])
-        if self.stratum.weight is not None:
-            weight = self.stratum.weight[index].double()[:, None]
-            centered = torch.where(weight > 0, centered * weight, torch.zeros_like(centered))
+        if weight is not None:
+            wide = weight.double()[:, None]
+            centered = torch.where(wide > 0, centered * wide, torch.zeros_like(centered))
         if codes is None:
             return self.slopes[:, 0, :] @ centered.T
         return (self.slopes[:, codes, :] * centered).sum(-1)
@@ -177,15 +176,17 @@ def _squares(evaluator: Evaluator, job: Any, pieces: Sequence[_Piece], count: in
     width = max(piece.mean.shape[1] for piece in pieces)
     step = max(1, BLOCK // (count * width))
     with torch.no_grad():
-        for start in range(0, population.rows, evaluator.chunk):
-            stop = min(start + evaluator.chunk, population.rows)
-            values = evaluator.rows(job, slice(start, stop), "exact")
-            for first in range(start, stop, step):
-                index = slice(first, min(first + step, stop))
-                here = slice(first - start, index.stop - start)
-                influence = sum(
-                    (piece.influence(values[piece.place][here], index) for piece in pieces),
-                    torch.zeros((), dtype=torch.float64, device=evaluator.device),
-                )
+        for rows in population.chunks(evaluator.chunk):
+            values = evaluator.rows(job, rows, "exact")
+            conditions = [population.conditions(piece.stratum, rows) for piece in pieces]
+            for first in range(0, rows.count, step):
+                here = slice(first, min(first + step, rows.count))
+                influence = torch.zeros((), dtype=torch.float64, device=evaluator.device)
+                for piece, (weight, codes) in zip(pieces, conditions, strict=True):
+                    influence = influence + piece.influence(
+                        values[piece.place][here],
+                        None if weight is None else weight[here],
+                        None if codes is None else codes[here],
+                    )
                 total += influence.square().sum(1)
     return array_of(total)

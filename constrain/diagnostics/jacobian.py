@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from constrain.diagnostics.point import Point
-    from constrain.runtime.evaluator import Evaluator, Outer, Rows
+    from constrain.runtime.binding import Index
+    from constrain.runtime.evaluator import Evaluator, Outer
 
 __all__ = ["LIMIT", "Entry", "Gradients", "Qualification", "choose", "gradients", "qualify"]
 
@@ -147,7 +148,7 @@ def gradients(
                 total = total + (residual * torch.as_tensor(weight).to(residual)).sum()
         return total
 
-    def row_term(i: int, residual: Tensor, index: Rows) -> Tensor:
+    def row_term(i: int, residual: Tensor, index: Index) -> Tensor:
         weight = rest[i]
         if weight is None:
             return residual.sum() * 0
@@ -182,10 +183,12 @@ def _row_gradients(
     part = evaluator.program.parts[i]
     job = next(job for job in evaluator.jobs if job.data is part.rows)
     place = len(job.moments) + job.parts.index(i)
-    width = max(1, evaluator.rows(job, slice(0, 1), "primal")[place].numel())
+    population = evaluator.populations[job.data]
+    width = max(1, evaluator.rows(job, population.take(slice(0, 1)), "primal")[place].numel())
     tensors = evaluator.decisions.tensors
     rows = sorted({k // width for k in wanted})
-    residual = evaluator.rows(job, torch.as_tensor(rows, device=evaluator.device), "primal")[place]
+    taken = population.take(torch.as_tensor(rows, device=evaluator.device))
+    residual = evaluator.rows(job, taken, "primal")[place]
     found: dict[tuple[int, int], NDArray[np.float64]] = {}
     for k in wanted:
         scalar = residual[rows.index(k // width)].reshape(-1)[k % width]

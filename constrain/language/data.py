@@ -185,9 +185,15 @@ class Data:
             )
         return Subset(self, condition.node)
 
-    def rows(self, index: Any) -> Batch:
-        """A batch: the same columns, those rows; `index` is integers (array, tensor), a slice or a range."""
-        return Batch(self, index)
+    def rows(self, index: Any, weight: Any = None) -> Batch:
+        """A batch: the same columns, those rows.
+
+        Args:
+            index: positions: integers (array, tensor), a slice or a range.
+            weight: (batch,) importance weights when rows are not drawn uniformly: 1 / (rows * probability), so
+                that the mean of weight * g is an unbiased estimate of E(g).
+        """
+        return Batch(self, index, weight)
 
 
 class Subset:
@@ -201,9 +207,10 @@ class Subset:
 class Batch:
     """Some rows of a sample, by position; made by `Data.rows`."""
 
-    def __init__(self, data: Data, index: Any) -> None:
+    def __init__(self, data: Data, index: Any, weight: Any = None) -> None:
         self.data = data
         self.index = index
+        self.weight = weight
 
     def __repr__(self) -> str:
         return f"<Batch of {self.data.name}>"

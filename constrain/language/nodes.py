@@ -46,8 +46,11 @@ __all__ = [
     "Node",
     "Opaque",
     "ParameterSymbol",
+    "Pinned",
     "Rate",
+    "Relaxed",
     "Scalar",
+    "Scaled",
     "VariableSymbol",
     "Weights",
     "children",
@@ -61,6 +64,7 @@ __all__ = [
 T = TypeVar("T")
 Scalar: TypeAlias = bool | int | float
 CompareOp: TypeAlias = Literal["<=", ">=", "==", "<", ">", "!="]
+StatisticKind: TypeAlias = Literal["Var", "Cov", "Corr", "CVaR", "Quantile"]
 
 
 # --------------------------------------------------------------------------------------------- symbols
@@ -207,6 +211,17 @@ class Codes(Node):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class Pinned(Node):
+    """A number of the sample, such as a quantile, that is set exactly (`Program.tails`) and then held.
+
+    Made by lowering only. `primal` is what the surrogate sees in the place of `symbol`, where they differ.
+    """
+
+    symbol: ArraySymbol
+    primal: ArraySymbol | None = None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Decision(Node):
     """A `Variable`."""
 
@@ -331,6 +346,20 @@ class Rate(Node):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class Statistic(Node):
+    """`Var`, `Cov`, `Corr`, `CVaR` or `Quantile` of per-row expressions (`summaries.py`).
+
+    `level` is that of `CVaR` and `Quantile`, None for the others.
+    """
+
+    kind: StatisticKind
+    args: tuple[Node, ...]
+    given: Node | None = None
+    by: tuple[Column, ...] = ()
+    level: float | None = None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Between(Node):
     """`lower <= arg <= upper` as one constraint."""
 
@@ -346,6 +375,27 @@ class ForAll(Node):
     data: Data
     where: Node | None
     relation: Node
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Relaxed(Node):
+    """`relation.relax(cost=)`: it may be exceeded by a slack z >= 0 per entry, which costs h(z).
+
+    `cost` names the terms of h (`relations.COSTS`) and `weight` holds the weight of each: a number or a
+    parameter.
+    """
+
+    relation: Node
+    cost: tuple[str, ...]
+    weight: tuple[Node, ...]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scaled(Node):
+    """`relation.scale(s)`: its residual is measured in units of s."""
+
+    relation: Node
+    scale: float
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -367,6 +417,7 @@ AnyNode: TypeAlias = (
     | Array
     | Column
     | Codes
+    | Pinned
     | Decision
     | Knob
     | Weights
@@ -379,8 +430,11 @@ AnyNode: TypeAlias = (
     | Indicator
     | Mean
     | Rate
+    | Statistic
     | Between
     | ForAll
+    | Relaxed
+    | Scaled
     | Moment
 )
 
@@ -394,9 +448,7 @@ def children(node: Node) -> tuple[Node, ...]:
         case Opaque(arguments=arguments, keywords=keywords):
             found = [a for a in arguments if isinstance(a, Node)]
             return (*found, *(v for _, v in keywords if isinstance(v, Node)))
-        case Gradient(arg=arg, wrt=wrt):
-            return (arg, wrt)
-        case Comparison(lhs=lhs, rhs=rhs):
+        case Comparison(lhs=lhs, rhs=rhs) | Gradient(arg=lhs, wrt=rhs):
             return (lhs, rhs)
         case Indicator(event=event):
             return (event,)
@@ -404,10 +456,16 @@ def children(node: Node) -> tuple[Node, ...]:
             return (arg, *(() if given is None else (given,)), *by)
         case Moment(integrand=arg, given=given, by=by):
             return (arg, *(() if given is None else (given,)), *by)
+        case Statistic(args=args, given=given, by=by):
+            return (*args, *(() if given is None else (given,)), *by)
         case Between(lower=lower, arg=arg, upper=upper):
             return (lower, arg, upper)
         case ForAll(where=where, relation=relation):
             return (relation,) if where is None else (where, relation)
+        case Relaxed(relation=relation, weight=weight):
+            return (relation, *weight)
+        case Scaled(relation=relation):
+            return (relation,)
         case _:
             return ()
 
@@ -458,9 +516,17 @@ def _rebuild_closing(node: Node, new: tuple[Node, ...]) -> Node:
         case Moment(data=data, given=given):
             arg, event = next(it), None if given is None else next(it)
             return Moment(data, arg, event, _columns(it), loc=node.loc)
+        case Statistic(kind=kind, args=args, given=given, level=level):
+            rebuilt = tuple(next(it) for _ in args)
+            event = None if given is None else next(it)
+            return Statistic(kind, rebuilt, event, _columns(it), level, loc=node.loc)
         case ForAll(data=data, where=where):
             event = None if where is None else next(it)
             return ForAll(data, event, next(it), loc=node.loc)
+        case Relaxed(cost=cost):
+            return Relaxed(next(it), cost, tuple(it), loc=node.loc)
+        case Scaled(scale=scale):
+            return Scaled(next(it), scale, loc=node.loc)
         case _:
             return node
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, assert_never, cast
 
-from constrain._lazy import language_printing, loaded, probe
+from constrain._lazy import language, language_printing, loaded, probe
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS, ShapeProblem, alike, broadcast
@@ -103,11 +103,15 @@ def _joined(node: n.Node, parts: Sequence[Type]) -> tuple[Data | None, Level | N
     populations = list(dict.fromkeys(p.rows for p in parts if p.rows is not None))
     if len(populations) > 1:
         names = [d.name for d in populations]
+        region = language("regions").Region
+        together = "put the columns into one cn.Data"
+        if all(isinstance(d, region) for d in populations):
+            together = 'use one cn.Box("z", lower, upper) with the coordinates z[..., 0], z[..., 1]'
         raise ModelingError(
             "E107",
             f"{_show(node)} mixes the populations {names}; row i of one is not row i of the other",
             at=node.loc,
-            fix="close one first, e.g. E(...) over it, or put the columns into one cn.Data",
+            fix=f"close one first, e.g. E(...) over it, or {together}",
         )
     axes = list(dict.fromkeys(p.levels for p in parts if p.levels is not None))
     if len(axes) > 1:
@@ -169,34 +173,57 @@ def _infer(node: n.Node, parts: list[Type]) -> Type:
             found = _call(kind, parts)
         case n.Opaque():
             found = _opaque(kind, parts)
+        case n.Gradient():
+            found = _gradient(kind, parts)
         case n.Comparison() | n.Logic() | n.Between():
             _check_alignment(kind, n.children(kind), parts)
             found = _elementwise(kind, parts, event=True)
         case n.Indicator():
             found = Type(rows=parts[0].rows, levels=parts[0].levels, shape=parts[0].shape)
+        case n.Statistic():
+            found = _statistic(kind, parts)
         case n.Mean(by=by) | n.Rate(by=by) | n.Moment(by=by):
             rows, _ = _joined(kind, parts)
             levels = Level(rows, tuple(c.name for c in by)) if by and rows is not None else None
             found = Type(levels=levels, shape=parts[0].shape)
         case n.ForAll():
             found = Type(shape=parts[-1].shape, event=True)
+        case n.Relaxed() | n.Scaled():
+            found = parts[0]
         case _:
             found = _leaf(kind)
     return found
 
 
-def _leaf(node: n.Constant | n.Array | n.Column | n.Decision | n.Knob | n.Weights) -> Type:
+_Leaf: TypeAlias = (
+    n.Constant | n.Array | n.Column | n.Codes | n.Pinned | n.Decision | n.Knob | n.Weights
+)
+
+
+def _leaf(node: _Leaf) -> Type:
     match node:
         case n.Constant():
             return Type()
-        case n.Array(symbol=symbol) | n.Decision(symbol=symbol) | n.Knob(symbol=symbol):
+        case n.Array(symbol=symbol) | n.Pinned(symbol=symbol) | n.Decision(symbol=symbol) | n.Knob(symbol=symbol):
             return Type(shape=symbol.shape)
         case n.Column(data=data, name=name):
             return Type(rows=data, shape=data.row_shape(name))
+        case n.Codes(data=data):
+            return Type(rows=data)
         case n.Weights():
             return Type(shape=None)
         case _:
             assert_never(node)
+
+
+def _statistic(node: n.Statistic, parts: list[Type]) -> Type:
+    """Rows close; with `by` there are levels; several arguments broadcast within a row."""
+    count = len(node.args)
+    rows, _ = _joined(node, parts)
+    _check_alignment(node, node.args, parts[:count])
+    shape = _elementwise(node, parts[:count], event=False).shape
+    levels = Level(rows, tuple(c.name for c in node.by)) if node.by and rows is not None else None
+    return Type(levels=levels, shape=shape)
 
 
 def _elementwise(node: n.Node, parts: list[Type], *, event: bool) -> Type:
@@ -237,6 +264,13 @@ def _call(node: n.Call, parts: list[Type]) -> Type:
     if loaded("torch") is not None and all(p.shape is not None for p in parts):
         leads = [p.lead for p in parts]
         shape = probe().call_shape(node, [p.shape for p in parts], leads, _show(node))
+    return Type(rows=rows, levels=levels, shape=shape)
+
+
+def _gradient(node: n.Gradient, parts: list[Type]) -> Type:
+    rows, levels = _joined(node, parts)
+    arg, wrt = parts
+    shape = None if arg.shape is None or wrt.shape is None else (*arg.shape, *wrt.shape)
     return Type(rows=rows, levels=levels, shape=shape)
 
 

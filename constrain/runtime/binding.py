@@ -7,6 +7,7 @@ keeps the level names for the reports.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,13 +20,71 @@ from constrain.language import nodes as n
 from constrain.language.data import Data, suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     from constrain.language.location import Location
 
-__all__ = ["Population", "Stratum", "as_array", "bind_population", "level_codes"]
+__all__ = [
+    "Index",
+    "Population",
+    "Rows",
+    "Stratum",
+    "as_array",
+    "bind_codes",
+    "bind_population",
+    "codes_column",
+    "level_codes",
+    "parameter_values",
+]
+
+Index = Tensor | slice
+"""Positions of some rows in their sample."""
+
+
+class _Gathered(Mapping[str, Tensor]):
+    """Columns of some rows, gathered when they are asked for: groups and conditions need none of them."""
+
+    def __init__(self, columns: Mapping[str, Tensor], index: Index) -> None:
+        self._columns = columns
+        self._index = index
+        self._made: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._made:
+            self._made[name] = self._columns[name][self._index]
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a sample, as one step or one chunk of a full pass sees them.
+
+    Attributes:
+        columns: by name, first axis the rows.
+        count: number of rows.
+        index: their positions in the sample; None for rows without one (streams, fresh points).
+        weight: (count,) importance weights that keep the mean of weight * integrand an unbiased estimate of
+            the mean over the sample, None when all are one.
+        whole: these are all rows of the sample, each once, so that averages over them are exact.
+    """
+
+    columns: Mapping[str, Tensor]
+    count: int
+    index: Index | None = None
+    weight: Tensor | None = None
+    whole: bool = False
+
+    def every_other(self) -> slice:
+        """Positions of the first of two interleaved half batches."""
+        return slice(0, 2 * (self.count // 2), 2)
 
 
 def as_array(value: Any) -> NDArray[Any]:
@@ -97,6 +156,8 @@ class Stratum:
         counts: (levels,) or () number of rows that count, float.
         weight: (rows,) 1{row counts} * rows / counts[level of row]: a moment is the plain mean of
             weight * integrand, summed per level. None without condition and groups.
+        event: the rows that count among given columns, for rows without a position; None without condition.
+        by: names of the group columns.
     """
 
     codes: Tensor | None
@@ -104,6 +165,8 @@ class Stratum:
     mask: Tensor | None
     counts: Tensor
     weight: Tensor | None
+    event: Callable[[Mapping[str, Tensor]], Tensor] | None = None
+    by: tuple[str, ...] = ()
 
 
 @dataclass
@@ -116,6 +179,7 @@ class Population:
         columns: used columns as tensors with rows first; text columns as int64 codes.
         levels: names of the codes of text columns.
         strata: per (condition, group columns) its stratum.
+        base: (rows,) weights of the rows (quadrature), None when all count alike.
     """
 
     data: Data
@@ -127,7 +191,69 @@ class Population:
     strata: dict[tuple[n.Node | None, tuple[str, ...]], Stratum] = field(
         default_factory=dict[tuple[n.Node | None, tuple[str, ...]], Stratum]
     )
+    base: Tensor | None = None
 
+    # ---- rows
+    def take(self, index: Index, weight: Tensor | None = None) -> Rows:
+        """The rows at these positions."""
+        if isinstance(index, slice):
+            start, stop, step = index.indices(self.rows)
+            count = len(range(start, stop, step))
+            whole = weight is None and count == self.rows
+            return Rows(_Gathered(self.columns, index), count, index, weight, whole)
+        return Rows(_Gathered(self.columns, index), int(index.shape[0]), index, weight)
+
+    def chunks(self, size: int) -> Iterator[Rows]:
+        """All rows, in chunks of at most `size`, each row once."""
+        for start in range(0, self.rows, size):
+            yield self.take(slice(start, min(start + size, self.rows)))
+
+    def everything(self) -> Rows:
+        """All rows at once."""
+        return self.take(slice(0, self.rows))
+
+    def some(self, count: int, generator: torch.Generator | None = None) -> Rows:
+        """Random rows, with repetition."""
+        return self.fresh(count, generator) or self.take(
+            torch.randint(self.rows, (count,), generator=generator).to(self.device)
+        )
+
+    @property
+    def endless(self) -> bool:
+        """Whether training steps take new rows (`fresh`) instead of positions of a table."""
+        return False
+
+    def fresh(self, count: int, generator: torch.Generator | None = None) -> Rows | None:  # noqa: ARG002
+        """New rows for a training step, None where steps take positions of a table."""
+        return None
+
+    def conditions(self, stratum: Stratum, rows: Rows) -> tuple[Tensor | None, Tensor | None]:
+        """Weight (count,) and level code (count,) of each row for moments of this stratum; None without."""
+        if rows.index is not None:
+            codes = None if stratum.codes is None else stratum.codes[rows.index]
+            weight = None if stratum.weight is None else stratum.weight[rows.index]
+        else:
+            codes = self.codes(stratum, rows.columns)
+            weight = self._weight(stratum, rows, codes)
+        if rows.weight is not None:
+            weight = rows.weight if weight is None else weight * rows.weight.to(weight.dtype)
+        return weight, codes
+
+    def codes(self, stratum: Stratum, columns: Mapping[str, Tensor]) -> Tensor | None:
+        """Level codes of rows without a position."""
+        if not stratum.by:
+            return None
+        raise AssertionError(f"{self.data.name} has no groups by {columns}")  # only tables and streams have
+
+    def _weight(self, stratum: Stratum, rows: Rows, codes: Tensor | None) -> Tensor | None:
+        if stratum.event is None and codes is None:
+            return None
+        share = (stratum.counts if codes is None else stratum.counts[codes]).to(self.dtype)
+        if stratum.event is None:
+            return self.rows / share
+        return torch.where(stratum.event(rows.columns), self.rows / share, share.new_zeros(()))
+
+    # ---- levels and conditions
     def level_code(self, column: str, text: str, at: Location | None = None) -> int:
         """Code of a text level.
 
@@ -164,8 +290,9 @@ class Population:
         *,
         at: Location | None = None,
         reference: Population | None = None,
+        event: Callable[[Mapping[str, Tensor]], Tensor] | None = None,
     ) -> None:
-        """Counts the rows of a condition and its groups.
+        """Counts the rows of a condition (`mask`; `event` finds it in any columns) and its groups.
 
         Raises:
             DataError: E124 for a condition or group without rows (on a training sample).
@@ -178,14 +305,16 @@ class Population:
             codes = torch.as_tensor(host, device=self.device)
         ones = torch.ones(self.rows, device=self.device) if mask is None else mask.to(torch.float32)
         ones = ones.to(torch.float64) if self.device.type != "mps" else ones
+        if self.base is not None:
+            ones = ones * self.base.to(ones.dtype)
         counts = ones.sum() if codes is None else ones.new_zeros(len(levels)).index_add(0, codes, ones)
         if reference is None and self.device.type != "meta":
             self._refuse_empty(counts, levels, names, shown, at)
         weight = None
-        if mask is not None or codes is not None:
+        if mask is not None or codes is not None or self.base is not None:
             per_row = counts if codes is None else counts[codes]
-            weight = torch.where(ones > 0, self.rows / per_row, torch.zeros_like(ones)).to(self.dtype)
-        self.strata[given, names] = Stratum(codes, levels, mask, counts, weight)
+            weight = torch.where(ones != 0, ones * self.rows / per_row, torch.zeros_like(ones)).to(self.dtype)
+        self.strata[given, names] = Stratum(codes, levels, mask, counts, weight, event, names)
 
     def _refuse_empty(
         self, counts: Tensor, levels: list[Any], names: tuple[str, ...], shown: str, at: Location | None
@@ -273,6 +402,32 @@ def bind_population(
                 device=device, dtype=dtype if tensor.is_floating_point() else torch.int64
             )
     return Population(data, len(data), columns, levels, device, dtype)
+
+
+def codes_column(columns: Sequence[str]) -> str:
+    """Name of the derived column that holds the level codes of these columns."""
+    return "#" + ",".join(columns)
+
+
+def bind_codes(
+    population: Population, roots: Sequence[n.Node], data: Data, reference: Population | None = None
+) -> None:
+    """Adds the derived columns of level codes that expressions look thresholds up with (`nodes.Codes`).
+
+    Args:
+        population: of the sample that stands in for `data`.
+        roots: the expressions.
+        data: the sample as the problem names it.
+        reference: the training population, whose levels a hold-out must reuse.
+
+    Raises:
+        DataError: E135 for an unknown level.
+    """
+    for columns in {x.columns for x in n.postorder(*roots) if isinstance(x, n.Codes) and x.data is data}:
+        name = codes_column(columns)
+        known = None if reference is None else reference.levels[name]
+        codes, population.levels[name] = level_codes(population.data, columns, known)
+        population.columns[name] = torch.as_tensor(codes, device=population.device)
 
 
 def parameter_values(

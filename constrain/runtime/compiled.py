@@ -5,7 +5,7 @@ Everything here depends on the program alone. `Evaluator` adds decisions, data a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from constrain.language.types import type_of
@@ -21,11 +21,21 @@ __all__ = ["Functions", "Job"]
 
 @dataclass
 class Job:
-    """What one sample contributes: positions of its moments and of its row parts."""
+    """What one sample contributes.
+
+    Attributes:
+        data: the sample.
+        moments: positions of its moments.
+        parts: positions of its parts per row.
+        strata: per (condition, group columns) the places among `moments` that share it.
+    """
 
     data: Data
     moments: list[int]
     parts: list[int]
+    strata: dict[tuple[n.Node | None, tuple[str, ...]], list[int]] = field(
+        default_factory=dict[tuple["n.Node | None", tuple[str, ...]], list[int]]
+    )
 
 
 class Functions:
@@ -47,6 +57,7 @@ class Functions:
         self.jobs = _plan(program)
         self.margins: dict[Data, Generated] = {}
         self._made: dict[tuple[str, str], Generated] = {}
+        self._outer: dict[tuple[str, tuple[int, ...] | None], Generated] = {}
 
     def prepare(self) -> None:
         """Generates every function once, so that all tables are complete and errors come before solving."""
@@ -78,14 +89,20 @@ class Functions:
             self._made[key] = generate(name, self.tables, outputs)
         return self._made[key]
 
-    def outer(self, mode: str) -> Generated:
-        """The objective and the residual of every part, out of the moments."""
-        key = ("", mode)
-        if key not in self._made:
-            outputs: list[tuple[n.Node | None, str]] = [(self.program.objective, mode)]
-            outputs += [(None if p.rows is not None else p.residual, mode) for p in self.program.parts]
-            self._made[key] = generate("outer", self.tables, outputs)
-        return self._made[key]
+    def outer(self, mode: str, which: tuple[int, ...] | None = None) -> Generated:
+        """Outer functions out of the moments: all, or those at these positions.
+
+        Position 0 is the objective, i + 1 the residual of part i (None where it is per row).
+        """
+        key = (mode, which)
+        if key not in self._outer:
+            roots = [
+                self.program.objective,
+                *(None if p.rows is not None else p.residual for p in self.program.parts),
+            ]
+            chosen = range(len(roots)) if which is None else which
+            self._outer[key] = generate("outer", self.tables, [(roots[i], mode) for i in chosen])
+        return self._outer[key]
 
     def sides(self) -> Generated:
         """Both sides of every constraint as written, out of the moments."""
@@ -100,19 +117,24 @@ class Functions:
     @property
     def source(self) -> str:
         """The generated code that runs on a batch, for reading."""
-        return "\n".join(g.source for (_, mode), g in self._made.items() if mode in ("both", "primal"))
+        made = [*self._made.items(), *self._outer.items()]
+        return "\n".join(g.source for key, g in made if "both" in key or "primal" in key)
 
     @property
     def operations(self) -> int:
         """Number of torch operations of one training step, forward."""
         rows = sum(self.rows(job, "both").operations for job in self.jobs)
-        return rows + self.outer("primal").operations + 2 * len(self.program.moments)
+        sums = sum(4 * len(job.strata) for job in self.jobs)
+        return rows + sums + self.outer("primal").operations
 
 
 def _plan(program: Program) -> list[Job]:
     jobs = {data: Job(data, [], []) for data in program.populations}
     for i, moment in enumerate(program.moments):
-        jobs[moment.data].moments.append(i)
+        job = jobs[moment.data]
+        stratum = (moment.given, tuple(c.name for c in moment.by))
+        job.strata.setdefault(stratum, []).append(len(job.moments))
+        job.moments.append(i)
     for i, part in enumerate(program.parts):
         if part.rows is not None:
             jobs[part.rows].parts.append(i)

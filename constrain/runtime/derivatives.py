@@ -18,9 +18,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from constrain.runtime.binding import Population
+    from constrain.runtime.binding import Index, Rows
     from constrain.runtime.compiled import Job
-    from constrain.runtime.evaluator import Evaluator, Outer, Rows
+    from constrain.runtime.evaluator import Evaluator, Outer
 
 __all__ = ["RowTerm", "hessian", "pull"]
 
@@ -71,12 +71,12 @@ def _pull_rows(
     """Pass two over one sample; returns the value of the row terms."""
     tensors, population = evaluator.decisions.tensors, evaluator.populations[job.data]
     added = 0.0
-    for index in evaluator.chunks(population):
-        values = evaluator.rows(job, index, "primal")
+    for rows in population.chunks(evaluator.chunk):
+        values = evaluator.rows(job, rows, "primal")
         for r, cotangent in enumerate(cotangents):
-            scalar = _contraction(evaluator, job, cotangent, values, index, population)
+            scalar = _contraction(evaluator, job, cotangent, values, rows, population.rows)
             if r == 0 and row_term is not None:
-                for term in _row_terms(job, values, index, row_term):
+                for term in _row_terms(job, values, rows.index, row_term):
                     added += float(term.detach())
                     scalar = term if scalar is None else scalar + term
             if scalar is None or not scalar.requires_grad:
@@ -98,8 +98,8 @@ def _contraction(
     job: Job,
     cotangent: list[Tensor | None],
     values: list[Any],
-    index: Rows,
-    population: Population,
+    rows: Rows,
+    over: int,
 ) -> Tensor | None:
     """sum_j <d phi / d m_j, contribution of these rows to m_j>."""
     scalar: Tensor | None = None
@@ -107,15 +107,17 @@ def _contraction(
         g = cotangent[i]
         if g is None or not values[place].requires_grad:
             continue
-        contribution = evaluator.reduce(i, values[place], index, population, population.rows)
+        contribution = evaluator.reduce(i, values[place], rows, over)
         term = (contribution * g.to(contribution.dtype)).sum()
         scalar = term if scalar is None else scalar + term
     return scalar
 
 
-def _row_terms(job: Job, values: list[Any], index: Rows, row_term: RowTerm) -> list[Tensor]:
+def _row_terms(job: Job, values: list[Any], index: Index | None, row_term: RowTerm) -> list[Tensor]:
     """The row terms of the parts of a sample; rows that a part does not select count as residual 0."""
     terms: list[Tensor] = []
+    if job.parts:
+        assert index is not None  # a sample without positions takes no constraints per row
     for place, i in enumerate(job.parts):
         residual = values[len(job.moments) + place]
         mask = values[len(values) - len(job.parts) + place]
@@ -160,12 +162,11 @@ def _whole(evaluator: Evaluator, row_term: RowTerm | None) -> _Whole:
     added = torch.zeros((), dtype=evaluator.dtype, device=evaluator.device)
     for job in evaluator.jobs:
         population = evaluator.populations[job.data]
-        index = slice(0, population.rows)
-        values = evaluator.rows(job, index, "primal")
+        rows = population.everything()
+        values = evaluator.rows(job, rows, "primal")
         for place, i in enumerate(job.moments):
-            integrand = evaluator.accumulator(values[place])
-            moments[i] = evaluator.reduce(i, integrand, index, population, population.rows)
+            moments[i] = evaluator.reduce(i, evaluator.accumulator(values[place]), rows, population.rows)
         if row_term is not None:
-            for term in _row_terms(job, values, index, row_term):
+            for term in _row_terms(job, values, rows.index, row_term):
                 added = added + term
     return _Whole(evaluator.outer(moments, "primal"), added)

@@ -14,27 +14,28 @@ from torch import Tensor
 from constrain._lazy import language_printing
 from constrain.errors import DataError, ModelingError
 from constrain.language import nodes as n
-from constrain.runtime.binding import Population, as_array, bind_population, parameter_values
+from constrain.runtime.binding import (
+    Population,
+    Rows,
+    as_array,
+    bind_codes,
+    bind_population,
+    parameter_values,
+)
 from constrain.runtime.codegen import generate
 from constrain.runtime.compiled import Functions, Job
 from constrain.runtime.derivatives import RowTerm, hessian, pull
+from constrain.runtime.surrogates import update_spreads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from constrain.language.data import Data
     from constrain.lowering.program import Program
+    from constrain.runtime.binding import Stratum
     from constrain.runtime.decisions import Decisions
 
-__all__ = ["Evaluator", "Outer", "RowTerm", "Rows"]
-
-Rows = Tensor | slice
-"""Positions of some rows."""
-
-LEAST_SCALE = 0.25
-"""Least scale of a surrogate, as a fraction of the widest one it has had."""
-SURROGATE_TEMPERATURE = 0.25
-"""Width of a rate's surrogate in robust standard deviations of its margin."""
+__all__ = ["Evaluator", "Outer", "RowTerm"]
 
 CHUNK = 32_768
 """Rows per chunk of a full pass."""
@@ -50,19 +51,6 @@ class Outer:
     def detach(self) -> Outer:
         """The same values without gradient."""
         return Outer(self.objective.detach(), [None if r is None else r.detach() for r in self.residuals])
-
-
-@dataclass
-class Estimate:
-    """A minibatch estimate: with gradient for the primal, exact and detached for the dual.
-
-    `rows` holds, per part that is a constraint per row, its residuals on the batch (primal and exact) and
-    which of the batch rows it selects.
-    """
-
-    primal: Outer
-    exact: Outer
-    rows: dict[int, tuple[Tensor, Tensor, Tensor | None]]
 
 
 class Evaluator:
@@ -131,15 +119,22 @@ class Evaluator:
                 if isinstance(x, n.Column) and x.data is job.data}  # fmt: skip
         known = None if reference is None else reference.populations[job.data]
         population = bind_population(data, sorted(used), self.device, self.dtype, known)
+        bind_codes(population, self.program.roots, job.data, known)
         self.populations[job.data] = population
         self._check_texts(job, population)
         for i in job.moments:
             moment = self.program.moments[i]
             key = (moment.given, tuple(c.name for c in moment.by))
             if key not in population.strata:
-                mask = None if moment.given is None else self._data_event(moment.given, population)
-                shown = str(language_printing().text(moment, limit=80))
-                population.add_stratum(moment.given, moment.by, mask, shown, at=moment.loc, reference=known)
+                self._add_stratum(population, moment, known)
+
+    def _add_stratum(self, population: Population, moment: n.Moment, known: Population | None = None) -> None:
+        event = None if moment.given is None else self._event(moment.given, population)
+        mask = None if event is None else torch.cat([event(r.columns) for r in population.chunks(self.chunk)])
+        shown = str(language_printing().text(moment, limit=80))
+        population.add_stratum(
+            moment.given, moment.by, mask, shown, at=moment.loc, reference=known, event=event
+        )
 
     def _check_texts(self, job: Job, population: Population) -> None:
         """Text columns are groups or compared with a text: E106 for an unknown level, E147 for other uses."""
@@ -165,16 +160,15 @@ class Evaluator:
                         fix=f'a comparison with one of its texts, {job.data.name}.{x.name} == "...", or by=',
                     )
 
-    def _data_event(self, event: n.Node, population: Population) -> Tensor:
-        """Rows where an event of the data alone holds: (rows,) bool."""
+    def _event(self, event: n.Node, population: Population) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        """Which of some rows satisfy an event of the data alone: columns -> (rows,) bool."""
         function = generate("event", self.tables, [(event, "exact")]).function
-        masks: list[Tensor] = []
-        with torch.no_grad():
-            for start in range(0, population.rows, self.chunk):
-                rows = slice(start, start + self.chunk)
-                columns = {name: c[rows] for name, c in population.columns.items()}
-                masks.append(self._run(function, columns, [], population)[0])
-        return torch.cat(masks)
+
+        def holds(columns: Mapping[str, Tensor]) -> Tensor:
+            with torch.no_grad():
+                return self._run(function, columns, [], population)[0]
+
+        return holds
 
     # ---------------------------------------------------------------------------------------- running
     def number(self, value: Any) -> Tensor:
@@ -211,9 +205,7 @@ class Evaluator:
             for i in job.moments:
                 moment = self.program.moments[i]
                 if moment.given is not None and n.mentions(moment.given, n.Knob):
-                    mask = self._data_event(moment.given, population)
-                    shown = str(language_printing().text(moment, limit=80))
-                    population.add_stratum(moment.given, moment.by, mask, shown, at=moment.loc)
+                    self._add_stratum(population, moment)
 
     def follow_parameters(self) -> None:
         """`set_parameters` when the user has given a `Parameter` a new value since."""
@@ -243,77 +235,108 @@ class Evaluator:
             self.dtype, self.number, code,
         )  # fmt: skip
 
-    def rows(self, job: Job, index: Rows, mode: str) -> list[Any]:
+    def rows(self, job: Job, rows: Rows, mode: str) -> list[Any]:
         """Outputs of a sample's generated function on some rows."""
-        population = self.populations[job.data]
-        columns = {name: c[index] for name, c in population.columns.items()}
-        return self._run(self.functions.rows(job, mode).function, columns, [], population)
+        function = self.functions.rows(job, mode).function
+        return self._run(function, rows.columns, [], self.populations[job.data])
 
     def outer(self, moments: Sequence[Tensor], mode: str) -> Outer:
         """The outer functions at given moments."""
-        values = self._run(self.functions.outer(mode).function, {}, moments, None)
-        objective, *residuals = values
-        if not isinstance(objective, Tensor):
-            objective = self.number(objective)
-        return Outer(objective, [self.number(r) if isinstance(r, (int, float)) else r for r in residuals])
+        objective, *residuals = self.roots(moments, mode)
+        assert objective is not None  # every problem has one
+        return Outer(objective, residuals)
 
-    def reduce(self, i: int, integrand: Tensor, index: Rows, population: Population, over: float) -> Tensor:
+    def roots(
+        self, moments: Sequence[Tensor], mode: str, which: tuple[int, ...] | None = None
+    ) -> list[Tensor | None]:
+        """Outer functions at given moments, all or those at these positions.
+
+        Position 0 is the objective, i + 1 part i; a constraint per row has none.
+        """
+        values = self._run(self.functions.outer(mode, which).function, {}, moments, None)
+        return [self.number(v) if isinstance(v, (int, float)) else v for v in values]
+
+    def reduce(self, i: int, integrand: Tensor, rows: Rows, over: float) -> Tensor:
         """Contribution of some rows to moment `i`: sum of weight * integrand per level, divided by `over`."""
         moment = self.program.moments[i]
+        population = self.populations[moment.data]
         stratum = population.stratum(moment.given, moment.by)
-        if not integrand.is_floating_point() or integrand.dtype in (torch.float16, torch.bfloat16):
-            integrand = integrand.to(torch.promote_types(self.dtype, torch.float32))
-        if stratum.weight is not None:
-            weight = stratum.weight[index].to(integrand.dtype)
-            weight = weight.reshape(-1, *(1 for _ in range(integrand.dim() - 1)))
-            weighted = integrand * weight
-            integrand = (
-                weighted
-                if stratum.mask is None
-                else torch.where(weight > 0, weighted, weighted.new_zeros(()))
-            )
-        if stratum.codes is None:
-            return integrand.sum(0) / over
-        zeros = integrand.new_zeros((len(stratum.levels), *integrand.shape[1:]))
-        return zeros.index_add(0, stratum.codes[index], integrand) / over
+        weight, codes = population.conditions(stratum, rows)
+        return self._segments(self._real(integrand), weight, codes, stratum) / over
 
-    # -------------------------------------------------------------------------------------- minibatch
-    def estimate(self, batches: Mapping[str, Tensor]) -> Estimate:
-        """Estimates on batches: one index tensor per sample name.
+    def reduce_all(
+        self, job: Job, values: Sequence[Tensor], rows: Rows, over: float, half: slice | None = None
+    ) -> list[Tensor]:
+        """Contributions of some rows to all moments of a sample; one sum for those with one condition.
 
-        Returns:
-            Primal values with gradient (surrogates), exact values without, residuals of constraints per row.
+        Args:
+            job: the sample.
+            values: the integrands, one per moment of the job.
+            rows: the rows that they were computed on.
+            over: number that sums are divided by.
+            half: only these of the rows.
         """
-        primal: list[Any] = [None] * len(self.program.moments)
-        exact: list[Any] = [None] * len(self.program.moments)
-        per_row: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
-        rates = self.program.has_rates
-        for job in self.jobs:
-            index = batches[job.data.name]
-            population = self.populations[job.data]
-            values = self.rows(job, index, "both" if rates else "primal")
-            size = len(job.moments) + len(job.parts)
-            first, second = values[:size], values[size : 2 * size] if rates else values[:size]
-            masks = values[-len(job.parts) :] if job.parts else []
-            for place, i in enumerate(job.moments):
-                primal[i] = self.reduce(i, first[place], index, population, float(index.shape[0]))
-                if rates:
-                    own = second[place].detach()
-                    exact[i] = self.reduce(i, own, index, population, float(index.shape[0]))
-            for place, i in enumerate(job.parts):
-                at = len(job.moments) + place
-                per_row[i] = (first[at], second[at].detach(), masks[place])
-        value = self.outer(primal, "primal")
-        if not rates:
-            return Estimate(value, value.detach(), per_row)
-        with torch.no_grad():
-            return Estimate(value, self.outer(exact, "exact"), per_row)
+        population = self.populations[job.data]
+        result: list[Any] = [None] * len(job.moments)
+        for (given, by), places in job.strata.items():
+            stratum = population.strata[given, by]
+            weight, codes = population.conditions(stratum, rows)
+            integrands = [self._real(values[p]) for p in places]
+            if half is not None:
+                integrands = [x[half] for x in integrands]
+                weight = None if weight is None else weight[half]
+                codes = None if codes is None else codes[half]
+            if len(places) == 1:
+                result[places[0]] = self._segments(integrands[0], weight, codes, stratum) / over
+                continue
+            count = integrands[0].shape[0]
+            kind = integrands[0].dtype
+            for x in integrands[1:]:
+                kind = torch.promote_types(kind, x.dtype)
+            flat = torch.cat([x.reshape(count, -1).to(kind) for x in integrands], 1)
+            sums = self._segments(flat, weight, codes, stratum) / over
+            widths = [x[0].numel() if count else 1 for x in integrands]
+            for p, x, piece in zip(places, integrands, sums.split(widths, -1), strict=True):
+                result[p] = piece.reshape((*piece.shape[:-1], *x.shape[1:]))
+        return result
+
+    def _real(self, integrand: Tensor) -> Tensor:
+        if not integrand.is_floating_point() or integrand.dtype in (torch.float16, torch.bfloat16):
+            return integrand.to(torch.promote_types(self.dtype, torch.float32))
+        return integrand
+
+    @staticmethod
+    def _segments(values: Tensor, weight: Tensor | None, codes: Tensor | None, stratum: Stratum) -> Tensor:
+        """Sums of weight * values over the rows of each level, or over all rows."""
+        if weight is not None:
+            wide = weight.reshape((-1, *(1 for _ in range(values.dim() - 1))))
+            values = values * wide.to(values.dtype)  # no matrix product: autocast would take fewer bits
+        if codes is None:
+            return values.sum(0)
+        return values.new_zeros((len(stratum.levels), *values.shape[1:])).index_add(0, codes, values)
+
+    def shares(self, job: Job, rows: Rows, half: slice | None = None) -> list[Tensor | None]:
+        """Per moment of a sample the mean weight of these rows, per level; its expectation is one.
+
+        None where all weights are one.
+        """
+        population = self.populations[job.data]
+        result: list[Tensor | None] = [None] * len(job.moments)
+        for (given, by), places in job.strata.items():
+            stratum = population.strata[given, by]
+            weight, codes = population.conditions(stratum, rows)
+            if weight is None:
+                continue
+            count = rows.count
+            if half is not None:
+                weight, codes = weight[half], None if codes is None else codes[half]
+                count = weight.shape[0]
+            share = self._segments(torch.ones_like(weight), weight, codes, stratum) / count
+            for p in places:
+                result[p] = share
+        return result
 
     # -------------------------------------------------------------------------------------- full data
-    def chunks(self, population: Population) -> list[slice]:
-        """The rows of a sample in chunks of bounded size."""
-        return [slice(a, min(a + self.chunk, population.rows)) for a in range(0, population.rows, self.chunk)]
-
     def accumulator(self, t: Tensor) -> Tensor:
         """In the precision in which moments are summed: float64 where the device has it."""
         return t if self.device.type == "mps" else t.double()
@@ -324,12 +347,10 @@ class Evaluator:
         with torch.no_grad():
             for job in self.jobs:
                 population = self.populations[job.data]
-                for index in self.chunks(population):
-                    values = self.rows(job, index, mode)
-                    for place, i in enumerate(job.moments):
-                        part = self.reduce(
-                            i, self.accumulator(values[place]), index, population, population.rows
-                        )
+                for rows in population.chunks(self.chunk):
+                    values = [self.accumulator(v) for v in self.rows(job, rows, mode)[: len(job.moments)]]
+                    parts = self.reduce_all(job, values, rows, population.rows)
+                    for i, part in zip(job.moments, parts, strict=True):
                         total[i] = part if total[i] is None else total[i] + part
         return total
 
@@ -347,8 +368,8 @@ class Evaluator:
         found: list[Tensor] = []
         masks: list[Tensor] = []
         with torch.no_grad():
-            for index in self.chunks(self.populations[job.data]):
-                values = self.rows(job, index, mode)
+            for rows in self.populations[job.data].chunks(self.chunk):
+                values = self.rows(job, rows, mode)
                 found.append(values[place])
                 mask = values[len(values) - len(job.parts) + job.parts.index(i)]
                 if mask is not None:
@@ -385,9 +406,8 @@ class Evaluator:
         population = self.populations[data]
         pieces: list[list[Any]] = []
         with torch.no_grad():
-            for index in self.chunks(population):
-                columns = {name: c[index] for name, c in population.columns.items()}
-                pieces.append(self._run(function, columns, [], population))
+            for rows in population.chunks(self.chunk):
+                pieces.append(self._run(function, rows.columns, [], population))
         return [
             torch.cat(list(column)) if isinstance(column[0], Tensor) and column[0].dim() else column[0]
             for column in zip(*pieces, strict=True)
@@ -407,11 +427,7 @@ class Evaluator:
     _widest: Tensor | None = None
 
     def refresh_scales(self, rows: int = CHUNK) -> None:
-        """Sets the surrogates' scales from the robust spread (1.4826 MAD) of their margins over the data.
-
-        A scale never falls below a quarter of the widest one seen: margins that shrink together with their
-        surrogate's scale would go on shrinking.
-        """
+        """Measures the spreads of the surrogates' margins over the data (`surrogates.update_spreads`)."""
         if not self.tables.margins:
             return
         if self._widest is None:
@@ -420,14 +436,9 @@ class Evaluator:
             for data, generated in self.functions.margins.items():
                 population = self.populations[data]
                 step = max(1, population.rows // rows)
-                index = slice(0, population.rows, step)
-                columns = {name: c[index] for name, c in population.columns.items()}
+                columns = population.take(slice(0, population.rows, step)).columns
                 margins = self._run(generated.function, columns, [], population)
-                for i, margin in enumerate(margins):
-                    if margin is not None:
-                        scale = SURROGATE_TEMPERATURE * robust_spread(margin).to(self.dtype)
-                        self._widest[i] = torch.maximum(self._widest[i], scale)
-                        self.scales[i] = torch.maximum(scale, LEAST_SCALE * self._widest[i])
+                update_spreads(self.scales, self._widest, margins)
 
     # --------------------------------------------------------------------------------------- checking
     def check_left_out(self) -> None:
@@ -440,14 +451,14 @@ class Evaluator:
             strata = [
                 population.stratum(m.given, m.by) for m in (self.program.moments[i] for i in job.moments)
             ]
-            if self.device.type == "meta" or not any(s.mask is not None for s in strata):
+            if self.device.type == "meta" or not any(s.event is not None for s in strata):
                 continue
             with torch.no_grad():
-                for index in self.chunks(population):
-                    values = self.rows(job, index, "exact")
+                for rows in population.chunks(self.chunk):
+                    values = self.rows(job, rows, "exact")
                     for i, stratum, value in zip(job.moments, strata, values, strict=False):
-                        if stratum.mask is not None:
-                            self._refuse_left_out(i, value, ~stratum.mask[index])
+                        if stratum.event is not None:
+                            self._refuse_left_out(i, value, ~stratum.event(rows.columns))
 
     def _refuse_left_out(self, i: int, value: Tensor, left_out: Tensor) -> None:
         bad = ~torch.isfinite(value.reshape(value.shape[0], -1)).all(1) & left_out
@@ -470,8 +481,8 @@ class Evaluator:
                 continue
             size = min(population.rows, 6)
             with torch.no_grad():
-                whole = self.rows(job, slice(0, size), "primal")
-                part = self.rows(job, slice(0, size // 2), "primal")
+                whole = self.rows(job, population.take(slice(0, size)), "primal")
+                part = self.rows(job, population.take(slice(0, size // 2)), "primal")
             nodes = [self.program.moments[i].integrand for i in job.moments]
             nodes += [self.program.parts[i].residual for i in job.parts]
             for node, a, b in zip(nodes, whole, part, strict=False):
@@ -509,11 +520,3 @@ class _Flattened:
     def __getitem__(self, i: int) -> Tensor:
         parameters = [p.reshape(-1) for p in self.models[i].module.parameters() if p.requires_grad]
         return torch.cat(parameters)
-
-
-def robust_spread(margin: Tensor) -> Tensor:
-    """1.4826 times the median absolute deviation, at least a small part of the largest margin."""
-    flat = margin.detach().reshape(-1).float()
-    center = flat.median()
-    spread = 1.4826 * (flat - center).abs().median()
-    return torch.maximum(spread, 1e-3 * flat.abs().amax() + 1e-6)

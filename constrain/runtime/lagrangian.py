@@ -22,10 +22,15 @@ from torch import Tensor, nn
 
 from constrain.errors import ModelingError
 from constrain.language.data import Batch
+from constrain.runtime.binding import Rows
+from constrain.runtime.estimates import Estimator
 
 if TYPE_CHECKING:
     from constrain.lowering.program import Part
-    from constrain.runtime.evaluator import Estimate, Evaluator
+    from constrain.runtime.binding import Population
+    from constrain.runtime.estimates import Estimate
+    from constrain.runtime.evaluator import Evaluator
+    from constrain.runtime.multipliers import MultiplierFunction
 
 __all__ = ["Lagrangian"]
 
@@ -40,13 +45,24 @@ class Lagrangian(nn.Module):
         rate: integral step of the multipliers, dimensionless, per call of `ascend`.
         gain: proportional gain, dimensionless; 0 gives plain gradient ascent.
         memory: decay of the running residual, in (0, 1).
+        estimator: minibatch estimator by term, or one for all (see `Estimator`).
+        functions: by constraint name, the function that gives the multipliers of a constraint per row.
 
-    State (`state_dict`): per `Part.key` the multiplier (`multiplier:KEY`), its running residual and its step.
-    Multipliers are never below float32. The models themselves are not part of this module's state.
+    State (`state_dict`, copies): per `Part.key` the multiplier (`multiplier:KEY`), its running residual and
+    its step; the running averages of the estimator. Constraints per row have a table with one multiplier per
+    row, of which a step touches the rows of the batch only. Multipliers are never below float32. The models
+    themselves are not part of this module's state.
     """
 
     def __init__(
-        self, evaluator: Evaluator, *, rate: float = 0.03, gain: float = 0.3, memory: float = 0.95
+        self,
+        evaluator: Evaluator,
+        *,
+        rate: float = 0.03,
+        gain: float = 0.3,
+        memory: float = 0.95,
+        estimator: Mapping[str, str] | str = "auto",
+        functions: Mapping[str, MultiplierFunction] | None = None,
     ) -> None:
         super().__init__()
         self.evaluator = evaluator
@@ -54,102 +70,235 @@ class Lagrangian(nn.Module):
         self.gain = gain
         self.memory = memory
         self.parts: list[Part] = list(evaluator.program.parts)
+        self.estimator = Estimator(evaluator, estimator)
+        self.functions = nn.ModuleDict({} if functions is None else dict(functions))
         self._last: Estimate | None = None
-        self._index: dict[str, Tensor] = {}
+        self._batches: dict[str, Rows] = {}
         self.spreads: dict[str, float] = {}
         self.slope = 0.0
         self.slopes: dict[str, float] = {}
-        for part, shape in zip(self.parts, part_shapes(evaluator), strict=True):
-            dtype = torch.promote_types(evaluator.dtype, torch.float32)
-            zeros = torch.zeros(shape, dtype=dtype, device=evaluator.device)
-            self.register_buffer(f"multiplier:{part.key}", zeros)
-            self.register_buffer(f"running:{part.key}", zeros.clone())
-            self.register_buffer(f"step:{part.key}", torch.ones((), dtype=dtype, device=evaluator.device))
+        self._layout(part_shapes(evaluator))
+
+    def _layout(self, shapes: list[tuple[int, ...]]) -> None:
+        """One vector holds the multipliers of all averages; each constraint per row has a table."""
+        dtype = torch.promote_types(self.evaluator.dtype, torch.float32)
+        device = self.evaluator.device
+        self._place: dict[str, tuple[slice, tuple[int, ...]]] = {}
+        self._vector: list[int] = []  # positions of the parts in the vector
+        self._tables: list[int] = []
+        low: list[float] = []
+        for i, (part, shape) in enumerate(zip(self.parts, shapes, strict=True)):
+            if part.rows is not None:
+                self._tables.append(i)
+                self._place[part.key] = (slice(0, 0), shape)
+                if part.constraint not in self.functions:
+                    self.register_buffer(f"table:{i}", torch.zeros(shape, dtype=dtype, device=device))
+                continue
+            start = len(low)
+            low += [0.0 if part.kind == "<=" else -torch.inf] * torch.Size(shape).numel()
+            self._place[part.key] = (slice(start, len(low)), shape)
+            self._vector.append(i)
+        self.values: Tensor
+        self.running: Tensor
+        self.scales: Tensor
+        self.low: Tensor
+        self.row_scales: Tensor
         self.weight: Tensor
-        self.register_buffer("weight", torch.zeros((), device=evaluator.device))
+        zeros = torch.zeros(len(low), dtype=dtype, device=device)
+        self.register_buffer("values", zeros)
+        self.register_buffer("running", zeros.clone())
+        self.register_buffer("scales", torch.ones_like(zeros))
+        self.register_buffer("low", torch.tensor(low, dtype=dtype, device=device))
+        self.register_buffer("row_scales", torch.ones(len(self.parts), dtype=dtype, device=device))
+        self.register_buffer("weight", torch.zeros((), device=device))
 
     # ------------------------------------------------------------------------------------------ state
-    def buffer(self, kind: str, part: Part) -> Tensor:
-        """`multiplier`, `running` or `step` of a part."""
-        found = self._buffers[f"{kind}:{part.key}"]
-        assert found is not None  # registered in __init__
+    def table(self, part: Part) -> Tensor:
+        """The multipliers of a constraint per row, times the number of rows."""
+        found = self._buffers[f"table:{self.parts.index(part)}"]
+        assert found is not None  # registered in _layout
         return found
+
+    def multiplier(self, part: Part) -> Tensor:
+        """The multiplier of a part (a view); of a constraint per row the table, times the number of rows."""
+        if part.rows is not None:
+            return self._function_values(part) if part.constraint in self.functions else self.table(part)
+        place, shape = self._place[part.key]
+        return self.values[place].view(shape)
+
+    def step(self, part: Part) -> Tensor:
+        """The scale of the steps of a part's multipliers, a number."""
+        if part.rows is not None:
+            return self.row_scales[self.parts.index(part)]
+        return self.scales[self._place[part.key][0]][:1].reshape(())
+
+    def _function_values(self, part: Part) -> Tensor:
+        """A multiplier function on all rows of a sample."""
+        assert part.rows is not None  # constraints per row only
+        population = self.evaluator.populations[part.rows]
+        function: Any = self.functions[part.constraint]
+        with torch.no_grad():
+            found = [
+                self._clamped(part, function(r.columns)) for r in population.chunks(self.evaluator.chunk)
+            ]
+        return torch.cat(found)
+
+    @staticmethod
+    def _clamped(part: Part, value: Tensor) -> Tensor:
+        return value.clamp(min=0) if part.kind == "<=" else value
 
     def multipliers(self) -> dict[str, Tensor]:
         """Copies of the multipliers by part key; of constraints per row, per row of the sample."""
         result: dict[str, Tensor] = {}
         for part in self.parts:
-            value = self.buffer("multiplier", part).detach().clone()
-            result[part.key] = value / self._rows(part) if part.rows is not None else value
+            value = self.multiplier(part).detach().clone()
+            result[part.key] = value / self._population(part).rows if part.rows is not None else value
         return result
 
     def set_multipliers(self, values: Mapping[str, Any]) -> None:
         """Starts from these multipliers (by part key), in place."""
         with torch.no_grad():
             for part in self.parts:
-                if part.key in values:
-                    own = self.buffer("multiplier", part)
+                if part.key in values and part.constraint not in self.functions:
+                    own = self.multiplier(part)
                     value = torch.as_tensor(values[part.key]).to(own)
-                    own.copy_(value * self._rows(part) if part.rows is not None else value)
+                    own.copy_(value * self._population(part).rows if part.rows is not None else value)
 
-    def _rows(self, part: Part) -> int:
+    def _population(self, part: Part) -> Population:
         assert part.rows is not None  # callers check
-        return self.evaluator.populations[part.rows].rows
+        return self.evaluator.populations[part.rows]
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        for part in self.parts:
+            if part.rows is None:
+                place, shape = self._place[part.key]
+                named = {"multiplier": self.values, "running": self.running, "step": self.scales}
+                for name, flat in named.items():
+                    destination[f"{prefix}{name}:{part.key}"] = flat[place].reshape(shape).detach().clone()
+            else:
+                i = self.parts.index(part)
+                destination[f"{prefix}step:{part.key}"] = self.row_scales[i].detach().clone()
+                if part.constraint not in self.functions:
+                    destination[f"{prefix}multiplier:{part.key}"] = self.table(part).detach().clone()
+        destination[f"{prefix}weight"] = self.weight.detach().clone()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        current: dict[str, Any] = {}
+        self._save_to_state_dict(current, prefix, keep_vars=False)
+        for key, own in current.items():
+            if key not in state_dict:
+                missing_keys.append(key)
+            elif tuple(state_dict[key].shape) != tuple(own.shape):
+                error_msgs.append(f"{key} has shape {tuple(state_dict[key].shape)}, not {tuple(own.shape)}")
+            else:
+                self._restore(key.removeprefix(prefix), state_dict[key])
+        if strict:
+            children = tuple(f"{prefix}{name}." for name, _ in self.named_children())
+            unexpected_keys += [
+                k
+                for k in state_dict
+                if k.startswith(prefix) and k not in current and not k.startswith(children)
+            ]
+
+    @torch.no_grad()
+    def _restore(self, key: str, value: Tensor) -> None:
+        """Puts one entry of a state dict back."""
+        if key == "weight":
+            self.weight.copy_(value)
+            return
+        name, _, part_key = key.partition(":")
+        i = next(i for i, p in enumerate(self.parts) if p.key == part_key)
+        if self.parts[i].rows is not None:
+            (self.row_scales[i] if name == "step" else self.table(self.parts[i])).copy_(value)
+            return
+        flat = {"multiplier": self.values, "running": self.running, "step": self.scales}[name]
+        flat[self._place[part_key][0]].copy_(value.reshape(-1))
 
     # ---------------------------------------------------------------------------------------- forward
+    def estimate(self, batch: Batches) -> Estimate:
+        """Objective and residuals on a batch, as `forward` estimates them; changes nothing."""
+        return self.estimator(self.batches(batch))
+
     def forward(self, batch: Batches) -> Tensor:
         """The Lagrangian on a batch.
 
         Args:
-            batch: `D.rows(index)`; a tuple of them, or a mapping from sample name to index, when the problem
-                has several samples.
+            batch: `D.rows(index)`; a tuple of them, or a mapping from sample name to rows or index, when the
+                problem has several samples.
 
         Returns:
             A scalar whose gradient is the primal gradient.
         """
         self.evaluator.follow_parameters()
-        self._index = self.indices(batch)
-        estimate = self.evaluator.estimate(self._index)
+        self._batches = self.batches(batch)
+        estimate = self.estimator(self._batches)
         self._last = estimate
+        self.estimator.learn(estimate)
         total = estimate.primal.objective
-        for i, part in enumerate(self.parts):
-            if part.rows is not None:
-                total = total + self._row_term(i, part, estimate)
-                continue
-            residual = estimate.primal.residuals[i]
-            assert residual is not None  # no rows
-            total = total + (self._seen(part) * residual).sum()
+        if self._vector:
+            residual = self._stacked(estimate.primal.residuals)
+            total = total + (self._seen().to(residual.dtype) * residual).sum()
+        for i in self._tables:
+            total = total + self._row_term(i, self.parts[i], estimate)
         return total
 
-    def _seen(self, part: Part) -> Tensor:
-        """The multiplier that the primal sees: integral plus proportional part."""
-        value = self.buffer("multiplier", part)
-        if self.gain:
-            correction = self.weight.clamp(min=1e-8).to(value.dtype)
-            value = value + self.gain * self.buffer("step", part) * self.buffer("running", part) / correction
-        return value.clamp(min=0) if part.kind == "<=" else value
+    def _stacked(self, residuals: list[Tensor | None]) -> Tensor:
+        """The residuals of all averages as one vector."""
+        found = [residuals[i] for i in self._vector]
+        return torch.cat([r.reshape(-1) for r in found if r is not None])
+
+    def _seen(self) -> Tensor:
+        """The multipliers that the primal sees: integral plus proportional part."""
+        if not self.gain:
+            return self.values
+        correction = self.weight.clamp(min=1e-8).to(self.values.dtype)
+        proportional = self.gain * self.scales * self.running / correction
+        return torch.maximum(self.values + proportional, self.low)
 
     def _row_term(self, i: int, part: Part, estimate: Estimate) -> Tensor:
         """Mean over the batch of multiplier[row] * residual[row]: estimates the sum over rows / rows."""
-        assert part.rows is not None  # callers check
         residual, _, mask = estimate.rows[i]
-        index = self._index[part.rows.name]
-        values = self.buffer("multiplier", part)[index] * residual
-        return _masked(values, mask).sum() / index.shape[0]
+        rows = self._rows(part)
+        values = self._row_multipliers(part, rows).detach().to(residual.dtype)
+        return _masked(_weighted(values * residual, rows), mask).sum() / rows.count
 
-    def indices(self, batch: Batches) -> dict[str, Tensor]:
-        """Row indices of a batch by sample name, on the device.
+    def _rows(self, part: Part) -> Rows:
+        assert part.rows is not None  # constraints per row only
+        return self._batches[part.rows.name]
+
+    def _row_multipliers(self, part: Part, rows: Rows) -> Tensor:
+        if part.constraint in self.functions:
+            return self._clamped(part, self.functions[part.constraint](rows.columns))
+        if rows.index is None:
+            raise ModelingError(
+                "E181",
+                f"the rows of this batch have no positions, and {part.constraint!r} has a multiplier per row",
+                fix="a multiplier function, multipliers={...}, or rows with positions",
+            )
+        return self.table(part)[rows.index]
+
+    def batches(self, batch: Batches) -> dict[str, Rows]:
+        """The rows of a batch by sample name, on the device.
 
         Raises:
             ModelingError: E140 when the batch has no rows of a sample of the problem.
         """
         if isinstance(batch, Batch):
-            given: dict[str, Any] = {batch.data.name: batch.index}
+            given: dict[str, Any] = {batch.data.name: batch}
         elif isinstance(batch, Mapping):
             given = dict(batch)
         else:
-            given = {b.data.name: b.index for b in batch}
-        result: dict[str, Tensor] = {}
+            given = {b.data.name: b for b in batch}
+        result: dict[str, Rows] = {}
         for data, population in self.evaluator.populations.items():
             if data.name not in given:
                 raise ModelingError(
@@ -157,12 +306,21 @@ class Lagrangian(nn.Module):
                     f"the batch has no rows of {data.name!r}",
                     fix=f"lagrangian({data.name}.rows(index))",
                 )
-            index = given[data.name]
-            if isinstance(index, (slice, range)):
-                span = index if isinstance(index, range) else range(*index.indices(population.rows))
-                index = torch.arange(span.start, span.stop, span.step)
-            result[data.name] = torch.as_tensor(index).to(self.evaluator.device)
+            found = given[data.name]
+            result[data.name] = found if isinstance(found, Rows) else self._positions(population, found)
         return result
+
+    def _positions(self, population: Population, given: Any) -> Rows:
+        """Rows by position: a batch, or an index."""
+        index, weight = (given.index, given.weight) if isinstance(given, Batch) else (given, None)
+        if weight is not None:
+            weight = torch.as_tensor(weight).to(device=self.evaluator.device, dtype=self.evaluator.dtype)
+        if isinstance(index, (slice, range)):
+            span = index if isinstance(index, range) else range(*index.indices(population.rows))
+            if span == range(population.rows):
+                return population.take(slice(0, population.rows), weight)
+            index = torch.arange(span.start, span.stop, span.step)
+        return population.take(torch.as_tensor(index).to(self.evaluator.device), weight)
 
     # ----------------------------------------------------------------------------------------- ascent
     @torch.no_grad()
@@ -179,29 +337,47 @@ class Lagrangian(nn.Module):
             )
         self._last = None
         self.weight.mul_(self.memory).add_(1 - self.memory)
-        for i, part in enumerate(self.parts):
-            value, step = self.buffer("multiplier", part), self.rate * self.buffer("step", part)
-            if part.rows is not None:
-                _, residual, mask = estimate.rows[i]
-                index = self._index[part.rows.name]
-                # a row is met once per epoch: its step is as large as an average.s together
-                scale = value.shape[0] / index.shape[0]
-                value.index_add_(0, index, (step * scale * _masked(residual, mask)).to(value.dtype))
-            else:
-                residual = estimate.exact.residuals[i]
-                assert residual is not None  # no rows
-                running = self.buffer("running", part)
-                running.mul_(self.memory).add_(residual.to(value.dtype), alpha=1 - self.memory)
-                value.add_(step * residual)
+        if self._vector:
+            residual = self._stacked(estimate.exact.residuals).to(self.values.dtype)
+            self.running.lerp_(residual, 1 - self.memory)
+            self.values.addcmul_(self.scales, residual, value=self.rate)
+            torch.maximum(self.values, self.low, out=self.values)
+        for i in self._tables:
+            self._ascend_rows(i, self.parts[i], estimate)
+
+    def _ascend_rows(self, i: int, part: Part, estimate: Estimate) -> None:
+        """A step of the multipliers of the rows in the batch; no other row is touched."""
+        _, residual, mask = estimate.rows[i]
+        rows = self._rows(part)
+        step = self.rate * self.row_scales[i]
+        if part.constraint in self.functions:
+            change = _masked(_weighted(step * residual, rows), mask)
+            function: Any = self.functions[part.constraint]
+            function.ascend(rows.columns, change / rows.count)
+            return
+        value = self.table(part)
+        # a row is met once per epoch: its step is as large as an average's together
+        scale = value.shape[0] / rows.count
+        change = _masked(_weighted(step * scale * residual, rows), mask).to(value.dtype)
+        if isinstance(rows.index, slice):
+            value[rows.index] += change
             if part.kind == "<=":
-                value.clamp_(min=0)
+                value[rows.index].clamp_(min=0)
+            return
+        assert rows.index is not None  # checked in forward
+        value.index_add_(0, rows.index, change)
+        if part.kind == "<=":
+            value[rows.index] = value[rows.index].clamp(min=0)
 
     @torch.no_grad()
-    def observe(self, residuals: Mapping[int, Tensor]) -> None:
-        """Replaces the running residuals by exact full-data ones (by part position)."""
+    def observe(self, residuals: Mapping[int, Tensor], moments: list[Tensor] | None = None) -> None:
+        """Replaces running residuals (by part position) and averages by exact ones of the full data."""
         self.weight.fill_(1.0)
         for i, residual in residuals.items():
-            self.buffer("running", self.parts[i]).copy_(residual)
+            place, _ = self._place[self.parts[i].key]
+            self.running[place].copy_(residual.reshape(-1))
+        if moments is not None:
+            self.estimator.observe(moments)
 
     # ---------------------------------------------------------------------------------------- scaling
     def calibrate(self, generator: torch.Generator | None = None, rows: int = 4096, batches: int = 8) -> None:
@@ -216,13 +392,11 @@ class Lagrangian(nn.Module):
         if self.evaluator.device.type == "meta":
             return
         sample = {
-            data.name: torch.randint(p.rows, (min(rows, p.rows),), generator=generator).to(
-                self.evaluator.device
-            )
-            for data, p in self.evaluator.populations.items()
+            data.name: p.some(min(rows, p.rows), generator) for data, p in self.evaluator.populations.items()
         }
-        gradients = self._gradient_norms(self.evaluator.estimate(sample), generator)
-        spreads = self._spreads(sample, batches)
+        gradients = self._gradient_norms(self.estimator(sample), generator)
+        least = min((p.rows for p in self.evaluator.populations.values()), default=rows)
+        spreads = self._spreads(min(rows, least), batches, generator)
         self.slope = max(self.slope, gradients[0])
         objective = self.slope or 1.0
         for i, part in enumerate(self.parts):
@@ -231,7 +405,9 @@ class Lagrangian(nn.Module):
             spread = spreads[i] or slope
             self.spreads[part.key] = spread
             with torch.no_grad():
-                self.buffer("step", part).fill_(objective / (slope * spread))
+                place, _ = self._place[part.key]
+                target = self.scales[place] if part.rows is None else self.row_scales[i]
+                target.fill_(objective / (slope * spread))
 
     def _gradient_norms(self, estimate: Estimate, generator: torch.Generator | None) -> list[float]:
         scalars: list[Tensor] = [estimate.primal.objective]
@@ -250,23 +426,21 @@ class Lagrangian(nn.Module):
         return norms
 
     @torch.no_grad()
-    def _spreads(self, sample: Mapping[str, Tensor], batches: int) -> list[float]:
-        pieces = {name: index.chunk(batches) for name, index in sample.items()}
-        count = min((len(p) for p in pieces.values()), default=1)
+    def _spreads(self, rows: int, batches: int, generator: torch.Generator | None) -> list[float]:
+        size = max(rows // batches, 2)
+        count = batches
         found: list[list[Tensor]] = [[] for _ in self.parts]
-        for b in range(count):
-            estimate = self.evaluator.estimate({name: p[b] for name, p in pieces.items()})
+        for _ in range(count):
+            sample = {d.name: p.some(size, generator) for d, p in self.evaluator.populations.items()}
+            estimate = self.estimator(sample)
             for i, part in enumerate(self.parts):
                 value = estimate.rows[i][1] if part.rows is not None else estimate.exact.residuals[i]
                 assert value is not None  # one of the two exists
                 found[i].append(value.double())
-        size = min((p[0].shape[0] for p in pieces.values()), default=1)
         result: list[float] = []
         for i, part in enumerate(self.parts):
             if part.rows is not None:
                 result.append(float(torch.cat(found[i]).std()))
-            elif count < 2:
-                result.append(0.0)
             else:
                 result.append(float(torch.stack(found[i]).var(0).mean().sqrt()) * size**0.5)
         return result
@@ -287,6 +461,13 @@ def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
     return torch.where(wide, values, values.new_zeros(()))
 
 
+def _weighted(values: Tensor, rows: Rows) -> Tensor:
+    """Values per row times the rows' importance weights."""
+    if rows.weight is None:
+        return values
+    return values * rows.weight.to(values.dtype).reshape(-1, *(1 for _ in range(values.dim() - 1)))
+
+
 def part_shapes(evaluator: Evaluator) -> list[tuple[int, ...]]:
     """Shape of every part's residual: levels first; (rows, ...) for constraints per row."""
     outer = evaluator.full("exact")
@@ -298,7 +479,8 @@ def part_shapes(evaluator: Evaluator) -> list[tuple[int, ...]]:
         else:
             job = next(j for j in evaluator.jobs if j.data is part.rows)
             place = len(job.moments) + job.parts.index(i)
+            population = evaluator.populations[job.data]
             with torch.no_grad():
-                first = evaluator.rows(job, slice(0, 1), "exact")[place]
-            shapes.append((evaluator.populations[job.data].rows, *first.shape[1:]))
+                first = evaluator.rows(job, population.take(slice(0, 1)), "exact")[place]
+            shapes.append((population.rows, *first.shape[1:]))
     return shapes

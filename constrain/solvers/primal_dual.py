@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from constrain.runtime.lagrangian import Lagrangian
-from constrain.solvers.training import BatchSampler, IterateJudge, epochs_or_default, half_cosine, train
+from constrain.solvers.sampling import BatchSampler, Sampling
+from constrain.solvers.training import IterateJudge, epochs_or_default, half_cosine, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -44,6 +45,11 @@ class PrimalDual:
             multiplier rule); None takes 0.3 for the Lagrangian and 4 for the augmented Lagrangian.
         warmup: epochs in which multipliers rest, so that their steps are measured on a model that has left
             its random start; not used when multipliers are given.
+        estimator: "auto", or "batch", "halves" or "running" for all terms, or by term ("objective", names of
+            constraints); see `constrain.runtime.estimates`.
+        sampling: "shuffle", "stratified", or "auto": stratified where a group would be rare in a batch.
+        refresh: steps between exact passes over the full data that reset the running averages and residuals;
+            None makes one after every epoch.
         seed: of batches and calibration.
         tolerance: violation (relative to a row's spread of the constraint) up to which an iterate counts as
             feasible.
@@ -57,6 +63,9 @@ class PrimalDual:
     rate: float = 0.02
     gain: float | None = None
     warmup: int = 1
+    estimator: Mapping[str, str] | str = "auto"
+    sampling: Sampling = "auto"
+    refresh: int | None = None
     seed: int = 0
     tolerance: float = 1e-4
 
@@ -97,11 +106,12 @@ class _Training:
             if options.gain is None
             else options.gain
         )
-        self.lagrangian = Lagrangian(evaluator, rate=options.rate, gain=gain)
+        self.lagrangian = Lagrangian(evaluator, rate=options.rate, gain=gain, estimator=options.estimator)
         tensors = evaluator.decisions.tensors
         make = options.optimizer
         self.optimizer = torch.optim.Adam(tensors, lr=options.lr) if make is None else make(tensors)
-        self.sampler = BatchSampler(evaluator, options.batch, self.generator)
+        rows = [p.rows.name for p in evaluator.program.parts if p.rows is not None]
+        self.sampler = BatchSampler(evaluator, options.batch, self.generator, options.sampling, rows)
         self.epochs = epochs_or_default(options.epochs, self.sampler.per_epoch)
         self.schedule = half_cosine(self.optimizer, self.epochs * self.sampler.per_epoch)
 
@@ -127,7 +137,7 @@ class _Training:
     def epoch(self, epoch: int) -> None:
         """One pass over the largest sample."""
         for _ in range(self.sampler.per_epoch):
-            loss = self.lagrangian(self.sampler.draw(self.steps))
+            loss = self.lagrangian(self.sampler.draw())
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
@@ -136,6 +146,8 @@ class _Training:
                 self.lagrangian.ascend()
             self.schedule.step()
             self.steps += 1
+            if self.options.refresh is not None and self.steps % self.options.refresh == 0:
+                self._refresh()
         self.evaluator.refresh_scales()
         if epoch < 4 or epoch % 4 == 0:
             self.lagrangian.calibrate(self.generator)
@@ -144,6 +156,14 @@ class _Training:
         """Multipliers by part key."""
         return self.lagrangian.multipliers()
 
-    def observe(self, residuals: Mapping[int, Tensor]) -> None:
-        """Running residuals become exact."""
-        self.lagrangian.observe(residuals)
+    def _refresh(self) -> None:
+        """One exact pass over the full data."""
+        moments = self.evaluator.moments("exact")
+        with torch.no_grad():
+            outer = self.evaluator.outer(moments, "exact")
+        found = {i: r for i, r in enumerate(outer.residuals) if r is not None}
+        self.lagrangian.observe(found, moments)
+
+    def observe(self, residuals: Mapping[int, Tensor], moments: list[Tensor]) -> None:
+        """Running residuals and averages become exact."""
+        self.lagrangian.observe(residuals, moments)

@@ -1,4 +1,4 @@
-"""What every minibatch method shares: batches, the epochs around them, and the judgment of iterates.
+"""What every minibatch method shares: the epochs around its steps, and the judgment of iterates.
 
 A method brings one epoch of steps (`Method`); `train` runs the epochs. After each one the objective and
 residuals are evaluated exactly on the full data; the iterate that is kept is the best of those, not the last.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from constrain.runtime.evaluator import Evaluator
     from constrain.solvers.progress import Progress
 
-__all__ = ["BatchSampler", "IterateJudge", "Method", "epochs_or_default", "half_cosine", "train"]
+__all__ = ["IterateJudge", "Method", "epochs_or_default", "half_cosine", "train"]
 
 DEFAULT_EPOCHS = 40
 LEAST_STEPS = 2000
@@ -58,48 +58,9 @@ class Method(Protocol):
         """Copies of the multipliers by part key, in the program's signs; per row for constraints per row."""
         ...
 
-    def observe(self, residuals: Mapping[int, Tensor]) -> None:
-        """Is told the exact residuals on the full data after every epoch, by part position."""
+    def observe(self, residuals: Mapping[int, Tensor], moments: list[Tensor]) -> None:
+        """Is told the exact residuals (by part position) and averages on the full data after every epoch."""
         ...
-
-
-class BatchSampler:
-    """Rows of every sample for every step.
-
-    Args:
-        evaluator: the compiled program with its data.
-        batch: rows per batch and sample; None takes 512, or 1/8 of a small sample.
-        generator: of the shuffles.
-
-    Attributes:
-        per_epoch: steps per pass over the largest sample (100 without data).
-        sizes: rows per batch, by sample name.
-    """
-
-    def __init__(self, evaluator: Evaluator, batch: int | None, generator: torch.Generator) -> None:
-        self.generator = generator
-        self.device = evaluator.device
-        self.rows = {data.name: p.rows for data, p in evaluator.populations.items()}
-        self.sizes = {name: _batch_size(batch, rows) for name, rows in self.rows.items()}
-        self.per_epoch = max((math.ceil(rows / self.sizes[k]) for k, rows in self.rows.items()), default=100)
-        self._order: dict[str, Tensor] = {}
-
-    def draw(self, step: int) -> dict[str, Tensor]:
-        """Rows of this step. A used-up sample is reshuffled; its last partial batch is dropped."""
-        chosen: dict[str, Tensor] = {}
-        for name, rows in self.rows.items():
-            size = self.sizes[name]
-            place = step % (rows // size)
-            if place == 0 or name not in self._order:
-                self._order[name] = torch.randperm(rows, generator=self.generator).to(self.device)
-            chosen[name] = self._order[name][place * size : (place + 1) * size]
-        return chosen
-
-
-def _batch_size(batch: int | None, rows: int) -> int:
-    if batch is not None:
-        return min(batch, rows)
-    return min(512, max(rows // 8, min(rows, 32)))
 
 
 def epochs_or_default(epochs: int | None, per_epoch: int) -> int:
@@ -146,9 +107,15 @@ class IterateJudge:
         self._tail: dict[str, Tensor] = {}
         self._tail_count = 0
 
-    def judge(self, epoch: int, method: Method) -> dict[int, Tensor]:
-        """Judges the current iterate; exact residuals by part position (not of constraints per row)."""
-        outer = self.evaluator.full("exact")
+    def judge(self, epoch: int, method: Method) -> tuple[dict[int, Tensor], list[Tensor]]:
+        """Judges the current iterate.
+
+        Returns:
+            Exact residuals by part position (not of constraints per row), and exact averages.
+        """
+        moments = self.evaluator.moments("exact")
+        with torch.no_grad():
+            outer = self.evaluator.outer(moments, "exact").detach()
         objective = float(outer.objective)
         violation = scaled = 0.0
         exact: dict[int, Tensor] = {}
@@ -171,7 +138,7 @@ class IterateJudge:
                 self._tail[key] = value + self._tail[key] if key in self._tail else value
         row = {"step": method.steps, "epoch": epoch + 1, "objective": self.evaluator.program.sign * objective}
         self.history.append({**row, "violation": violation, **self._entries(exact, multipliers)})
-        return exact
+        return exact, moments
 
     def _keep(self, epoch: int, objective: float, scaled: float) -> None:
         if not math.isfinite(objective):
@@ -222,7 +189,7 @@ def train(
     try:
         for epoch in range(judge.epochs):
             method.epoch(epoch)
-            method.observe(judge.judge(epoch, method))
+            method.observe(*judge.judge(epoch, method))
             progress.update(epoch + 1, judge.epochs, judge.history[-1])
             if not math.isfinite(judge.history[-1]["objective"]):
                 ending, message = "diverged", f"the objective is not finite in epoch {epoch + 1}"

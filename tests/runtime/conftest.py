@@ -9,6 +9,7 @@ import constrain as cn
 from constrain import E, P, forall
 from constrain.lowering.lower import lower
 from constrain.runtime.decisions import Decisions
+from constrain.runtime.estimates import Estimator
 from constrain.runtime.evaluator import Evaluator
 
 ROWS = 400
@@ -75,6 +76,12 @@ def spec(name, module=None, data=None, dtype=torch.float64):
     return SPECS[name](D, f(D.x))
 
 
+def estimate(evaluator, index, kinds="auto"):
+    """Estimates on rows given by position, by sample name."""
+    rows = {data.name: p.take(index[data.name]) for data, p in evaluator.populations.items()}
+    return Estimator(evaluator, kinds)(rows)
+
+
 class Kit:
     """What the tests of the runtime build with."""
 
@@ -85,6 +92,7 @@ class Kit:
     network = staticmethod(network)
     loss = staticmethod(loss)
     spec = staticmethod(spec)
+    estimate = staticmethod(estimate)
 
 
 @pytest.fixture

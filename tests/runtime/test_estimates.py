@@ -6,16 +6,17 @@ import torch
 
 import constrain as cn
 from constrain import E, P
+from constrain.runtime.estimates import Estimator
 
 
-def estimates(evaluator, count, size, rows, seed=0):
+def estimates(kit, evaluator, count, size, rows, seed=0):
     """Residuals of the first part over random batches, (count, levels)."""
     generator = torch.Generator().manual_seed(seed)
     found = []
     for _ in range(count):
         index = torch.randint(rows, (size,), generator=generator)
         with torch.no_grad():
-            found.append(evaluator.estimate({"sample": index}).exact.residuals[0].reshape(-1))
+            found.append(kit.estimate(evaluator, {"sample": index}).exact.residuals[0].reshape(-1))
     return torch.stack(found)
 
 
@@ -36,7 +37,7 @@ def test_batches_are_unbiased(kit, statistic):
     s = cn.Model(kit.network(), "f")(D.x)
     evaluator = kit.compiled(cn.minimize(E(s**2)).subject_to(c=statistic(D, s) <= 0.1)).evaluator
     exact = evaluator.full().residuals[0].reshape(-1)
-    found = estimates(evaluator, 2000, 16, kit.rows)
+    found = estimates(kit, evaluator, 2000, 16, kit.rows)
     error = found.std(0) / 2000**0.5
     assert torch.isfinite(found).all()
     assert ((found.mean(0) - exact).abs() <= 4 * error).all()
@@ -53,17 +54,21 @@ def test_an_absent_group_contributes_nothing(kit):
     loss.backward()
     assert torch.isfinite(loss)
     assert all(torch.isfinite(p.grad).all() for p in module.parameters())
-    found = lagrangian.evaluator.estimate({"sample": present}).primal.residuals[0]
-    assert found[[1, 3]].tolist() == pytest.approx([-0.1, -0.1])
-    lone = lagrangian.evaluator.estimate({"sample": present}).primal.residuals[0][1]
+    found = lagrangian.estimate(D.rows(present)).primal.residuals[0]
+    before = lagrangian.evaluator.full().residuals[0]
+    running = lagrangian.estimator.running("exact")[-1] - 0.1
+    assert found[[1, 3]].tolist() == pytest.approx(running[[1, 3]].tolist())
+    assert found[[1, 3]].tolist() == pytest.approx(before[[1, 3]].tolist())  # nothing was learned of them
+    lone = lagrangian.estimate(D.rows(present)).primal.residuals[0][1]
     assert not lone.requires_grad or all(
         g is None or not g.any()
         for g in torch.autograd.grad(lone, list(module.parameters()), allow_unused=True)
     )
 
 
-def test_moments_of_a_subset_are_weighted_by_known_shares(kit):
-    """E(g | A) on a batch divides by the share of A in the data, not in the batch."""
+@pytest.mark.parametrize("center", [0.0, 0.3, -2.0])
+def test_moments_of_a_subset_are_weighted_by_known_shares(kit, center):
+    """E(g | A) on a batch divides by the share of A in the data, not in the batch; centered at any number."""
     D = kit.sample()
     s = cn.Model(kit.network(), "f")(D.x)
     evaluator = kit.compiled(cn.minimize(E(s**2)).subject_to(c=E(s, given=D.y == 1) <= 0)).evaluator
@@ -71,8 +76,11 @@ def test_moments_of_a_subset_are_weighted_by_known_shares(kit):
     y, share = D.values("y"), float((D.values("y") == 1).double().mean())
     with torch.no_grad():
         values = evaluator.program.models[0].module(D.values("x")[:10])
-        found = evaluator.estimate({"sample": index}).exact.residuals[0]
-    assert float(found) == pytest.approx(float((values * y[:10]).mean() / share), rel=1e-6)
+        estimator = Estimator(evaluator)
+        estimator.observe([torch.full_like(m, center) for m in evaluator.moments()])
+        found = estimator({"sample": evaluator.populations[D].take(index)}).exact.residuals[0]
+    weight = y[:10] / share
+    assert float(found) == pytest.approx(float((weight * (values - center)).mean() + center), rel=1e-6)
 
 
 @pytest.mark.parametrize("form", ["mean", "abs", "rate"])

@@ -6,6 +6,7 @@ import torch
 
 import constrain as cn
 from constrain import E
+from constrain.runtime.estimates import Estimator
 
 
 class Counter:
@@ -20,10 +21,10 @@ class Counter:
         self.largest = max(self.largest, inputs[0].shape[0])
 
 
-def whole(evaluator, function, row_term=None):
+def whole(kit, evaluator, function, row_term=None):
     """Value and gradient by autograd on all rows at once: a batch of everything."""
     rows = {data.name: population.rows for data, population in evaluator.populations.items()}
-    found = evaluator.estimate({name: torch.arange(count) for name, count in rows.items()})
+    found = kit.estimate(evaluator, {name: slice(0, count) for name, count in rows.items()})
     scalar = function(found.primal)
     if row_term is not None:
         for i, (residual, _, mask) in found.rows.items():
@@ -55,7 +56,7 @@ def test_two_passes_equal_autograd_on_all_rows(kit, name):
     assert evaluator.chunk == kit.rows // 50
     term = row_term if "per row" in name else None
     ((value, gradient),) = evaluator.pull([combination], term)
-    expected, reference = whole(evaluator, combination, term)
+    expected, reference = whole(kit, evaluator, combination, term)
     assert value == pytest.approx(expected, rel=1e-10, abs=1e-10)
     scale = max(float(g.abs().max()) for g in reference)
     assert scale > 1e-3
@@ -92,7 +93,7 @@ def test_several_functions_share_the_passes(kit):
     found = evaluator.pull(functions)
     assert counter.calls == 2 * 50
     for function, (value, gradient) in zip(functions, found, strict=True):
-        expected, reference = whole(evaluator, function)
+        expected, reference = whole(kit, evaluator, function)
         assert value == pytest.approx(expected, abs=1e-12)
         for a, b in zip(gradient, reference, strict=True):
             assert torch.allclose(a, b, atol=1e-12)
@@ -108,8 +109,9 @@ def test_one_forward_per_batch_however_often_the_model_is_named(kit):
         c=E(torch.sigmoid(f(D.x)), given=D.y == 1) >= 0.1,
     )
     evaluator = kit.compiled(problem).evaluator
+    estimator = Estimator(evaluator)
     counter, other = Counter(module), Counter(g)
-    evaluator.estimate({"sample": torch.arange(64)})
+    estimator({"sample": evaluator.populations[D].take(torch.arange(64))})
     assert (counter.calls, other.calls) == (1, 0)
     assert evaluator.source.count("f[0](") == 2  # once in each of the two functions, of batches and of passes
 

@@ -24,7 +24,7 @@ def test_integer_columns_keep_their_weights_on_batches():
     D = cn.Data("d", k=k, g=(np.arange(100) < 60).astype(int))
     v = scalar()
     lagrangian = cn.minimize(cn.sum_squares(v)).subject_to(c=v >= E(D.k, given=D.g == 1)).compile()
-    estimate = lagrangian.evaluator.estimate({"d": torch.arange(100)}).exact.residuals[0]
+    estimate = lagrangian.estimate({"d": torch.arange(100)}).exact.residuals[0]
     start = float(v.value or 0.0)
     assert float(estimate) == pytest.approx(k[:60].mean() - start, abs=1e-12)
 

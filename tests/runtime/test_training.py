@@ -167,7 +167,7 @@ def test_multipliers_move_by_exact_rates_and_weights_by_surrogates(kit):
     index = torch.arange(64)
     loss = lagrangian(D.rows(index))
     loss.backward()
-    step = float(lagrangian.buffer("step", lagrangian.parts[0]))
+    step = float(lagrangian.step(lagrangian.parts[0]))
     lagrangian.ascend()
     with torch.no_grad():
         rate = float((module(D.values("x")[:64]) > 0).double().mean())

@@ -1,0 +1,213 @@
+"""Which rows a training step sees: shuffled passes, stratified batches, or fresh rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from constrain.runtime.binding import Population, Rows
+    from constrain.runtime.evaluator import Evaluator
+
+__all__ = ["BatchSampler", "Sampling", "Strata", "batch_size", "strata"]
+
+Sampling = Literal["auto", "shuffle", "stratified"]
+
+RARE = 4.0
+"""Expected rows per batch below which a group counts as rare."""
+LEAST = 8
+"""Rows that a stratified batch has of each cell, if the cell has as many."""
+
+
+def batch_size(batch: int | None, rows: int) -> int:
+    """Rows per batch: as asked for, else 512, or 1/8 of a small sample."""
+    if batch is not None:
+        return min(batch, rows)
+    return min(512, max(rows // 8, min(rows, 32)))
+
+
+@dataclass(frozen=True)
+class Strata:
+    """Cells of a sample that every batch draws from.
+
+    Attributes:
+        codes: (rows,) cell of each row.
+        counts: rows of the sample per cell.
+        sizes: rows of a batch per cell, all even, so that both interleaved halves have every cell.
+        weights: importance weight of a row of each cell: share in the sample over share in the batch.
+    """
+
+    codes: Tensor
+    counts: list[int]
+    sizes: list[int]
+    weights: list[float]
+
+
+def strata(population: Population, size: int, wanted: Sampling = "auto") -> Strata | None:
+    """The cells that batches of this size should be drawn from, None for plain shuffling.
+
+    Cells are the combinations of those conditions and groups of the problem of which a plain batch would
+    have fewer than `RARE` rows of some group (of all conditions and groups with "stratified"). There are none
+    where the combinations are more than a quarter of the batch.
+    """
+    if wanted == "shuffle" or size >= population.rows or population.device.type == "meta":
+        return None
+    codes = torch.zeros(population.rows, dtype=torch.int64)
+    for stratum in population.strata.values():
+        if stratum.codes is None and stratum.mask is None:
+            continue
+        expected = float(stratum.counts.min()) * size / population.rows
+        if wanted == "auto" and expected >= RARE:
+            continue
+        own = torch.zeros(population.rows, dtype=torch.int64)
+        if stratum.codes is not None:
+            own = stratum.codes.cpu()
+        if stratum.mask is not None:
+            own = 2 * own + stratum.mask.cpu().to(torch.int64)
+        codes = codes * (int(own.max()) + 1) + own
+        codes = torch.unique(codes, return_inverse=True)[1]
+    cells = int(codes.max()) + 1
+    if cells == 1 or 4 * cells > size:
+        return None
+    counts = torch.bincount(codes, minlength=cells).tolist()
+    sizes = _allocation(counts, size)
+    drawn = sum(sizes)
+    weights = [c / population.rows * drawn / s for c, s in zip(counts, sizes, strict=True)]
+    return Strata(codes, counts, sizes, weights)
+
+
+def _allocation(counts: Sequence[int], size: int) -> list[int]:
+    """Even numbers of rows per cell: at least `LEAST` (or an equal share), the rest in proportion."""
+    floor = max(2, min(LEAST, size // len(counts)))
+    total = sum(counts)
+    left = max(size - floor * len(counts), 0)
+    return [2 * max(1, round((floor + left * c / total) / 2)) for c in counts]
+
+
+class _Cycle:
+    """Positions of some rows, shuffled again whenever they are used up."""
+
+    def __init__(self, positions: Tensor, generator: torch.Generator) -> None:
+        self.positions = positions
+        self.generator = generator
+        self.place = len(positions)
+
+    def take(self, count: int) -> Tensor:
+        """The next positions; a cell with fewer rows repeats them."""
+        found: list[Tensor] = []
+        while count > 0:
+            if self.place >= len(self.positions):
+                self.positions = self.positions[torch.randperm(len(self.positions), generator=self.generator)]
+                self.place = 0
+            piece = self.positions[self.place : self.place + count]
+            self.place += len(piece)
+            count -= len(piece)
+            found.append(piece)
+        return torch.cat(found)
+
+
+class _Shuffled:
+    """Batches of one sample along random permutations; the last partial batch of each is dropped."""
+
+    def __init__(self, population: Population, size: int, generator: torch.Generator) -> None:
+        self.population = population
+        self.size = size
+        self.generator = generator
+        self.order = torch.zeros(0, dtype=torch.int64)
+        self.place = 0
+
+    def draw(self) -> Rows:
+        """The next batch."""
+        if self.size >= self.population.rows:
+            return self.population.everything()
+        if self.place + self.size > len(self.order):
+            self.order = torch.randperm(self.population.rows, generator=self.generator)
+            self.order = self.order.to(self.population.device)
+            self.place = 0
+        index = self.order[self.place : self.place + self.size]
+        self.place += self.size
+        return self.population.take(index)
+
+
+class _Stratified:
+    """Batches with rows of every cell, and the weights that keep estimates unbiased."""
+
+    def __init__(self, population: Population, cells: Strata, generator: torch.Generator) -> None:
+        self.population = population
+        self.sizes = cells.sizes
+        order = torch.argsort(cells.codes, stable=True)
+        self.cycles = [_Cycle(p, generator) for p in order.split(cells.counts)]
+        weights = torch.tensor(cells.weights, dtype=population.dtype)
+        self.weight = weights.repeat_interleave(torch.tensor(cells.sizes)).to(population.device)
+
+    def draw(self) -> Rows:
+        """The next batch, cell after cell."""
+        index = torch.cat([c.take(s) for c, s in zip(self.cycles, self.sizes, strict=True)])
+        return self.population.take(index.to(self.population.device), self.weight)
+
+
+class _Fresh:
+    """New rows for every step: of a stream, or of a continuous population."""
+
+    def __init__(self, population: Population, size: int, generator: torch.Generator) -> None:
+        self.population = population
+        self.size = size
+        self.generator = generator
+
+    def draw(self) -> Rows:
+        """The next batch."""
+        found = self.population.fresh(self.size, self.generator)
+        assert found is not None  # checked by the sampler
+        return found
+
+
+class BatchSampler:
+    """Rows of every sample for every step.
+
+    Args:
+        evaluator: the compiled program with its data.
+        batch: rows per batch and sample; None takes 512, or 1/8 of a small sample.
+        generator: of the shuffles.
+        sampling: "shuffle", "stratified", or "auto": stratified where a group would be rare in a batch.
+        positions: samples whose rows need positions, since every one of them has a multiplier of its own.
+
+    Attributes:
+        per_epoch: steps per pass over the largest sample (100 without data).
+        sizes: rows per batch, by sample name.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        batch: int | None,
+        generator: torch.Generator,
+        sampling: Sampling = "auto",
+        positions: Sequence[str] = (),
+    ) -> None:
+        populations = {data.name: p for data, p in evaluator.populations.items()}
+        self.sizes = {name: batch_size(batch, p.rows) for name, p in populations.items()}
+        self.per_epoch = max(
+            (math.ceil(p.rows / self.sizes[name]) for name, p in populations.items()), default=100
+        )
+        self._sources: dict[str, _Shuffled | _Stratified | _Fresh] = {}
+        for name, population in populations.items():
+            size = self.sizes[name]
+            if population.endless and name not in positions:
+                self._sources[name] = _Fresh(population, size, generator)
+                continue
+            cells = strata(population, size, sampling)
+            self._sources[name] = (
+                _Shuffled(population, size, generator)
+                if cells is None
+                else _Stratified(population, cells, generator)
+            )
+
+    def draw(self) -> dict[str, Rows]:
+        """The next batch of every sample."""
+        return {name: source.draw() for name, source in self._sources.items()}
