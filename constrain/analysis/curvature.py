@@ -22,7 +22,7 @@ from constrain.analysis.fact import (
     shown,
     unknown,
 )
-from constrain.analysis.models import refusal_of
+from constrain.analysis.models import output_bounds, refusal_of
 from constrain.analysis.special import SPECIAL
 from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["analyze"]
 
 _PIECEWISE = {"abs", "relu", "maximum", "minimum", "max", "min", "l1_loss", "max_levels", "min_levels"}
-_QUADRATIC = {"square", "sum_squares", "mse_loss"}
+_QUADRATIC = {"square", "sum_squares", "mse_loss", "sum_squares_levels"}
+_NORMS = ("norm", "norm_levels")
 
 
 def _form(node: n.Apply, fact: Fact, parts: Sequence[Fact]) -> Form:
@@ -43,7 +44,8 @@ def _form(node: n.Apply, fact: Fact, parts: Sequence[Fact]) -> Form:
     inner = largest_form(parts)
     if ATOMS[node.atom].curvature == "affine":
         return inner
-    piecewise = node.atom in _PIECEWISE or (node.atom == "norm" and node.option("ord") in (1.0, float("inf")))
+    corners = node.atom in _NORMS and node.option("ord") in (1.0, float("inf"))
+    piecewise = node.atom in _PIECEWISE or corners
     if piecewise and inner in ("affine", "piecewise"):
         return "piecewise"
     return "quadratic" if node.atom in _QUADRATIC and inner == "affine" else "general"
@@ -104,7 +106,7 @@ def _apply(node: n.Apply, parts: tuple[Fact, ...]) -> Fact:
         moving = next(arg for arg, part in zip(node.args, parts, strict=True) if not part.constant)
         text = f"{shown(node)} is neither convex nor concave in {shown(moving)}"
         return unknown(text, node).within(bounds)
-    if node.atom == "norm" and float(node.option("ord", 2.0)) < 1:
+    if node.atom in _NORMS and float(node.option("ord", 2.0)) < 1:
         return unknown(f"{shown(node)} is no norm: its order is below 1", node).within(bounds)
     fact = compose(node, parts, atom.curvature, atom.monotone)
     return replace(
@@ -130,6 +132,17 @@ def _call(node: n.Call, parts: tuple[Fact, ...]) -> Fact:
     return unknown(f"{node.model.name} is not affine in its weights: {refusal}", node)
 
 
+def _statistic(node: n.Statistic, parts: tuple[Fact, ...]) -> Fact:
+    """Bounds of a statistic before it is lowered; its curvature is that of what it is lowered to."""
+    if node.kind in ("CVaR", "Quantile"):
+        bounds = parts[0].bounds
+    else:
+        bounds = {"Var": Bounds(0.0, float("inf")), "Corr": Bounds(-1.0, 1.0)}.get(node.kind, ANYTHING)
+    if all(part.constant for part in parts):
+        return Fact("constant", bounds=bounds)
+    return unknown(f"{shown(node)} is not lowered yet", node).within(bounds)
+
+
 def _step(node: n.Node, parts: tuple[Fact, ...]) -> Fact:  # noqa: PLR0911  # one per kind of node
     match node:
         case n.Constant(value=value):
@@ -139,12 +152,16 @@ def _step(node: n.Node, parts: tuple[Fact, ...]) -> Fact:  # noqa: PLR0911  # on
             return Fact("constant", bounds=ANYTHING if value is None else bounds_of_value(value))
         case n.Column(data=data, name=name):
             return Fact("constant", bounds=bounds_of_value(data.values(name)))
+        case n.Codes() | n.Pinned():
+            return Fact("constant")
+        case n.Statistic():
+            return _statistic(node, parts)
         case n.Decision(symbol=symbol):
             return Fact("affine", bounds=variable_bounds(symbol))
         case n.Weights(model=model):
             return Fact("constant" if model.frozen else "affine")
         case n.Call():
-            return _call(node, parts)
+            return _call(node, parts).within(Bounds(*output_bounds(node.model.module)))
         case n.Apply():
             return _apply(node, parts)
         case n.Opaque(path=path):

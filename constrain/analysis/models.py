@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["AffineModel", "Features", "affine_model", "refusal_of", "trainable"]
+__all__ = ["AffineModel", "Features", "affine_model", "output_bounds", "refusal_of", "trainable"]
 
 _MOVING_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity)
 _MOVING_METHODS = frozenset(
@@ -295,3 +295,35 @@ def refusal_of(module: Any) -> str | None:
     """Why a module is not known to be affine in its trainable weights; None when it is."""
     found = _examine(module)
     return found if isinstance(found, str) else None
+
+
+# ------------------------------------------------------------------------------------ bounded outputs
+_INFINITE = math.inf
+_BOUNDED: dict[type[nn.Module], tuple[float, float]] = {
+    nn.Sigmoid: (0.0, 1.0),
+    nn.Hardsigmoid: (0.0, 1.0),
+    nn.Softmax: (0.0, 1.0),
+    nn.Tanh: (-1.0, 1.0),
+    nn.Softsign: (-1.0, 1.0),
+    nn.ReLU6: (0.0, 6.0),
+    nn.ReLU: (0.0, _INFINITE),
+    nn.Softplus: (0.0, _INFINITE),
+    nn.LogSigmoid: (-_INFINITE, 0.0),
+    nn.LogSoftmax: (-_INFINITE, 0.0),
+}
+
+
+def output_bounds(module: Any) -> tuple[float, float]:
+    """Least and largest entry of a module's output that its last layer allows; unbounded when not known.
+
+    Only plain `nn.Sequential` modules (nested ones too) are looked into, past layers that move entries.
+    """
+    if module._forward_hooks or module._forward_pre_hooks:
+        return -_INFINITE, _INFINITE
+    if type(module) is nn.Sequential:
+        last = next((part for part in reversed(list(module)) if not isinstance(part, _MOVING_MODULES)), None)
+        return (-_INFINITE, _INFINITE) if last is None else output_bounds(last)
+    if type(module) is nn.Hardtanh:
+        return float(module.min_val), float(module.max_val)
+    kind: type[nn.Module] = cast("type[nn.Module]", type(module))
+    return _BOUNDED.get(kind, (-_INFINITE, _INFINITE))

@@ -57,7 +57,8 @@ def compile(  # the public word
     """
     program = lower(problem)
     kind = floating_type(program) if dtype is None else dtype
-    setup = prepare(program, device=place(program, device), dtype=kind, data=data, params=params)
+    chosen = place(program, device)
+    setup = prepare(program, device=chosen, dtype=kind, data=data, params=params, reach=True)
     lagrangian = Lagrangian(setup.evaluator, rate=rate, gain=gain)
     lagrangian.calibrate(torch.Generator().manual_seed(seed))
     return lagrangian

@@ -224,7 +224,13 @@ class _Run:
 
     def _prepare(self, dtype: torch.dtype, *, check: bool = True) -> Setup:
         return prepare(
-            self.program, device=self.device, dtype=dtype, data=self.data, params=self.params, check=check
+            self.program,
+            device=self.device,
+            dtype=dtype,
+            data=self.data,
+            params=self.params,
+            check=check,
+            reach=check,  # of a convex program the solver proves it
         )
 
     def _bar(self, name: str) -> Progress:

@@ -10,6 +10,7 @@ import torch
 from constrain.diagnostics.alive import rebind
 from constrain.errors import ModelingError
 from constrain.lowering.lower import EPIGRAPH
+from constrain.lowering.reach import refuse_unreachable
 from constrain.runtime.decisions import Decisions
 from constrain.runtime.evaluator import Evaluator
 
@@ -87,15 +88,27 @@ def prepare(
     data: Data | Mapping[str, Data] | None = None,
     params: Mapping[str, Any] | None = None,
     check: bool = True,
+    reach: bool = False,
 ) -> Setup:
     """Decisions at their start and an evaluator with the training data.
 
+    Args:
+        program: the moment form.
+        device: where to run.
+        dtype: floating type of decisions and data.
+        data: replaces the samples of the problem.
+        params: values of parameters by name.
+        check: refuse what depends on other rows of a batch.
+        reach: refuse what cannot hold whatever the decisions are, before anything runs.
+
     Raises:
         DataError: E124 and others about the data.
-        ModelingError: E112, E122, E127, E138.
+        ModelingError: E112, E122, E127, E138, E172, E173.
     """
-    decisions = Decisions(program, device, dtype)
     replaced = None if data is None else rebind(program, data)
+    if reach:
+        refuse_unreachable(program, replaced, params)
+    decisions = Decisions(program, device, dtype)
     evaluator = Evaluator(program, decisions, dtype=dtype, data=replaced, params=params)
     evaluator.check_left_out()
     if check:

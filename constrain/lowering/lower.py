@@ -9,10 +9,11 @@ from constrain._lazy import language_printing
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS
-from constrain.language.surrogates import DEFAULT
+from constrain.language.surrogates import DEFAULT, Hinge
 from constrain.language.types import type_of
 from constrain.lowering import rules
 from constrain.lowering.dependence import depends_on_decisions
+from constrain.lowering.orientation import oriented
 from constrain.lowering.program import Form, Part, Program, Trace
 from constrain.lowering.verify import verify
 
@@ -58,6 +59,7 @@ class _Lowering:
                 if given is not None and depends_on_decisions(given):
                     self.trace.add("ratio", target, "E(g | A) = E(g 1[A]) / E(1[A]), A depends on decisions")
                     own = arg.surrogate if isinstance(arg, n.Indicator) else None
+                    _refuse_hinge(node, own or surrogate)
                     return rules.ratio(node, data, own or surrogate)
                 return rules.moment(node, data)
             case n.Indicator(event=event, surrogate=surrogate) if surrogate and not depends_on_decisions(
@@ -81,10 +83,17 @@ class _Lowering:
         pieces = self._pieces(name, op, lhs, rhs)
         _check_sides(name, relation, (lhs, *rhs), pieces)
         parts = tuple(
-            Part(name, piece.side, kind, n.intern(piece.residual, self.table), piece.rhs_sign, rows, where)
+            Part(name, piece.side, kind, self.turned(piece.residual, name, kind), piece.rhs_sign, rows, where)
             for piece in pieces
         )
         return Form(name, relation, op, lhs, rhs, parts, rows, where)
+
+    def turned(self, root: n.Node, target: str, kind: str = "<=") -> n.Node:
+        """An objective or residual with its surrogates on the side where they bound it, interned."""
+        found = oriented(root) if kind == "<=" else root
+        if found is not root:
+            self.trace.add("orient", target, "1[A] = 1 - 1[~A], so that the hinge bounds from the safe side")
+        return n.intern(found, self.table)
 
     def _sides(
         self, name: str, relation: n.Node
@@ -133,6 +142,19 @@ class _Lowering:
             return [rules.Piece(p.residual, p.side, 1.0) for p in pieces]
         self.trace.add("flip", name, "lhs >= b  <=>  b - lhs <= 0")
         return [rules.flip(lhs, rhs)]
+
+
+def _refuse_hinge(node: n.Mean, surrogate: Surrogate) -> None:
+    """E175: the quotient of two bounds bounds nothing."""
+    if isinstance(surrogate, Hinge):
+        raise ModelingError(
+            "E175",
+            f"the condition of {shown(node)} depends on decisions, so it is a quotient of two rates, and a "
+            "quotient of hinges is no bound of it",
+            at=node.loc,
+            fix='multiplied out: P(a & b, surrogate="hinge") <= 0.1 * P(b, surrogate="hinge"); or '
+            'surrogate="sigmoid"',
+        )
 
 
 def _check_sides(name: str, relation: n.Node, sides: tuple[n.Node, ...], pieces: list[rules.Piece]) -> None:
@@ -198,7 +220,7 @@ def lower(problem: Problem, *, use_epigraph: bool = True) -> Program:
 
     Raises:
         ModelingError: E131 (two symbols with one name, models that share parameters), E134 (a side of a
-            per-row constraint without rows), E132 (a form that no rule covers).
+            per-row constraint without rows), E132 (a form that no rule covers), E175 (a quotient of hinges).
     """
     _check_names(problem)
     state = _Lowering()
@@ -219,14 +241,14 @@ def lower(problem: Problem, *, use_epigraph: bool = True) -> Program:
         bounded, pieces = rules.epigraph(objective, make, state.trace)
         if pieces:
             parts = tuple(
-                Part(EPIGRAPH, p.side, "<=", n.intern(p.residual, state.table), 0.0) for p in pieces
+                Part(EPIGRAPH, p.side, "<=", state.turned(p.residual, "objective"), 0.0) for p in pieces
             )
             relation = n.Comparison("<=", objective, bounded, loc=objective.loc)
             forms.append(Form(EPIGRAPH, relation, "<=", objective, (bounded,), parts))
             objective = bounded
         else:
             auxiliary.clear()
-    objective = n.intern(objective, state.table)
+    objective = state.turned(objective, "objective")
     roots = (objective, *(part.residual for form in forms for part in form.parts))
     sides = tuple(side for form in forms for side in (form.lhs, *form.rhs))
     moments = tuple(dict.fromkeys(x for x in n.postorder(*roots, *sides) if isinstance(x, n.Moment)))
