@@ -62,9 +62,7 @@ class _Lowering:
                     _refuse_hinge(node, own or surrogate)
                     return rules.ratio(node, data, own or surrogate)
                 return rules.moment(node, data)
-            case n.Indicator(event=event, surrogate=surrogate) if surrogate and not depends_on_decisions(
-                event
-            ):
+            case n.Indicator(event=event) if node.surrogate and not depends_on_decisions(event):
                 return n.Indicator(event, None, loc=node.loc)
             case _:
                 return node
@@ -147,10 +145,12 @@ class _Lowering:
 def _refuse_hinge(node: n.Mean, surrogate: Surrogate) -> None:
     """E175: the quotient of two bounds bounds nothing."""
     if isinstance(surrogate, Hinge):
+        arg = node.arg
+        written = n.Rate(arg.event, node.given, node.by) if isinstance(arg, n.Indicator) else node
         raise ModelingError(
             "E175",
-            f"the condition of {shown(node)} depends on decisions, so it is a quotient of two rates, and a "
-            "quotient of hinges is no bound of it",
+            f"the condition of {shown(written)} depends on decisions, so it is a quotient of two rates, and "
+            "a quotient of hinges is no bound of it",
             at=node.loc,
             fix='multiplied out: P(a & b, surrogate="hinge") <= 0.1 * P(b, surrogate="hinge"); or '
             'surrogate="sigmoid"',
