@@ -6,7 +6,16 @@
 from typing import TYPE_CHECKING
 
 from constrain._lazy import attribute
-from constrain.errors import ConstrainError, DataError, ModelingError, NoDualsError, RouteError
+from constrain.errors import (
+    ConstrainError,
+    DataError,
+    ModelingError,
+    ModelingWarning,
+    NoDualsError,
+    RouteError,
+)
+from constrain.language import surrogates as surrogate
+from constrain.language.calculus import diff, div, grad, hessian, jacobian, laplacian, weak
 from constrain.language.data import Data
 from constrain.language.expr import Constraint, Expr
 from constrain.language.functions import (
@@ -37,8 +46,11 @@ from constrain.language.functions import (
     trace,
     where,
 )
-from constrain.language.problem import Problem, find, maximize, minimize
+from constrain.language.problem import Problem, find, from_json, maximize, minimize
+from constrain.language.regions import Box, Grid, Normal, Uniform
+from constrain.language.relations import linear, squared
 from constrain.language.statistics import E, P, between, forall, indicator
+from constrain.language.summaries import Corr, Cov, CVaR, Quantile, Var
 from constrain.language.symbols import Model, Parameter, Variable
 
 if TYPE_CHECKING:
@@ -47,33 +59,46 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Box",
     "ConstrainError",
     "Constraint",
     "Data",
     "DataError",
     "E",
     "Expr",
+    "Grid",
     "Model",
     "ModelingError",
+    "ModelingWarning",
     "NoDualsError",
+    "Normal",
     "P",
     "Parameter",
     "Problem",
     "RouteError",
     "Solution",
     "Status",
+    "Uniform",
     "Variable",
     "__version__",
     "abs",
     "between",
     "constant",
     "count_nonzero",
+    "diff",
+    "div",
     "entr",
     "exp",
     "find",
     "forall",
+    "from_json",
+    "grad",
+    "hessian",
     "indicator",
+    "jacobian",
     "kl_div",
+    "laplacian",
+    "linear",
     "load",
     "log",
     "logsumexp",
@@ -92,10 +117,13 @@ __all__ = [
     "softplus",
     "sqrt",
     "square",
+    "squared",
     "stack",
     "sum",
     "sum_squares",
+    "surrogate",
     "trace",
+    "weak",
     "where",
 ]
 

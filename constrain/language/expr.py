@@ -367,6 +367,14 @@ class Expr:
         return language("record").method(self, name)
 
     # ---- what an expression is not
+    def relax(self, *_: Any, **__: Any) -> Any:
+        """Only a constraint can be relaxed: raises E155."""
+        raise language("relations").misplaced(self, "relax")
+
+    def scale(self, *_: Any, **__: Any) -> Any:
+        """Only a constraint has units of its own: raises E155."""
+        raise language("relations").misplaced(self, "scale")
+
     def __bool__(self) -> bool:
         raise truth_error(self)
 
@@ -459,6 +467,37 @@ class Constraint:
 
     def __bool__(self) -> bool:
         raise truth_error(self)
+
+    # ---- the constraint as a whole
+    def relax(self, cost: Any = None) -> Constraint:
+        """The constraint, which may be exceeded at a cost: `c <= z` with a slack z >= 0 that costs h(z).
+
+        There is one slack per entry of the constraint as written: per level of a block, per row of `forall`.
+        Their costs are added to what is minimized, and the multiplier is the marginal cost h'(z). An equality
+        may be missed by z on either side. The slack that was chosen is `solution["name"].relaxation`.
+
+        Args:
+            cost: `cn.squared(weight)`, `cn.linear(weight)`, or a sum of them, in the units in which the
+                constraint is written.
+
+        Raises:
+            ModelingError: E155 (no cost), E156 (relaxed already).
+        """
+        return language("relations").relax(self, cost)  # type: ignore[no-any-return]
+
+    def scale(self, size: Any) -> Constraint:
+        """The constraint, measured in units of `size`: a residual of that size counts as 1.
+
+        Tolerances and multiplier steps use these units. Values, multipliers and shadow prices are reported in
+        those in which the constraint is written, and what the problem means does not change.
+
+        Args:
+            size: a positive number.
+
+        Raises:
+            ModelingError: E156 (scaled already), E157 (no positive number).
+        """
+        return language("relations").scale(self, size)  # type: ignore[no-any-return]
 
     def _chained(self, _other: object) -> Any:
         raise ModelingError(

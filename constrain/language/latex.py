@@ -7,7 +7,19 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from constrain.language import nodes as n
-from constrain.language.layout import Layout, Names, Piece, joined, key_text, literal
+from constrain.language.layout import (
+    Layout,
+    Names,
+    Piece,
+    divergence,
+    joined,
+    key_text,
+    laplacian,
+    literal,
+    partial,
+)
+from constrain.language.regions import Region
+from constrain.language.relations import COSTS
 from constrain.language.text import opaque_keywords
 
 __all__ = ["LatexNotation", "latex_name"]
@@ -40,6 +52,9 @@ _WORDS = {
     "sum": r"\sum",
     "mean_levels": r"\operatorname{mean}",
     "logdet": r"\log\det",
+    "logsumexp_levels": r"\operatorname{logsumexp}",
+    "entropy_logits": r"\operatorname{H}",
+    "kl_logits": r"\operatorname{KL}",
 }
 _NORMS = {1.0: "_1", 2.0: "_2", float("inf"): r"_\infty"}
 _Rule: TypeAlias = Callable[["LatexNotation", n.Apply], "Layout | None"]
@@ -105,19 +120,34 @@ class LatexNotation:
         """What closes the axis of rows."""
         match node:
             case n.Mean(arg=arg, given=given, by=by):
-                return ATOM, self._average(r"\mathbb{E}", arg, given, by)
+                return ATOM, self._average(r"\mathbb{E}", [(arg, OPEN)], given, by)
             case n.Rate(event=arg, given=given, by=by):
-                return ATOM, self._average(r"\mathbb{P}", arg, given, by)
+                return ATOM, self._average(r"\mathbb{P}", [(arg, OPEN)], given, by)
             case n.Moment(integrand=arg, given=given, by=by):
-                return ATOM, self._average(r"\operatorname{mean}", arg, given, by)
+                return ATOM, self._average(r"\operatorname{mean}", [(arg, OPEN)], given, by)
+            case n.Statistic(kind=kind, args=args, given=given, by=by, level=level):
+                word = rf"\operatorname{{{kind}}}" + ("" if level is None else f"_{{{_number(level)}}}")
+                return ATOM, self._average(word, joined([(a, OPEN) for a in args]), given, by)
             case n.Indicator(event=event):
                 return ATOM, [r"\mathbf{1}\left[", (event, OPEN), r"\right]"]
             case n.ForAll(data=data, where=where, relation=relation):
-                rows = rf"\quad \text{{for all rows of }} {self.name(data)}"
+                which = "" if isinstance(data, Region) else "rows of "
+                rows = rf"\quad \text{{for all {which}}} {self.name(data)}"
                 condition: list[Piece] = [] if where is None else [r" \text{ where } ", (where, OPEN)]
                 return OPEN, [(relation, OPEN), rows, *condition]
+            case n.Relaxed() | n.Scaled():
+                return self._loosened(node)
             case _:
                 return self._leaf(node)
+
+    def _loosened(self, node: n.Relaxed | n.Scaled) -> Layout:
+        if isinstance(node, n.Scaled):
+            return OPEN, [(node.relation, OPEN), rf"\quad \text{{in units of }} {_number(node.scale)}"]
+        cost: list[Piece] = []
+        for kind, weight in zip(node.cost, node.weight, strict=True):
+            term: list[Piece] = [(weight, MUL), COSTS[kind].latex]
+            cost += [" + ", *term] if cost else term
+        return OPEN, [(node.relation, OPEN), r"\quad \text{relaxed by } z \text{ at } ", *cost]
 
     def _leaf(self, node: n.Node) -> Layout:
         match node:
@@ -127,6 +157,12 @@ class LatexNotation:
                 return ATOM, [rf"\text{{{_escape(symbol.value)}}}"]
             case n.Array(symbol=symbol) | n.Decision(symbol=symbol) | n.Knob(symbol=symbol):
                 return ATOM, [self.name(symbol)]
+            case n.Pinned(symbol=symbol):
+                return ATOM, [self.name(symbol)]
+            case n.Codes(columns=columns):
+                return ATOM, [rf"\text{{level of {_escape(', '.join(columns))}}}"]
+            case n.Column(data=Region() as region):
+                return ATOM, [self.name(region)]
             case n.Column(data=data, name=name):
                 own = latex_name(name)
                 return ATOM, [own if self.names.bare_columns else f"{self.name(data)}.{own}"]
@@ -134,6 +170,8 @@ class LatexNotation:
                 return ATOM, [rf"\theta_{{{self.name(model)}}}"]
             case n.Call(model=model, args=args):
                 return _call(self.name(model), [(a, OPEN) for a in args])
+            case n.Gradient(arg=arg, wrt=wrt):
+                return self.partial(node) or (POW, [r"\nabla_{", (wrt, OPEN), "} ", (arg, ATOM)])
             case n.Opaque(path=path, arguments=arguments):
                 items = [self._value(v) for v in arguments]
                 items += [[rf"\mathrm{{{_escape(k)}}}=", *self._value(v)] for k, v in opaque_keywords(node)]
@@ -141,11 +179,23 @@ class LatexNotation:
             case _:
                 raise AssertionError(type(node))
 
+    def partial(self, node: n.Node) -> Layout | None:
+        """A quotient of differentials."""
+        found = partial(node)
+        if found is None:
+            return None
+        power = "" if found.order == 1 else f"^{{{found.order}}}"
+        component = "" if found.component is None else f"_{{{found.component}}}"
+        below: list[Piece] = [r"}{\partial ", (found.wrt, ATOM), f"{component}{power}}}"]
+        return POW, [rf"\frac{{\partial{power} ", (found.arg, ATOM), *below]
+
     def _value(self, value: Any) -> list[Piece]:
         return [(value, OPEN)] if isinstance(value, n.Node) else [rf"\text{{{_escape(literal(value))}}}"]
 
-    def _average(self, word: str, arg: n.Node, given: n.Node | None, by: tuple[n.Column, ...]) -> list[Piece]:
-        pieces: list[Piece] = [rf"{word}\left[", (arg, OPEN)]
+    def _average(
+        self, word: str, args: list[Piece], given: n.Node | None, by: tuple[n.Column, ...]
+    ) -> list[Piece]:
+        pieces: list[Piece] = [rf"{word}\left[", *args]
         conditions: list[Piece] = [] if given is None else [(given, OPEN)]
         conditions += [(column, ATOM) for column in by]
         return [*pieces, *([r" \mid ", *joined(conditions)] if conditions else []), r"\right]"]
@@ -198,7 +248,7 @@ def _pow(_: LatexNotation, node: n.Apply) -> Layout:
 def _norm(_: LatexNotation, node: n.Apply) -> Layout | None:
     if node.option("axis") is not None or node.option("keepdims"):
         return None
-    sign = {"sum_squares": "_2^2", "count_nonzero": "_0"}.get(node.atom) or _NORMS.get(node.option("ord"))
+    sign = {"sum_squares": "_2^2", "sum_squares_levels": "_2^2", "count_nonzero": "_0"}.get(node.atom) or _NORMS.get(node.option("ord"))
     return None if sign is None else (POW, [r"\left\|", (node.args[0], OPEN), rf"\right\|{sign}"])
 
 
@@ -218,7 +268,18 @@ def _reshape(_: LatexNotation, node: n.Apply) -> Layout:
     return ATOM, [r"\operatorname{reshape}_{", shape, r"}\left(", (node.args[0], OPEN), r"\right)"]
 
 
-def _index(_: LatexNotation, node: n.Apply) -> Layout:
+def _trace(_: LatexNotation, node: n.Apply) -> Layout | None:
+    twice, once = laplacian(node), divergence(node)
+    if twice is not None:
+        return POW, [r"\Delta_{", (twice.wrt, OPEN), "} ", (twice.arg, ATOM)]
+    return None if once is None else (POW, [r"\nabla_{", (once.wrt, OPEN), r"} \cdot ", (once.arg, ATOM)])
+
+
+def _index(notation: LatexNotation, node: n.Apply) -> Layout:
+    return notation.partial(node) or _entry(node)
+
+
+def _entry(node: n.Apply) -> Layout:
     return POW, [
         (node.args[0], ATOM),
         rf"_{{{key_text(node.option('key')).replace('...', chr(92) + 'ldots')}}}",
@@ -246,7 +307,11 @@ _RULES: dict[str, _Rule] = {
     "norm": _norm,
     "sum_squares": _norm,
     "count_nonzero": _norm,
+    "norm_levels": _norm,
+    "sum_squares_levels": _norm,
+    "take": lambda _, node: (POW, [(node.args[0], ATOM), "_{", (node.args[1], OPEN), "}"]),
     "index": _index,
+    "trace": _trace,
     "transpose": _after(r"^{\top}"),
     "reshape": _reshape,
     "stack": lambda _, node: (ATOM, [r"\left[", *joined([(a, OPEN) for a in node.args]), r"\right]"]),

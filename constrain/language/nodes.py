@@ -452,12 +452,6 @@ def children(node: Node) -> tuple[Node, ...]:
             return (lhs, rhs)
         case Indicator(event=event):
             return (event,)
-        case Mean(arg=arg, given=given, by=by) | Rate(event=arg, given=given, by=by):
-            return (arg, *(() if given is None else (given,)), *by)
-        case Moment(integrand=arg, given=given, by=by):
-            return (arg, *(() if given is None else (given,)), *by)
-        case Statistic(args=args, given=given, by=by):
-            return (*args, *(() if given is None else (given,)), *by)
         case Between(lower=lower, arg=arg, upper=upper):
             return (lower, arg, upper)
         case ForAll(where=where, relation=relation):
@@ -466,6 +460,19 @@ def children(node: Node) -> tuple[Node, ...]:
             return (relation, *weight)
         case Scaled(relation=relation):
             return (relation,)
+        case _:
+            return _averaged(node)
+
+
+def _averaged(node: Node) -> tuple[Node, ...]:
+    """`children` of statistics; none of leaves."""
+    match node:
+        case Mean(arg=arg, given=given, by=by) | Rate(event=arg, given=given, by=by):
+            return (arg, *(() if given is None else (given,)), *by)
+        case Moment(integrand=arg, given=given, by=by):
+            return (arg, *(() if given is None else (given,)), *by)
+        case Statistic(args=args, given=given, by=by):
+            return (*args, *(() if given is None else (given,)), *by)
         case _:
             return ()
 

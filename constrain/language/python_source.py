@@ -15,7 +15,18 @@ from constrain._lazy import attribute, loaded
 from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS
 from constrain.language.expr import Expr
-from constrain.language.layout import Layout, Names, Piece, joined, key_text, literal
+from constrain.language.layout import (
+    Layout,
+    Names,
+    Piece,
+    divergence,
+    joined,
+    key_text,
+    laplacian,
+    literal,
+    partial,
+)
+from constrain.language.regions import Region
 from constrain.language.surrogates import DEFAULT
 from constrain.language.types import type_of
 
@@ -24,7 +35,7 @@ if TYPE_CHECKING:
 
     from constrain.language.surrogates import Surrogate
 
-__all__ = ["ATOM", "RESERVED", "SourceNotation"]
+__all__ = ["ATOM", "RESERVED", "SourceNotation", "source_names"]
 
 OPEN, COMPARE, OR, AND, ADD, MUL, UNARY, POW, ATOM = range(9)
 WORDS = {
@@ -52,11 +63,24 @@ _CN = frozenset(
     )
 )
 _REDUCTIONS = frozenset(["sum", "mean", "max", "min", "logsumexp", "norm", "sum_squares", "count_nonzero"])
-_OVER_LEVELS = frozenset(["sum", "mean", "max", "min"])
+_OVER_LEVELS = frozenset(["sum", "mean", "max", "min", "logsumexp", "norm", "sum_squares"])
 _LOSSES = frozenset(
     ["binary_cross_entropy_with_logits", "binary_cross_entropy", "cross_entropy", "mse_loss", "l1_loss"]
 )
 _Rule: TypeAlias = Callable[["SourceNotation", n.Apply], "Layout | None"]
+
+
+def source_names(roots: Sequence[n.Node]) -> Names:
+    """The name table of the source of some expressions: their symbols, and functions torch does not export."""
+    names = Names(roots, RESERVED)
+    for node in n.postorder(*roots):
+        if isinstance(node, n.Opaque):
+            if _resolve(node.path) is not node.function:
+                names.add(node.function, "function_")
+            for value in (*node.arguments, *(value for _, value in node.keywords)):
+                if not isinstance(value, n.Node) and not _is_literal(value) and _torch_text(value) is None:
+                    names.add(value, "value_")
+    return names
 
 
 def _object(symbol: Any) -> Any:
@@ -68,6 +92,8 @@ def _object(symbol: Any) -> Any:
             return Expr(n.Knob(symbol))
         case n.ArraySymbol():
             return symbol.value
+        case Region():
+            return symbol.coordinate
         case _:
             return symbol
 
@@ -137,6 +163,8 @@ class SourceNotation:
                 return self._statistic("E", arg, given, by, None)
             case n.Rate(event=arg, given=given, by=by, surrogate=surrogate):
                 return self._statistic("P", arg, given, by, surrogate)
+            case n.Statistic():
+                return self._summary(node)
             case n.Indicator(event=event, surrogate=surrogate):
                 items: list[list[Piece]] = [[(event, OPEN)]]
                 if surrogate not in (None, DEFAULT):
@@ -147,6 +175,13 @@ class SourceNotation:
                 if where is not None:
                     rows += [".where(", (where, OPEN), ")"]
                 return self.call("forall", "", [rows, [(relation, OPEN)]])
+            case n.Relaxed(relation=relation, cost=kinds, weight=weights):
+                cost: list[Piece] = []
+                for kind, weight in zip(kinds, weights, strict=True):
+                    cost += [*([" + "] if cost else []), self.word("cn", kind), "(", (weight, OPEN), ")"]
+                return ATOM, [(relation, ATOM), ".relax(cost=", *cost, ")"]
+            case n.Scaled(relation=relation, scale=scale):
+                return ATOM, [(relation, ATOM), f".scale({literal(scale)})"]
             case _:
                 return self._leaf(node)
 
@@ -156,16 +191,22 @@ class SourceNotation:
                 return (UNARY if literal(value).startswith("-") else ATOM), [literal(value)]
             case n.Array(symbol=symbol):
                 return ATOM, [repr(symbol.value) if isinstance(symbol.value, str) else self.names.of(symbol)]
+            case n.Column(data=Region() as region):
+                return ATOM, [self.names.of(region)]
             case n.Column(data=data, name=name):
                 taken = name in vars(data) or hasattr(type(data), name) or name.startswith("_")
                 own = name.isidentifier() and not iskeyword(name) and not taken
                 return ATOM, [self.names.of(data), f".{name}" if own else f"[{name!r}]"]
-            case n.Decision(symbol=symbol) | n.Knob(symbol=symbol):
+            case n.Codes(data=data, columns=columns):
+                return ATOM, [f"{self.names.of(data)}[{', '.join(map(repr, columns))}]"]
+            case n.Decision(symbol=symbol) | n.Knob(symbol=symbol) | n.Pinned(symbol=symbol):
                 return ATOM, [self.names.of(symbol)]
             case n.Weights(model=model):
                 return ATOM, [self.names.of(model)]
             case n.Call(model=model, args=args):
                 return ATOM, [self.names.of(model), "(", *joined([self.operand(a) for a in args]), ")"]
+            case n.Gradient(arg=arg, wrt=wrt):
+                return self.partial(node) or self.call("cn", "grad", [self.operand(arg), [(wrt, ATOM)]])
             case n.Opaque():
                 return self._opaque(node)
             case _:
@@ -179,16 +220,17 @@ class SourceNotation:
         by: tuple[n.Column, ...],
         surrogate: Surrogate | None,
     ) -> Layout:
-        items: list[list[Piece]] = [self.operand(arg)]
-        if given is not None:
-            items.append(["given=", (given, OPEN)])
-        if len(by) == 1:
-            items.append(["by=", (by[0], ATOM)])
-        elif by:
-            items.append(["by=(", *joined([(column, ATOM) for column in by]), ")"])
+        items = [self.operand(arg), *_conditions(given, by)]
         if surrogate is not None:
             items.append(["surrogate=", self.surrogate(surrogate)])
         return self.call(word, "", items)
+
+    def _summary(self, node: n.Statistic) -> Layout:
+        """`cn.CVaR(g, 0.95, given=A, by=c)`; one argument of several may be a number or an array."""
+        items = [self.operand(arg) for arg in node.args]
+        if node.level is not None:
+            items.append([literal(node.level)])
+        return self.call("cn", node.kind, [*items, *_conditions(node.given, node.by)])
 
     # ---- pieces
     def surrogate(self, surrogate: Surrogate) -> str:
@@ -219,6 +261,15 @@ class SourceNotation:
         """Arguments of a torch function: expressions and tensors, at least one expression."""
         some = any(not _plain(a) for a in args)
         return [[(a, OPEN)] if some and _is_tensor(a) else self.lifted(a) for a in args]
+
+    def partial(self, node: n.Node) -> Layout | None:
+        """`cn.diff(u(x), x, 2)`."""
+        found = partial(node)
+        if found is None:
+            return None
+        component = "" if found.component is None else f"[..., {found.component}]"
+        items: list[list[Piece]] = [self.operand(found.arg), [(found.wrt, ATOM), component]]
+        return self.call("cn", "diff", [*items, *([[str(found.order)]] if found.order > 1 else [])])
 
     # ---- functions
     def _apply(self, node: n.Apply) -> Layout:
@@ -288,10 +339,25 @@ class SourceNotation:
     def _value(self, value: Any) -> list[Piece]:
         if _is_literal(value):
             return [literal(value)]
-        text = repr(value)
-        if text.startswith("torch.") and _resolve(text) is value:
-            return [self.word("torch", text.removeprefix("torch."))]
-        return [self.names.add(value, "value_")]
+        text = _torch_text(value)
+        return [self.names.add(value, "value_")] if text is None else [self.word("torch", text)]
+
+
+def _torch_text(value: Any) -> str | None:
+    """`float32` of `torch.float32`, None for what is no constant of torch."""
+    text = repr(value)
+    own = text.startswith("torch.") and _resolve(text) is value
+    return text.removeprefix("torch.") if own else None
+
+
+def _conditions(given: n.Node | None, by: tuple[n.Column, ...]) -> list[list[Piece]]:
+    """The keyword arguments `given=` and `by=` of a statistic."""
+    items: list[list[Piece]] = [] if given is None else [["given=", (given, OPEN)]]
+    if len(by) == 1:
+        items.append(["by=", (by[0], ATOM)])
+    elif by:
+        items.append(["by=(", *joined([(column, ATOM) for column in by]), ")"])
+    return items
 
 
 def _is_literal(value: Any) -> bool:
@@ -312,7 +378,10 @@ def _resolve(path: str) -> Any:
 def _over_levels(notation: SourceNotation, node: n.Apply) -> Layout | None:
     if type_of(node.args[0]).levels is None:
         return None
-    return notation.call("cn", node.atom.removesuffix("_levels"), [notation.operand(node.args[0])])
+    items = [notation.operand(node.args[0])]
+    if node.option("ord", 2.0) != 2.0:
+        items.append([f"ord={literal(node.option('ord'))}"])
+    return notation.call("cn", node.atom.removesuffix("_levels"), items)
 
 
 def _along(notation: SourceNotation, node: n.Apply) -> Layout:
@@ -326,7 +395,19 @@ def _pow(notation: SourceNotation, node: n.Apply) -> Layout:
     return POW, [*left, " ** ", *notation.operand(exponent, UNARY)]
 
 
+def _trace(notation: SourceNotation, node: n.Apply) -> Layout:
+    twice, once = laplacian(node), divergence(node)
+    found, word = (twice, "laplacian") if twice is not None else (once, "div")
+    if found is None:
+        return notation.call("cn", "trace", [notation.operand(node.args[0])])
+    return notation.call("cn", word, [notation.operand(found.arg), [(found.wrt, ATOM)]])
+
+
 def _index(notation: SourceNotation, node: n.Apply) -> Layout:
+    return notation.partial(node) or _entry(notation, node)
+
+
+def _entry(notation: SourceNotation, node: n.Apply) -> Layout:
     return ATOM, [*notation.lifted(node.args[0], ATOM), f"[{key_text(node.option('key'))}]"]
 
 
@@ -355,10 +436,17 @@ _RULES: dict[str, _Rule] = {
     "linear": lambda notation, node: notation.call("F", "linear", notation.torch_items(node.args)),
     "pow": _pow,
     "index": _index,
+    "trace": _trace,
     "reshape": _reshape,
     "softmax": _along,
     "log_softmax": _along,
     "einsum": _einsum,
     "huber": _huber,
-    **{f"{word}_levels": _over_levels for word in ("sum", "mean", "max", "min")},
+    **{f"{word}_levels": _over_levels for word in sorted(_OVER_LEVELS)},
+    "entropy_logits": lambda notation, node: notation.call(
+        "cn", "entropy", [["logits=", *notation.lifted(node.args[0])]]
+    ),
+    "kl_logits": lambda notation, node: notation.call(
+        "cn", "kl", [notation.lifted(node.args[0]), notation.operand(node.args[1])]
+    ),
 }

@@ -7,7 +7,19 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from constrain.language import nodes as n
-from constrain.language.layout import Layout, Names, Piece, joined, key_text, literal
+from constrain.language.layout import (
+    Layout,
+    Names,
+    Piece,
+    divergence,
+    joined,
+    key_text,
+    laplacian,
+    literal,
+    partial,
+)
+from constrain.language.regions import Region
+from constrain.language.relations import COSTS
 
 __all__ = ["TextNotation", "opaque_keywords"]
 
@@ -20,6 +32,9 @@ _SHORT = {
     "min_levels": "min",
     "sum_levels": "sum",
     "mean_levels": "mean",
+    "logsumexp_levels": "logsumexp",
+    "entropy_logits": "entropy",
+    "kl_logits": "kl",
     "maximum": "max",
     "minimum": "min",
 }
@@ -68,18 +83,33 @@ class TextNotation:
         """What closes the axis of rows."""
         match node:
             case n.Mean(arg=arg, given=given, by=by):
-                return ATOM, self._average("E", arg, given, by)
+                return ATOM, self._average("E", [(arg, OPEN)], given, by)
             case n.Rate(event=arg, given=given, by=by):
-                return ATOM, self._average("P", arg, given, by)
+                return ATOM, self._average("P", [(arg, OPEN)], given, by)
             case n.Moment(integrand=arg, given=given, by=by):
-                return ATOM, self._average("mean", arg, given, by)
+                return ATOM, self._average("mean", [(arg, OPEN)], given, by)
+            case n.Statistic(kind=kind, args=args, given=given, by=by, level=level):
+                items = joined([*((a, OPEN) for a in args), *([] if level is None else [literal(level)])])
+                return ATOM, self._average(kind, items, given, by)
             case n.Indicator(event=event):
                 return ATOM, ["1[", (event, OPEN), "]"]
             case n.ForAll(data=data, where=where, relation=relation):
                 condition: list[Piece] = [] if where is None else [" where ", (where, OPEN)]
-                return OPEN, [f"for all rows of {self.names.of(data)}", *condition, ": ", (relation, OPEN)]
+                rows = "" if isinstance(data, Region) else "rows of "
+                return OPEN, [f"for all {rows}{self.names.of(data)}", *condition, ": ", (relation, OPEN)]
+            case n.Relaxed() | n.Scaled():
+                return self._loosened(node)
             case _:
                 return self._leaf(node)
+
+    def _loosened(self, node: n.Relaxed | n.Scaled) -> Layout:
+        """`c ≤ 0, relaxed by z at 5.0 · z²`; `c ≤ 0, in units of 100.0`."""
+        if isinstance(node, n.Scaled):
+            return OPEN, [(node.relation, OPEN), f", in units of {literal(node.scale)}"]
+        cost: list[Piece] = []
+        for kind, weight in zip(node.cost, node.weight, strict=True):
+            cost += [" + ", (weight, MUL), COSTS[kind].text] if cost else [(weight, MUL), COSTS[kind].text]
+        return OPEN, [(node.relation, OPEN), ", relaxed by z at ", *cost]
 
     def _leaf(self, node: n.Node) -> Layout:
         match node:
@@ -87,14 +117,20 @@ class TextNotation:
                 return (NEG if repr(value).startswith("-") else ATOM), [repr(value).replace("inf", "∞")]
             case n.Array(symbol=symbol):
                 return ATOM, [repr(symbol.value) if isinstance(symbol.value, str) else self.names.of(symbol)]
+            case n.Column(data=Region() as region):
+                return ATOM, [self.names.of(region)]
             case n.Column(data=data, name=name):
                 return ATOM, [name if self.names.bare_columns else f"{self.names.of(data)}.{name}"]
-            case n.Decision(symbol=symbol) | n.Knob(symbol=symbol):
+            case n.Codes(columns=columns):
+                return ATOM, [f"level of {', '.join(columns)}"]
+            case n.Decision(symbol=symbol) | n.Knob(symbol=symbol) | n.Pinned(symbol=symbol):
                 return ATOM, [self.names.of(symbol)]
             case n.Weights(model=model):
                 return ATOM, [f"{self.names.of(model)}.parameters"]
             case n.Call(model=model, args=args):
                 return ATOM, [self.names.of(model), "(", *joined([(a, OPEN) for a in args]), ")"]
+            case n.Gradient(arg=arg):
+                return self.partial(node) or (POW, ["∇", (arg, ATOM)])
             case n.Opaque(path=path):
                 plain = [*node.arguments, *(v for _, v in opaque_keywords(node))]
                 heads = [""] * len(node.arguments) + [f"{k}=" for k, _ in opaque_keywords(node)]
@@ -106,8 +142,10 @@ class TextNotation:
             case _:
                 raise AssertionError(type(node))
 
-    def _average(self, word: str, arg: n.Node, given: n.Node | None, by: tuple[n.Column, ...]) -> list[Piece]:
-        pieces: list[Piece] = [f"{word}[", (arg, OPEN)]
+    def _average(
+        self, word: str, args: list[Piece], given: n.Node | None, by: tuple[n.Column, ...]
+    ) -> list[Piece]:
+        pieces: list[Piece] = [f"{word}[", *args]
         if given is not None or by:
             pieces.append(" | ")
         if given is not None:
@@ -116,6 +154,15 @@ class TextNotation:
             pieces.append(", by " if given is not None else "by ")
             pieces += joined([(column, ATOM) for column in by])
         return [*pieces, "]"]
+
+    def partial(self, node: n.Node) -> Layout | None:
+        """`∂²u(x)/∂x²`."""
+        found = partial(node)
+        if found is None:
+            return None
+        power = "" if found.order == 1 else str(found.order).translate(_SUPERSCRIPT)
+        component = "" if found.component is None else f"[{found.component}]"
+        return POW, [f"∂{power}", (found.arg, ATOM), "/∂", (found.wrt, ATOM), component, power]
 
     # ---- functions
     def _apply(self, node: n.Apply) -> Layout:
@@ -196,7 +243,7 @@ def _around(left: str, right: str) -> _Rule:
 def _norm(_: TextNotation, node: n.Apply) -> Layout | None:
     if node.option("axis") is not None or node.option("keepdims"):
         return None
-    sign = {"sum_squares": "²", "count_nonzero": "₀"}.get(node.atom) or _NORMS.get(node.option("ord"))
+    sign = {"sum_squares": "²", "sum_squares_levels": "²", "count_nonzero": "₀"}.get(node.atom) or _NORMS.get(node.option("ord"))
     return None if sign is None else (ATOM, ["‖", (node.args[0], OPEN), f"‖{sign}"])
 
 
@@ -204,6 +251,13 @@ def _linear(_: TextNotation, node: n.Apply) -> Layout:
     x, weight, *bias = node.args
     product: list[Piece] = [(x, MUL), " @ ", (weight, ATOM), "ᵀ"]
     return (ADD, [*product, " + ", (bias[0], MUL)]) if bias else (MUL, product)
+
+
+def _trace(_: TextNotation, node: n.Apply) -> Layout | None:
+    twice, once = laplacian(node), divergence(node)
+    if twice is not None:
+        return POW, ["Δ", (twice.arg, ATOM)]
+    return None if once is None else (POW, ["∇·", (once.arg, ATOM)])
 
 
 def _quad_form(_: TextNotation, node: n.Apply) -> Layout:
@@ -225,7 +279,13 @@ _RULES: dict[str, _Rule] = {
     "norm": _norm,
     "sum_squares": _norm,
     "count_nonzero": _norm,
-    "index": lambda _, node: (ATOM, [(node.args[0], ATOM), f"[{key_text(node.option('key'))}]"]),
+    "norm_levels": _norm,
+    "sum_squares_levels": _norm,
+    "take": lambda _, node: (ATOM, [(node.args[0], ATOM), "[", (node.args[1], OPEN), "]"]),
+    "index": lambda notation, node: (
+        notation.partial(node) or (ATOM, [(node.args[0], ATOM), f"[{key_text(node.option('key'))}]"])
+    ),
+    "trace": _trace,
     "transpose": lambda _, node: (ATOM, [(node.args[0], ATOM), "ᵀ"]),
     "reshape": lambda _, node: (
         ATOM,

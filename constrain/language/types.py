@@ -7,7 +7,7 @@ the error can point at it. Nothing here looks at data.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, assert_never, cast
+from typing import TYPE_CHECKING, TypeAlias, assert_never, cast
 
 from constrain._lazy import language, language_printing, loaded, probe
 from constrain.errors import ModelingError
@@ -195,16 +195,16 @@ def _infer(node: n.Node, parts: list[Type]) -> Type:
     return found
 
 
-_Leaf: TypeAlias = (
-    n.Constant | n.Array | n.Column | n.Codes | n.Pinned | n.Decision | n.Knob | n.Weights
-)
+_Leaf: TypeAlias = n.Constant | n.Array | n.Column | n.Codes | n.Pinned | n.Decision | n.Knob | n.Weights
 
 
 def _leaf(node: _Leaf) -> Type:
     match node:
         case n.Constant():
             return Type()
-        case n.Array(symbol=symbol) | n.Pinned(symbol=symbol) | n.Decision(symbol=symbol) | n.Knob(symbol=symbol):
+        case n.Array(symbol=symbol) | n.Decision(symbol=symbol) | n.Knob(symbol=symbol):
+            return Type(shape=symbol.shape)
+        case n.Pinned(symbol=symbol):
             return Type(shape=symbol.shape)
         case n.Column(data=data, name=name):
             return Type(rows=data, shape=data.row_shape(name))

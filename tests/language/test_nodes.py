@@ -33,6 +33,8 @@ def written(space):
         n.Rate: P(D.y > 0, given=D.q > 0, by=D.sex, surrogate="hinge").node,
         n.Between: cn.between(0, t, 1).node,
         n.ForAll: forall(D.where(D.y > 0), D.y * t >= 1).node,
+        n.Relaxed: (E(D.y * t) <= 1).relax(cost=cn.squared(10.0) + cn.linear(space.eps)).node,
+        n.Scaled: (E(D.y * t) <= 1).scale(100.0).node,
         n.Moment: n.Moment(D, D.y.node, (D.q > 0).node, (D.sex.node,)),
     }
 

@@ -121,6 +121,18 @@ WRITTEN = [
     ),
     ("forall(D, D.y * t >= 1)", "for all rows of adult: y · t ≥ 1", None),
     ("forall(D.where(D.sex == 'F'), D.y * t >= 1)", "for all rows of adult where sex = 'F': y · t ≥ 1", None),
+    (
+        "(E(D.y * t) <= 1).relax(cost=cn.squared(10.0) + cn.linear(eps))",
+        "E[y · t] ≤ 1, relaxed by z at 10.0 · z²/2 + eps · z",
+        r"\mathbb{E}\left[y \cdot t\right] \le 1\quad \text{relaxed by } z \text{ at } "
+        r"10.0 \cdot \frac{z^2}{2} + \mathrm{eps} \cdot z",
+    ),
+    (
+        "forall(D, D.y * t >= 1).relax(cost=cn.linear(2)).scale(100)",
+        "for all rows of adult: y · t ≥ 1, relaxed by z at 2 · z, in units of 100.0",
+        None,
+    ),
+    ("(t == 1).scale(1e-3)", "t = 1, in units of 0.001", r"t = 1\quad \text{in units of } 0.001"),
     ("cn.indicator(D.y > 0) * 2", "1[y > 0] · 2", r"\mathbf{1}\left[y > 0\right] \cdot 2"),
     ("w @ tensor", "w @ tensor", r"w \, \mathrm{tensor}"),
     ("w @ (tensor + 0)", "w @ array_1", None),
@@ -236,7 +248,7 @@ P(~(D.y > 0) & (D.c == 1)) ; P(1 >= D.y) ; P(torch.gt(D.y, D.q)) ; P(tensor < D.
 P(rows < D.x) ; D['columns'] * 2 ; D['x'] @ w ; E(D.y) <= 1 ; 1 >= E(D.y) ; E(D.x) <= tensor
 tensor >= E(D.x) ; E(D.x) == array ; array <= E(D.x) ; cn.between(E(D.y), t, 2)
 forall(D, cn.between(-1, D.y * t, D.q)) ; forall(D, D.x @ w == D.y) ; f(D.x) * f(D.z) ; f(tensor)
-f(D.x + rows) ; eps * t ; -eps ; E(D.y) / E(D.q) - eps
+f(D.x + rows) ; eps * t ; -eps ; E(D.y) / E(D.q) - eps ; cn.between(0, t, 1).scale(3).relax(cost=cn.squared())
 """
 ALL = [row[0] for row in WRITTEN] + [s.strip() for s in ROUND.replace("\n", ";").split(";") if s.strip()]
 
@@ -321,7 +333,8 @@ def program_3():
 
 
 def program_4():
-    return cn.minimize(cn.sum_squares(f)).subject_to(fit=forall(D, D.y * f(D.x) >= 1))
+    outliers_pay = forall(D, D.y * f(D.x) >= 1).relax(cost=cn.squared(10.0))
+    return cn.minimize(cn.sum_squares(f)).subject_to(fit=outliers_pay)
 
 
 def program_7():
@@ -371,7 +384,8 @@ PROGRAMS = {
     ),
     4: (
         program_4,
-        "minimize   ‖f.parameters‖²\nsubject to fit: for all rows of adult: y · f(x) ≥ 1",
+        "minimize   ‖f.parameters‖²\n"
+        "subject to fit: for all rows of adult: y · f(x) ≥ 1, relaxed by z at 10.0 · z²/2",
     ),
     7: (
         program_7,
@@ -550,6 +564,12 @@ def problems(draw):
             constraints[name] = draw(
                 st.sampled_from([abs(e) <= eps, e == 0.5, e >= draw(NUMBERS), e - t <= 0])
             )
+        if draw(st.booleans()):
+            weight = draw(st.sampled_from([1, 0.5, eps]))
+            cost = draw(st.sampled_from([cn.squared(weight), cn.linear(weight) + cn.squared(10.0)]))
+            constraints[name] = constraints[name].relax(cost=cost)
+        if draw(st.booleans()):
+            constraints[name] = constraints[name].scale(draw(st.sampled_from([1e-3, 100])))
     start = draw(st.sampled_from([cn.minimize(objective), cn.maximize(objective), cn.find()]))
     return start.subject_to(**constraints)
 
