@@ -19,10 +19,13 @@ from constrain.language.surrogates import Hinge
 if TYPE_CHECKING:
     from constrain.analysis.fact import Fact
 
-__all__ = ["oriented"]
+__all__ = ["direction", "oriented"]
 
 Side = int
 """+1 where the root increases in a node, -1 where it decreases, 0 where neither is known."""
+
+
+_POSITIVE = frozenset(("sqrt", "log", "log1p", "reciprocal"))
 
 
 def oriented(root: n.Node) -> n.Node:
@@ -32,8 +35,8 @@ def oriented(root: n.Node) -> n.Node:
         root: an objective to minimize, or a residual that is to be at most 0.
 
     Returns:
-        The root itself when it has no hinge. In the denominator of a quotient, and wherever the direction is
-        not known, surrogates stay as they are.
+        The root itself when it has no hinge. In a denominator, in functions that are not defined below zero,
+        and wherever the direction is not known, surrogates stay as they are.
     """
     if not any(isinstance(x, n.Indicator) and isinstance(x.surrogate, Hinge) for x in n.postorder(root)):
         return root
@@ -43,7 +46,7 @@ def oriented(root: n.Node) -> n.Node:
     while stack:
         node, side = stack[-1]
         parts = n.children(node)
-        sides = [_down(node, i, facts) * side for i in range(len(parts))]
+        sides = [_kept(node, direction(node, i, facts) * side) for i in range(len(parts))]
         waiting = [(p, s) for p, s in zip(parts, sides, strict=True) if s and (id(p), s) not in done]
         if (id(node), side) in done:
             stack.pop()
@@ -56,6 +59,11 @@ def oriented(root: n.Node) -> n.Node:
     return done[id(root), 1]
 
 
+def _kept(node: n.Node, side: Side) -> Side:
+    """No side where a lower bound of a rate, which may be negative, has no value."""
+    return 0 if side < 0 and isinstance(node, n.Apply) and node.atom in _POSITIVE else side
+
+
 def _turned(node: n.Node, side: Side) -> n.Node:
     """1 - 1[~A] for the indicator of A on the falling side."""
     if side > 0 or not isinstance(node, n.Indicator) or not isinstance(node.surrogate, Hinge):
@@ -65,7 +73,7 @@ def _turned(node: n.Node, side: Side) -> n.Node:
     return n.Apply("sub", (n.Constant(1.0), turned), loc=node.loc)
 
 
-def _down(node: n.Node, place: int, facts: dict[int, Fact]) -> Side:
+def direction(node: n.Node, place: int, facts: dict[int, Fact]) -> Side:
     """Direction in which a node moves with its child at `place`."""
     if isinstance(node, n.Moment):
         return 1 if place == 0 else 0
