@@ -104,10 +104,11 @@ def _seed(
 def _claims(form: Form) -> list[tuple[n.Node, n.Node, bool]]:
     """The pairs `a <= b` that a constraint as written asks for, and whether it does so of every entry."""
     relation, every = form.relation, True
-    if isinstance(relation, n.ForAll):
-        every = relation.where is None
+    while isinstance(relation, (n.ForAll, n.Scaled)):
+        if isinstance(relation, n.ForAll):
+            every = relation.where is None
         relation = relation.relation
-    match relation:
+    match relation:  # what is relaxed can always hold
         case n.Between(lower=lower, arg=arg, upper=upper):
             return [(lower, arg, every), (arg, upper, every)]
         case n.Comparison(op="<=", lhs=lhs, rhs=rhs):

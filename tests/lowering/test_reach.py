@@ -49,6 +49,8 @@ REFUSED = {
     "some row": forall(D, p <= D.cap - 0.2),
     "two sides that move": E(p) + 1.5 <= P(p > 0.5),
     "a squared average": E(p) ** 2 >= 1.01,
+    "in other units": (P(p > 0.5) >= 1.2).scale(0.1),
+    "every row, in other units": forall(D, p >= 1.5).scale(10.0),
     "a worst group": cn.max(E(torch.tanh(f(D.x)), by=D.y)) <= -1.5,
 }
 REACHED = {
@@ -60,6 +62,7 @@ REACHED = {
     "rows that a condition leaves out": forall(D.where(D.cap > 0.5), p <= D.cap - 0.2),
     "every entry can": P(v(D.x) > 0) <= torch.tensor([0.5, 0.0]),
     "a constant": E(D.cap) <= -1,  # says nothing about decisions: `check` reports it
+    "at a cost": (P(p > 0.5) >= 1.2).relax(cost=cn.squared(1.0)),
     "rounding": E(0.1 * p + 0.2 * p) >= 0.1 + 0.2,
 }
 
