@@ -535,7 +535,7 @@ def statistic(draw, depth, by=None):
     """A deterministic scalar, or one value per level."""
     condition = event(draw, depth) if draw(st.booleans()) else None
     if draw(st.booleans()):
-        surrogate = draw(st.sampled_from([None, "sigmoid", "hinge"]))
+        surrogate = draw(st.sampled_from([None, "sigmoid", "hinge", cn.surrogate.Power(order=3.0)]))
         return P(event(draw, depth), given=condition, by=by, surrogate=surrogate)
     return E(row(draw, depth), given=condition, by=by)
 
