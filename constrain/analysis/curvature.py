@@ -48,7 +48,7 @@ def _form(node: n.Apply, fact: Fact, parts: Sequence[Fact]) -> Form:
     piecewise = node.atom in _PIECEWISE or corners
     if piecewise and inner in ("affine", "piecewise"):
         return "piecewise"
-    return "quadratic" if node.atom in _QUADRATIC and inner == "affine" else "general"
+    return "quadratic" if node.atom in _QUADRATIC and inner in ("affine", "piecewise") else "general"
 
 
 def _multilinear(node: n.Apply, parts: Sequence[Fact]) -> Fact:
@@ -132,6 +132,13 @@ def _call(node: n.Call, parts: tuple[Fact, ...]) -> Fact:
     return unknown(f"{node.model.name} is not affine in its weights: {refusal}", node)
 
 
+def _gradient(node: n.Gradient, arg: Fact) -> Fact:
+    """A derivative is linear in what is differentiated: affine stays affine, curvature is lost."""
+    if arg.affine or arg.curvature == "unknown":
+        return arg.within(ANYTHING)
+    return unknown(f"{shown(node)} is a derivative of what is {arg.curvature} in the decisions", node)
+
+
 def _statistic(node: n.Statistic, parts: tuple[Fact, ...]) -> Fact:
     """Bounds of a statistic before it is lowered; its curvature is that of what it is lowered to."""
     if node.kind in ("CVaR", "Quantile"):
@@ -162,6 +169,8 @@ def _step(node: n.Node, parts: tuple[Fact, ...]) -> Fact:  # noqa: PLR0911  # on
             return Fact("constant" if model.frozen else "affine")
         case n.Call():
             return _call(node, parts).within(Bounds(*output_bounds(node.model.module)))
+        case n.Gradient():
+            return _gradient(node, parts[0])
         case n.Apply():
             return _apply(node, parts)
         case n.Opaque(path=path):

@@ -82,6 +82,8 @@ class VariableSymbol:
     integer: bool = False
     bounds: tuple[Any, Any] | None = None
     value: Any = None
+    levels: Any = None
+    """Of a hidden decision with one value per group level (its first axis): the `types.Level`."""
 
 
 @dataclass(eq=False)

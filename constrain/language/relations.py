@@ -23,7 +23,7 @@ from constrain.language.location import here
 if TYPE_CHECKING:
     from constrain.language.location import Location
 
-__all__ = ["COSTS", "Cost", "linear", "misplaced", "outermost", "relax", "scale", "squared"]
+__all__ = ["COSTS", "Cost", "check_weight", "linear", "misplaced", "relax", "scale", "squared", "unwrapped"]
 
 
 @dataclass(frozen=True)
@@ -123,14 +123,18 @@ def linear(weight: Any = 1.0) -> Cost:
 
 
 # ---------------------------------------------------------------------------------------- constraints
-def outermost(relation: n.Node, *kinds: type[n.Node]) -> n.Node | None:
-    """The first node of these kinds around a relation: `relax` and `scale` may be written in any order."""
+def unwrapped(relation: n.Node) -> tuple[n.Node, n.Relaxed | None, n.Scaled | None]:
+    """A constraint without `relax` and `scale`, and what they were; they may be written in any order."""
+    relaxed: n.Relaxed | None = None
+    scaled: n.Scaled | None = None
     node = relation
     while isinstance(node, (n.Relaxed, n.Scaled)):
-        if isinstance(node, kinds):
-            return node
+        if isinstance(node, n.Relaxed):
+            relaxed = node
+        else:
+            scaled = node
         node = node.relation
-    return node if isinstance(node, kinds) else None
+    return node, relaxed, scaled
 
 
 def relax(constraint: Constraint, cost: Any) -> Constraint:
@@ -139,7 +143,7 @@ def relax(constraint: Constraint, cost: Any) -> Constraint:
     Raises:
         ModelingError: E155 (no cost), E156 (relaxed already).
     """
-    if outermost(constraint.node, n.Relaxed) is not None:
+    if unwrapped(constraint.node)[1] is not None:
         raise ModelingError(
             "E156",
             f"{shown(constraint)} is relaxed already",
@@ -164,7 +168,7 @@ def scale(constraint: Constraint, size: Any) -> Constraint:
     Raises:
         ModelingError: E156 (scaled already), E157 (no positive number).
     """
-    if outermost(constraint.node, n.Scaled) is not None:
+    if unwrapped(constraint.node)[2] is not None:
         raise ModelingError(
             "E156", f"{shown(constraint)} has its units already", at=here(), fix="one scale, in one number"
         )

@@ -202,6 +202,8 @@ def _leaf(node: _Leaf) -> Type:
     match node:
         case n.Constant():
             return Type()
+        case n.Decision(symbol=symbol) if symbol.levels is not None:
+            return Type(levels=symbol.levels, shape=symbol.shape[1:])
         case n.Array(symbol=symbol) | n.Decision(symbol=symbol) | n.Knob(symbol=symbol):
             return Type(shape=symbol.shape)
         case n.Pinned(symbol=symbol):

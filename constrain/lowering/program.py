@@ -9,7 +9,7 @@ row keeps its rows: its residual is a per-row node (`Part.rows`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from constrain.language.problem import Problem
     from constrain.language.symbols import Model
 
-__all__ = ["Form", "Part", "Program", "Step"]
+__all__ = ["Form", "Part", "Program", "Relaxation", "Step", "Tail"]
 
 Kind = Literal["<=", "=="]
 
@@ -39,6 +39,7 @@ class Part:
             multiplier * rhs_sign (envelope theorem).
         rows: the sample of a constraint per row, else None.
         where: the event that selects its rows, else None.
+        scale: the unit of its residual (`relation.scale(s)`), None when the user gave none.
     """
 
     constraint: str
@@ -48,11 +49,35 @@ class Part:
     rhs_sign: float
     rows: Data | None = None
     where: n.Node | None = None
+    scale: float | None = None
 
     @property
     def key(self) -> str:
         """`parity`, or `parity:upper`: the key of multipliers in state dicts and tables."""
         return f"{self.constraint}:{self.side}" if self.side else self.constraint
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """What relaxing a constraint costs (`relation.relax(cost=)`): slack z >= 0 at h(z).
+
+    Attributes:
+        cost: the kinds of the terms of h, `linear` (weight * z) or `squared` (weight / 2 * z**2).
+        weights: the weight of each term, a number or a parameter.
+        penalty: sum of h over the slacks, as it enters the objective.
+        rhs: right side as written.
+        slacks: the hidden decisions: one, or the two sides of an equality; none per row, where the slack is
+            eliminated.
+        parts: of a constraint per row, its parts as they are judged: `residual <= 0` as written. Solvers see
+            the penalty only.
+    """
+
+    cost: tuple[str, ...]
+    weights: tuple[n.Node, ...]
+    penalty: n.Node
+    rhs: tuple[n.Node, ...]
+    slacks: tuple[n.VariableSymbol, ...] = ()
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,10 +92,13 @@ class Form:
         relation: the node as written, for printing.
         op: `<=`, `>=`, `==` or `between`.
         lhs: left side as written (the middle of `between`), lowered; per row for `forall`.
-        rhs: right side as written; `(lower, upper)` for `between`.
-        parts: the one-sided pieces.
+        rhs: right side as written; `(lower, upper)` for `between`; with the slack where it is relaxed (not
+            per row).
+        parts: the one-sided pieces; none of a relaxed constraint per row.
         rows: the sample of a constraint per row, else None.
         where: the event that selects its rows, else None.
+        scale: the unit of its residual, None when the user gave none.
+        relaxation: what relaxing it costs, None when it must hold.
     """
 
     name: str
@@ -81,6 +109,8 @@ class Form:
     parts: tuple[Part, ...]
     rows: Data | None = None
     where: n.Node | None = None
+    scale: float | None = None
+    relaxation: Relaxation | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +124,45 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Tail:
+    """Numbers of a sample that a statistic needs besides averages; `runtime/tails.py` sets them exactly.
+
+    Arrays have the shape of one row of the integrand, after the levels of `by` when there are some.
+
+    Attributes:
+        name: such as `(value-at-risk of risk)`.
+        kind: `CVaR` or `Quantile`, whose threshold is the exact quantile; `mean`: the exact mean.
+        data: the sample.
+        integrand: what is summarized, per row.
+        given: the event that selects the rows that count; it may depend on decisions.
+        by: columns of the levels.
+        level: of the quantile; None for a mean.
+        threshold: where the quantile or mean goes: a hidden decision, or a constant that is set.
+        shares: of a quantile, the share of rows above it: exact, and by the surrogate.
+        density: of a quantile, the slope of the surrogate share in the threshold, negated.
+        width: of a quantile, the width of its surrogate.
+        targets: the terms it belongs to, `objective` or names of constraints.
+    """
+
+    name: str
+    kind: Literal["CVaR", "Quantile", "mean"]
+    data: Data
+    integrand: n.Node
+    given: n.Node | None
+    by: tuple[n.Column, ...]
+    level: float | None
+    threshold: n.VariableSymbol | n.ArraySymbol
+    shares: tuple[n.ArraySymbol, n.ArraySymbol] | None = None
+    density: n.ArraySymbol | None = None
+    width: n.ArraySymbol | None = None
+    targets: tuple[str, ...] = ()
+
+    def of(self, targets: tuple[str, ...]) -> Tail:
+        """The same tail with these targets."""
+        return replace(self, targets=targets)
+
+
+@dataclass(frozen=True)
 class Program:
     """A problem in moment form.
 
@@ -103,7 +172,9 @@ class Program:
         forms: the constraints, in the user's order.
         moments: every distinct moment, in order of appearance; equal moments are one object.
         trace: the rules that were applied.
-        auxiliary: variables that lowering introduced (epigraph); they are no decisions of the user.
+        auxiliary: variables that lowering introduced (epigraph, thresholds, slacks): no decisions of users.
+        tails: numbers of samples that statistics need besides averages.
+        base: the objective without the costs of relaxed constraints per row; None when there are none.
     """
 
     problem: Problem
@@ -112,6 +183,23 @@ class Program:
     moments: tuple[n.Moment, ...]
     trace: tuple[Step, ...] = ()
     auxiliary: tuple[n.VariableSymbol, ...] = ()
+    tails: tuple[Tail, ...] = ()
+    base: n.Node | None = None
+
+    @cached_property
+    def judged(self) -> Program:
+        """The program as it is judged: relaxed constraints per row are constraints, not terms of a cost.
+
+        Its objective is `base`. The same program when no constraint per row is relaxed.
+        """
+        if self.base is None:
+            return self
+        forms = tuple(
+            form if form.relaxation is None or not form.relaxation.parts
+            else replace(form, parts=form.relaxation.parts)
+            for form in self.forms
+        )  # fmt: skip
+        return replace(self, objective=self.base, forms=forms, base=None)
 
     @cached_property
     def sign(self) -> float:
@@ -127,7 +215,7 @@ class Program:
     def roots(self) -> tuple[n.Node, ...]:
         """Every expression that has to be evaluated: objective, residuals, and sides as written."""
         sides = tuple(node for form in self.forms for node in (form.lhs, *form.rhs))
-        wheres = tuple(part.where for part in self.parts if part.where is not None)
+        wheres = tuple(form.where for form in self.forms if form.where is not None)
         return (self.objective, *(part.residual for part in self.parts), *sides, *wheres)
 
     @cached_property
