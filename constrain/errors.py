@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from constrain.language.location import Location
 
-__all__ = ["ConstrainError", "DataError", "ModelingError", "NoDualsError", "RouteError"]
+__all__ = ["ConstrainError", "DataError", "ModelingError", "ModelingWarning", "NoDualsError", "RouteError"]
+
+
+def _message(code: str, message: str, at: Location | None, fix: str | None) -> str:
+    lines = [f"[{code}] {message}"]
+    if fix:
+        lines.append("  write: " + fix.replace("\n", "\n         "))
+    if at is not None:
+        lines.append(f"  at:    {at.describe()}")
+    return "\n".join(lines)
 
 
 class ConstrainError(Exception):
@@ -29,12 +38,7 @@ class ConstrainError(Exception):
         self.code = code
         self.at = at
         self.fix = fix
-        lines = [f"[{code}] {message}"]
-        if fix:
-            lines.append("  write: " + fix.replace("\n", "\n         "))
-        if at is not None:
-            lines.append(f"  at:    {at.describe()}")
-        super().__init__("\n".join(lines))
+        super().__init__(_message(code, message, at, fix))
 
 
 class ModelingError(ConstrainError, TypeError):
@@ -51,3 +55,21 @@ class RouteError(ConstrainError, RuntimeError):
 
 class NoDualsError(ConstrainError, RuntimeError):
     """Multipliers were asked of a solution that has none; the message says why."""
+
+
+class ModelingWarning(UserWarning):
+    """The problem has a meaning, and a property that makes it hard to solve.
+
+    Attributes:
+        code: stable identifier such as `"W206"`.
+        at: where in the user's source it was written, if known.
+        fix: what to write instead.
+    """
+
+    def __init__(
+        self, code: str, message: str, *, at: Location | None = None, fix: str | None = None
+    ) -> None:
+        self.code = code
+        self.at = at
+        self.fix = fix
+        super().__init__(_message(code, message, at, fix))

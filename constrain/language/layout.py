@@ -9,16 +9,31 @@ from __future__ import annotations
 
 import keyword
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from constrain.language import nodes as n
+from constrain.language.regions import Region
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from constrain.language.data import Data
 
-__all__ = ["Layout", "Names", "Notation", "Piece", "emit", "joined", "key_text", "literal"]
+__all__ = [
+    "Layout",
+    "Names",
+    "Notation",
+    "Partial",
+    "Piece",
+    "divergence",
+    "emit",
+    "joined",
+    "key_text",
+    "laplacian",
+    "literal",
+    "partial",
+]
 
 Piece: TypeAlias = str | tuple[n.Node, int]
 Layout: TypeAlias = tuple[int, "Sequence[Piece]"]
@@ -100,6 +115,56 @@ def key_text(key: tuple[Any, ...]) -> str:
     return ", ".join(part(k) for k in key)
 
 
+# ----------------------------------------------------------------------------------------- derivatives
+@dataclass(frozen=True)
+class Partial:
+    """A derivative of some order with respect to one number: a scalar column, or a component of a vector."""
+
+    arg: n.Node
+    wrt: n.Column
+    component: int | None
+    order: int
+
+
+def partial(node: n.Node) -> Partial | None:
+    """The partial derivative that a node is, those of higher order gathered; None for any other node."""
+    found = _partial(node)
+    while found is not None:
+        inner = _partial(found.arg)
+        if inner is None or (inner.wrt, inner.component) != (found.wrt, found.component):
+            break
+        found = Partial(inner.arg, inner.wrt, inner.component, found.order + 1)
+    return found
+
+
+def _partial(node: n.Node) -> Partial | None:
+    match node:
+        case n.Gradient(arg=arg, wrt=wrt) if not wrt.data.row_shape(wrt.name):
+            return Partial(arg, wrt, None, 1)
+        case n.Apply(atom="index", args=(n.Gradient(arg=arg, wrt=wrt),)) if (
+            len(wrt.data.row_shape(wrt.name)) == 1
+        ):
+            key = node.option("key")
+            own = len(key) == 2 and key[0] == "..." and isinstance(key[1], int) and key[1] >= 0
+            return Partial(arg, wrt, key[1], 1) if own else None
+        case _:
+            return None
+
+
+def divergence(node: n.Apply) -> n.Gradient | None:
+    """The Jacobian whose trace a node is: `div(v, z)` is that of `grad(v, z)`."""
+    inner = node.args[0] if node.atom == "trace" else None
+    return inner if isinstance(inner, n.Gradient) else None
+
+
+def laplacian(node: n.Apply) -> n.Gradient | None:
+    """The gradient of whose Jacobian a node is the trace: `laplacian(e, z)` is that of `grad(e, z)`."""
+    outer = divergence(node)
+    inner = None if outer is None else outer.arg
+    return inner if isinstance(inner, n.Gradient) and outer is not None and inner.wrt == outer.wrt else None
+
+
+# ----------------------------------------------------------------------------------------------- names
 class Names:
     """A name for every symbol under some roots: the user's own where possible, one name for one symbol.
 
@@ -115,9 +180,9 @@ class Names:
         populations: dict[Data, None] = {}
         columns: set[str] = set()
         for node in n.postorder(*roots):
-            if isinstance(node, (n.Column, n.ForAll, n.Moment)):
+            if isinstance(node, (n.Column, n.ForAll, n.Moment)) and not isinstance(node.data, Region):
                 populations[node.data] = None
-            if isinstance(node, n.Column):
+            if isinstance(node, n.Column) and not isinstance(node.data, Region):
                 columns.add(node.name)
             for symbol, wanted in _symbols(node):
                 self.add(symbol, wanted)
@@ -151,10 +216,10 @@ class Names:
 
 def _symbols(node: n.Node) -> Iterator[tuple[Any, str]]:
     match node:
-        case n.Column(data=data) | n.ForAll(data=data) | n.Moment(data=data):
+        case n.Column(data=data) | n.ForAll(data=data) | n.Moment(data=data) | n.Codes(data=data):
             yield data, data.name
-        case n.Decision(symbol=symbol) | n.Knob(symbol=symbol):
-            yield symbol, symbol.name
+        case n.Decision(symbol=symbol) | n.Knob(symbol=symbol) | n.Pinned(symbol=symbol):
+            yield symbol, (symbol.name or "pinned_").strip("()")  # hidden ones have names in parentheses
         case n.Array(symbol=symbol) if not isinstance(symbol.value, str):
             yield symbol, symbol.name or "array_"
         case n.Call(model=model) | n.Weights(model=model):

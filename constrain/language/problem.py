@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from constrain._lazy import driver, language_printing
+from constrain._lazy import driver, language, language_printing
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.expr import Constraint, Expr, as_expr, code, shown
 from constrain.language.location import here
+from constrain.language.vanishing import warn_vanishing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from constrain.runtime.lagrangian import Lagrangian
     from constrain.solution import Solution
 
-__all__ = ["Problem", "find", "maximize", "minimize"]
+__all__ = ["Problem", "find", "from_json", "maximize", "minimize"]
 
 Sense = Literal["minimize", "maximize", "find"]
 
@@ -49,6 +51,9 @@ class Problem:
         Raises:
             ModelingError: E101 (still per row), E109, E110 (a Python bool), E111 (no comparison), E130 (name
                 taken).
+
+        Warns:
+            ModelingWarning: W206, a constraint such as `E(r**2) == 0` whose gradient vanishes where it holds.
         """
         added = {name: _constraint(name, relation) for name, relation in relations.items()}
         taken = sorted(set(added) & set(self.constraints))
@@ -56,6 +61,8 @@ class Problem:
             raise ModelingError(
                 "E130", f"the problem already has a constraint {taken[0]!r}", at=here(), fix="another name"
             )
+        for name, node in added.items():
+            warn_vanishing(name, node)
         return Problem(self.sense, self.objective, {**self.constraints, **added})
 
     # ---- structure
@@ -100,6 +107,34 @@ class Problem:
     def symbols(self) -> dict[str, Any]:
         """The names that `repr(problem)` uses: `eval(repr(p), p.symbols())` is an equal problem."""
         return dict(language_printing().problem_symbols(self))
+
+    # ---- JSON
+    def to_dict(self) -> dict[str, Any]:
+        """The structure as plain values, for JSON; its form is in `constrain.language.spec`."""
+        return language("spec").problem_to_dict(self)  # type: ignore[no-any-return]
+
+    def to_json(self, indent: int | None = None) -> str:
+        """The structure as JSON: `cn.from_json(p.to_json(), p.symbols())` is an equal problem.
+
+        Modules, data, functions and large arrays are named and not stored; the start values of variables are
+        no part of the problem.
+        """
+        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+
+    @staticmethod
+    def from_json(document: str | Mapping[str, Any], symbols: Mapping[str, Any] | None = None) -> Problem:
+        """The problem that `to_json` (or `to_dict`) wrote.
+
+        Args:
+            document: JSON text, or the dictionary.
+            symbols: objects by the names of the document: modules or models, data, functions, large arrays;
+                also variables and parameters, which are rebuilt from their declarations when left out.
+
+        Raises:
+            ModelingError: E176 (objects that were not given), E177 (no such document, or of another version),
+                E178 (an object that does not fit its declaration).
+        """
+        return language("spec").problem_from_dict(document, symbols)  # type: ignore[no-any-return]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Problem):
@@ -227,6 +262,9 @@ def minimize(objective: Any) -> Problem:
 def maximize(objective: Any) -> Problem:
     """The problem of making `objective` (a single deterministic number) as large as possible."""
     return Problem("maximize", _objective(objective, "maximize"), {})
+
+
+from_json = Problem.from_json
 
 
 def find() -> Problem:

@@ -9,6 +9,7 @@ from constrain.language import nodes as n
 from constrain.language.data import Data, Subset, as_list
 from constrain.language.expr import Constraint, Expr, as_event, as_expr, as_number, code, is_flag, shown
 from constrain.language.location import here
+from constrain.language.regions import Coordinate
 from constrain.language.surrogates import DEFAULT, surrogate_of
 from constrain.language.types import type_of
 
@@ -17,12 +18,17 @@ if TYPE_CHECKING:
 
     from constrain.language.surrogates import Surrogate
 
-__all__ = ["E", "P", "between", "forall", "indicator"]
+__all__ = ["E", "P", "between", "conditions", "forall", "indicator", "population_of"]
 
 
-def _conditions(
+def conditions(
     population: Data, given: Any, by: Any, word: str
 ) -> tuple[n.Node | None, tuple[n.Column, ...]]:
+    """The event of `given=` and the columns of `by=`, checked against the population of a statistic.
+
+    Raises:
+        ModelingError: E105 (no event), E107 (another population), E118 (`by` is no column).
+    """
     event = None if given is None else as_event(given, f"{word}(..., given=)")
     if event is not None and event.type.rows is not population:
         named = event.type.rows.name if event.type.rows is not None else "no data"
@@ -54,7 +60,12 @@ def _conditions(
     return None if event is None else event.node, tuple(columns)
 
 
-def _population(e: Expr, word: str) -> Data:
+def population_of(e: Expr, word: str) -> Data:
+    """The population whose rows a statistic closes.
+
+    Raises:
+        ModelingError: E108 (nothing random), E114 (a statistic inside).
+    """
     if e.type.rows is None:
         raise ModelingError(
             "E108",
@@ -62,14 +73,14 @@ def _population(e: Expr, word: str) -> Data:
             at=here(),
             fix=f"{code(e)} itself, without {word}",
         )
-    nested = next((x for x in n.postorder(e.node) if isinstance(x, (n.Mean, n.Rate))), None)
+    nested = next((x for x in n.postorder(e.node) if isinstance(x, (n.Mean, n.Rate, n.Statistic))), None)
     if nested is not None:
         raise ModelingError(
             "E114",
             f"{word}({shown(e)}) contains the statistic {shown(Expr(nested))}; "
             "a statistic inside a statistic is not supported",
             at=here(),
-            fix="expand it: the variance is E(g**2) - E(g)**2",
+            fix="expand it: E(g * E(h)) is E(g) * E(h); a variance is cn.Var(g)",
         )
     return e.type.rows
 
@@ -104,8 +115,8 @@ class _Expectation:
         e = as_expr(expr) if not isinstance(expr, Constraint) else expr
         if isinstance(e, Constraint) or e.type.event:
             raise ModelingError("E105", f"E() of the event {shown(e)}", at=here(), fix=f"P({code(e)})")
-        population = _population(e, "E")
-        event, columns = _conditions(population, given, by, "E")
+        population = population_of(e, "E")
+        event, columns = conditions(population, given, by, "E")
         return Expr(n.Mean(e.node, event, columns, loc=here()))
 
     def __getitem__(self, item: Any) -> Any:
@@ -147,8 +158,8 @@ class _Probability:
                 fix=f"P({code(event)} > 0), or E({code(event)}) for the average",
             )
         e = as_event(event, "P()")
-        population = _population(e, "P")
-        condition, columns = _conditions(population, given, by, "P")
+        population = population_of(e, "P")
+        condition, columns = conditions(population, given, by, "P")
         return Expr(n.Rate(e.node, condition, columns, surrogate_of(surrogate), loc=here()))
 
     def __getitem__(self, item: Any) -> Any:
@@ -174,17 +185,20 @@ def indicator(event: Expr, surrogate: Surrogate | str | None = None) -> Expr:
     return Expr(n.Indicator(as_event(event, "indicator()").node, chosen, loc=here()))
 
 
-def forall(where: Data | Subset, relation: Expr | Constraint | Any) -> Constraint:
-    """One constraint per row of a sample, each with its own multiplier.
+def forall(where: Data | Subset | Coordinate, relation: Expr | Constraint | Any) -> Constraint:
+    """One constraint per row of a sample (per point of a region), each with its own multiplier.
 
     Args:
-        where: a sample, or `D.where(event)` for some of its rows.
+        where: a sample, or `D.where(event)` for some of its rows; a coordinate of a continuous population
+            for the points of its support.
         relation: a comparison (`<=`, `>=`, `==`) or `cn.between` of per-row expressions.
 
     Raises:
         ModelingError: E107 (another population), E108 (no population), E109 (strict), E110 (a Python bool),
             E111.
     """
+    if isinstance(where, Coordinate):
+        where = where.region
     if not isinstance(where, (Data, Subset)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ModelingError("E117", "forall needs a sample first", at=here(), fix="forall(D, relation)")
     data = where if isinstance(where, Data) else where.data

@@ -6,13 +6,15 @@ from collections.abc import Iterable, Sequence
 from operator import index
 from typing import Any
 
+from constrain._lazy import probe
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.data import static_shape
 from constrain.language.expr import Expr, as_number
 from constrain.language.location import here
+from constrain.language.types import type_of
 
-__all__ = ["Model", "Parameter", "Variable"]
+__all__ = ["Model", "Parameter", "Variable", "checked_name"]
 
 
 def _shape_of(shape: int | Sequence[int]) -> tuple[int, ...]:
@@ -30,7 +32,8 @@ def _shape_of(shape: int | Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
-def _name_of(name: Any, kind: str, example: str) -> str:
+def checked_name(name: Any, kind: str, example: str) -> str:
+    """A name that is a Python identifier (E117)."""
     if not isinstance(name, str) or not name.isidentifier():
         raise ModelingError(
             "E117", f"a {kind} needs a name that is a Python identifier, got {name!r}", at=here(), fix=example
@@ -66,7 +69,7 @@ class Variable(Expr):
         integer: bool = False,
         bounds: tuple[Any, Any] | None = None,
     ) -> None:
-        checked = _name_of(name, "Variable", 'cn.Variable(3, "w")')
+        checked = checked_name(name, "Variable", 'cn.Variable(3, "w")')
         symbol = n.VariableSymbol(checked, _shape_of(shape), nonneg, boolean, integer, bounds)
         object.__setattr__(self, "symbol", symbol)
         super().__init__(n.Decision(self.symbol, loc=here()))
@@ -101,7 +104,7 @@ class Parameter(Expr):
     symbol: n.ParameterSymbol
 
     def __init__(self, name: str, value: Any = None, shape: int | Sequence[int] | None = None) -> None:
-        checked = _name_of(name, "Parameter", 'cn.Parameter("alpha", 0.05)')
+        checked = checked_name(name, "Parameter", 'cn.Parameter("alpha", 0.05)')
         inferred = () if value is None else (static_shape(value) or ())
         symbol = n.ParameterSymbol(checked, inferred if shape is None else _shape_of(shape))
         object.__setattr__(self, "symbol", symbol)
@@ -149,16 +152,25 @@ class Model:
                 fix='cn.Model(torch.nn.Linear(3, 1), "f")',
             )
         self.module: Any = module
-        self.name = _name_of(name, "Model", 'cn.Model(net, "f")')
+        self.name = checked_name(name, "Model", 'cn.Model(net, "f")')
         self.frozen = frozen
 
     def __call__(self, *args: Any) -> Expr:
-        """The model applied to expressions, row by row where they are per row."""
+        """The model applied to expressions, row by row where they are per row.
+
+        Numbers per row (and plain numbers, and lists of them as points) are the features of a model that
+        takes a feature axis: `u(x)` and `u(x, t)` stack them, and an output of length one is a number per
+        row. A model that takes its arguments as they are gets them so.
+        """
         if not args:
             raise ModelingError(
                 "E117", f"{self.name}() needs an argument", at=here(), fix=f"{self.name}(D.x)"
             )
-        return Expr(n.Call(self, tuple(as_number(a) for a in args), loc=here()))
+        nodes = tuple(as_number(a) for a in args)
+        leads, shapes = (tuple(getattr(type_of(x), name) for x in nodes) for name in ("lead", "shape"))
+        numbers = all(s == () or (not any(leads) and s is not None and len(s) == 1) for s in shapes)
+        features = numbers and bool(probe().takes_features(self, nodes))
+        return Expr(n.Call(self, nodes, features, loc=here()))
 
     def __repr__(self) -> str:
         return f"<Model {self.name}: {type(self.module).__name__}{', frozen' if self.frozen else ''}>"

@@ -83,6 +83,8 @@ class _Writer:
         }
         self.kept: list[n.Node] = []
         self.sensitive: dict[int, bool] = {}
+        self.leaves: dict[str, str] = {}
+        self.inner: set[n.Node] = set()
 
     # ---- helpers
     def emit(self, code: str) -> str:
@@ -99,11 +101,23 @@ class _Writer:
         """Finds the nodes whose value differs between the two modes."""
         for node in n.postorder(root):
             if id(node) not in self.sensitive:
-                own = isinstance(node, n.Indicator) and node.surrogate is not None
+                own = (isinstance(node, n.Indicator) and node.surrogate is not None) or (
+                    isinstance(node, n.Pinned) and node.primal is not None
+                )
                 below = any(self.sensitive[id(c)] for c in n.children(node)) and not isinstance(
                     node, n.Moment
                 )
                 self.sensitive[id(node)] = own or below
+
+    def differentiate(self, roots: Sequence[n.Node]) -> None:
+        """Makes the columns that derivatives are taken by local leaves; all uses then refer to these."""
+        for root in roots:
+            for node in self._needed(root):
+                if isinstance(node, n.Gradient):
+                    name = node.wrt.name
+                    if name not in self.leaves:
+                        self.leaves[name] = self.emit(f"rowwise.leaf(c[{name!r}])")
+                    self.inner.update(x for x in n.postorder(node.arg) if isinstance(x, n.Gradient))
 
     def write(self, root: n.Node, mode: Mode) -> str:
         """Name of the value of `root` in this mode."""
@@ -147,9 +161,12 @@ class _Writer:
                     return repr(symbol.value)
                 return f"a[{Tables.place(self.tables.arrays, symbol)}]"
             case n.Column(name=name):
-                return f"c[{name!r}]"
+                return self.leaves.get(name, f"c[{name!r}]")
             case n.Codes(columns=columns):
                 return f"c[{'#' + ','.join(columns)!r}]"
+            case n.Pinned(symbol=symbol, primal=primal):
+                own = symbol if primal is None or mode == "exact" else primal
+                return f"a[{Tables.place(self.tables.arrays, own)}]"
             case n.Decision(symbol=symbol):
                 return f"v[{Tables.place(self.tables.variables, symbol)}]"
             case n.Knob(symbol=symbol):
@@ -158,9 +175,15 @@ class _Writer:
                 return f"w[{Tables.place(self.tables.models, model)}]"
             case n.Moment():
                 return f"m[{Tables.place(self.tables.moments, node)}]"
-            case n.Call(model=model, args=args):
-                listed = ", ".join(self.ref(x, mode) for x in args)
-                return self.emit(f"f[{Tables.place(self.tables.models, model)}]({listed})")
+            case n.Call(model=model, args=args, features=features):
+                listed = ", ".join(self._tensor(self.ref(x, mode), x) for x in args)
+                module = f"f[{Tables.place(self.tables.models, model)}]"
+                stacked = f"rowwise.on_features({module}, {listed}, dtype=dtype)"
+                return self.emit(stacked if features else f"{module}({listed})")
+            case n.Gradient(arg=arg, wrt=wrt):
+                graph = "True" if node in self.inner else "recorded"
+                leaf = self.leaves[wrt.name]
+                return self.emit(f"rowwise.gradient({self.ref(arg, mode)}, {leaf}, graph={graph})")
             case n.Apply():
                 return self._apply(node, mode)
             case n.Opaque():
@@ -241,13 +264,21 @@ def _live(lines: list[str], results: list[str]) -> list[str]:
 def generate(name: str, tables: Tables, outputs: Sequence[tuple[n.Node | None, Mode]]) -> Generated:
     """A function that computes the outputs, each in its mode; None stays None.
 
-    The generated function takes `(c, v, f, w, k, a, m, s, dtype, number, code)` and returns a list.
+    The generated function takes `(c, v, f, w, k, a, m, s, dtype, number, code)` and returns a list. With
+    derivatives in it, it records gradients of its own accord and detaches the outputs when they were off.
     """
     writer = _Writer(tables)
+    writer.differentiate([node for node, _ in outputs if node is not None])
     results = ["None" if node is None else writer.write(node, mode) for node, mode in outputs]
     header = f"def {name}(c, v, f, w, k, a, m, s, dtype, number, code):"
     lines = _live(writer.lines, results)
-    source = "\n".join([header, *lines, f"    return [{', '.join(results)}]"]) + "\n"
+    returned = f"[{', '.join(results)}]"
+    body = [*lines, f"    return {returned}"]
+    if writer.leaves:
+        recording = ["    recorded = torch.is_grad_enabled()", "    with torch.enable_grad():"]
+        indented = [f"    {line}" for line in lines]
+        body = [*recording, *indented, f"        return rowwise.released({returned}, graph=recorded)"]
+    source = "\n".join([header, *body]) + "\n"
     namespace: dict[str, Any] = writer.scope
     exec(compile(source, f"<constrain:{name}>", "exec"), namespace)  # our own generated source
     return Generated(namespace[name], source, len(lines))

@@ -24,11 +24,14 @@ from torch.nn.parameter import is_lazy
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.types import type_of
+from constrain.runtime import rowwise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
-__all__ = ["call_shape", "opaque_shape"]
+    from constrain.language.symbols import Model
+
+__all__ = ["call_shape", "opaque_shape", "takes_features"]
 
 Shape: TypeAlias = tuple[int, ...]
 _Row: TypeAlias = "Shape | None"
@@ -61,7 +64,8 @@ def call_shape(node: n.Call, shapes: Sequence[Shape | None], leads: Sequence[int
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     if any(is_lazy(t) for t in state.values()):
         return None
-    _check_signature(node, module, shown)
+    if not node.features:
+        _check_signature(node, module, shown)
     floating = next((t.dtype for t in state.values() if t.is_floating_point()), torch.get_default_dtype())
     known = [*(s or () for s in shapes), *(tuple(t.shape) for t in state.values())]
     rows = _unusual_size(known)
@@ -69,11 +73,38 @@ def call_shape(node: n.Call, shapes: Sequence[Shape | None], leads: Sequence[int
     def attempt(dtypes: list[torch.dtype]) -> Any:
         inputs = _inputs(shapes, leads, dtypes, rows)
         fresh = {name: _meta_copy(t) for name, t in state.items()}
+
+        def run(*given: Tensor) -> Any:
+            return functional_call(module, fresh, given)
+
         with _untouched(module):
-            return functional_call(module, fresh, tuple(inputs))
+            return rowwise.on_features(run, *inputs, dtype=floating) if node.features else run(*inputs)
 
     result = _first_success(attempt, [_dtype(a, floating) for a in node.args], floating, rows, node, shown)
     return _row_shape(result, rows if any(leads) else None, node, shown)
+
+
+def takes_features(model: Model, args: tuple[n.Node, ...]) -> bool:
+    """Whether a model takes numbers per row as one feature axis, and not as they are.
+
+    Args:
+        model: the model.
+        args: its arguments, each one number per row, or all without rows: numbers, or points of one length.
+    """
+    module = getattr(model.module, "_orig_mod", model.module)
+    if isinstance(module, nn.Module) and any(is_lazy(t) for t in module.parameters()):
+        return True
+    return not _runs(n.Call(model, args)) and _runs(n.Call(model, args, features=True))
+
+
+def _runs(node: n.Call) -> bool:
+    """Whether a model can be applied in this way, as far as it can be told without numbers."""
+    kinds = [type_of(x) for x in node.args]
+    try:
+        call_shape(node, [k.shape for k in kinds], [k.lead for k in kinds], node.model.name)
+    except ModelingError:
+        return False
+    return True
 
 
 def opaque_shape(node: n.Opaque, shapes: Sequence[Shape | None], leads: Sequence[int], shown: str) -> _Row:
