@@ -5,17 +5,22 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Any, cast
 
-from constrain._lazy import language
+from constrain._lazy import attribute, language
 from constrain.errors import DataError, ModelingError
 from constrain.language import nodes as n
+from constrain.language.frames import as_series, declared_levels, entry_shape, frame_columns, refusal
 from constrain.language.location import here
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from constrain.language.expr import Expr
+    from constrain.language.streams import Stream
 
-__all__ = ["Batch", "Data", "Subset", "as_list", "static_shape", "suggest"]
+__all__ = ["Batch", "Data", "Subset", "as_list", "column_shape", "static_shape", "suggest"]
+
+SHOWN_LEVELS = 6
+"""Levels of a text column that the representation of a sample lists."""
 
 
 def as_list(value: Any) -> list[Any]:
@@ -44,15 +49,45 @@ def static_shape(value: Any) -> tuple[int, ...] | None:
     return (len(items), *inner)
 
 
-_BOOLEAN = frozenset(("bool", "torch.bool", "boolean", "Boolean"))
-"""Names of the dtype of truth values: NumPy and pandas, torch, nullable pandas, polars."""
+def column_shape(value: Any) -> tuple[int, ...] | None:
+    """Shape of a column with its rows first, or None for what is no column.
+
+    Raises:
+        DataError: E112 for a ragged list or vectors of several lengths.
+    """
+    series = as_series(value)
+    return static_shape(value) if series is None else (len(series), *entry_shape(series))
+
+
+_BOOLEAN = frozenset(("bool", "torch.bool"))
+"""Names of the dtype of truth values of NumPy and torch."""
 
 
 def _is_boolean(value: Any) -> bool:
     """Whether a column (a list as well) holds truth values."""
     if isinstance(value, (list, tuple)):
         return all(_is_boolean(item) for item in as_list(value))  # pyright: ignore[reportUnknownArgumentType]
+    series = as_series(value)
+    if series is not None:
+        return type(series.dtype).__name__ == "Boolean"
     return isinstance(value, bool) or str(getattr(value, "dtype", "")) in _BOOLEAN
+
+
+def _texts(value: Any) -> list[str] | None:
+    """The texts that a column holds, in the order of its levels; None for a column of something else."""
+    series = as_series(value)
+    if series is not None:
+        declared = declared_levels(series)
+        kind = type(series.dtype).__name__
+        found: Iterable[Any] = () if kind not in ("String", "Categorical") else series.unique().to_list()
+        if declared is not None:
+            return [v for v in declared if isinstance(v, str)] or None
+    elif isinstance(value, (list, tuple)) or getattr(getattr(value, "dtype", None), "kind", "") in "UO":
+        items = as_list(value) if isinstance(value, (list, tuple)) else value.reshape(-1).tolist()  # pyright: ignore[reportUnknownArgumentType]
+        found = set(items) if all(isinstance(v, str) for v in items) else ()
+    else:
+        return None
+    return sorted(v for v in found if isinstance(v, str)) or None
 
 
 class UnknownColumnError(ModelingError, AttributeError):
@@ -62,10 +97,15 @@ class UnknownColumnError(ModelingError, AttributeError):
 class Data:
     """A finite sample: named columns of equal length, one row per example.
 
-    `D.x` is a random variable: an expression whose axis is the rows of `D`. Columns may be torch tensors,
-    NumPy arrays, pandas or polars series, or lists; text columns are categorical and keep their level names;
-    a column of truth values is an event where one is needed: `P(D.flag)`, `given=~D.flag`.
-    Nothing is copied or converted before a problem is compiled.
+    `D.x` is a random variable: an expression whose axis is the rows of `D`; so is `D["x"]`, also for a name
+    that is no identifier or that `Data` has a method of, such as `D["rows"]`. Columns may be torch tensors,
+    NumPy arrays, series of pandas or polars, arrays of arrow, frames, or lists; text columns are categorical
+    and keep their level names; a column of truth values is an event where one is needed: `P(D.flag)`,
+    `given=~D.flag`. Nothing is copied or converted before a problem is compiled.
+
+    The levels of a text column are its texts in sorted order; of a categorical column (of pandas, an enum of
+    polars, a dictionary of arrow) those that its type declares, in that order, also those without a row: that
+    is an empty group, whose average does not exist (E124).
 
     Args:
         name: how reports and messages call the sample.
@@ -88,7 +128,7 @@ class Data:
         self._columns = dict(columns)
         self._shapes: dict[str, tuple[int, ...]] = {}
         for column, value in columns.items():
-            shape = static_shape(value)
+            shape = column_shape(value)
             if not shape:
                 raise DataError(
                     "E112",
@@ -105,31 +145,71 @@ class Data:
             raise DataError("E124", f"data {name!r} has no rows", at=here())
 
     @classmethod
-    def from_frame(cls, name: str, frame: Any, **roles: str | Sequence[str]) -> Data:
-        """A sample out of a data frame (pandas or polars).
+    def from_frame(cls, name: str, frame: Any, /, **roles: str | Sequence[str]) -> Data:
+        """A sample out of a data frame of pandas, polars or arrow, or of another that narwhals reads.
 
         Args:
             name: how reports call the sample.
-            frame: the frame.
-            roles: column of the sample to column, or list of columns, of the frame; without roles every
-                column of the frame is taken under its own name.
+            frame: the frame; a lazy one is collected, with the columns that are asked for only.
+            roles: column of the sample to column of the frame, or to a list of columns that make one of
+                several numbers per row; without roles every column of the frame is taken under its own name.
 
         Raises:
-            DataError: E106 when the frame has no such column.
+            DataError: E106 when the frame has no such column, E168 for what is no frame.
         """
-        known = [str(c) for c in frame.columns]
-        chosen = roles or {c: c for c in known}
-        columns: dict[str, Any] = {}
-        for role, source in chosen.items():
-            for wanted in [source] if isinstance(source, str) else source:
-                if wanted not in known:
-                    raise DataError(
-                        "E106", f"the frame has no column {wanted!r}{suggest(wanted, known)}", at=here()
-                    )
-            columns[role] = (
-                frame[source].to_numpy() if isinstance(source, str) else frame[list(source)].to_numpy()
-            )
-        return cls(name, **columns)
+        return cls(name, **frame_columns(frame, roles))
+
+    @classmethod
+    def from_loader(
+        cls,
+        name: str,
+        loader: Any,
+        columns: Sequence[str | None] | Mapping[str, str] = (),
+        rows: int | None = None,
+    ) -> Stream:
+        """A sample that is read batch by batch from a loader; see `constrain.language.streams.Stream`.
+
+        Args:
+            name: how reports call the sample.
+            loader: a `torch.utils.data.DataLoader`, or anything that can be iterated over again and again and
+                yields batches: tuples or dictionaries of array-likes with the rows first, or one array.
+            columns: names of the entries of a batch, in their order, None for one that is not used; of
+                dictionaries the keys to use, or name to key (left out: all keys).
+            rows: number of rows of a pass, if you know it; else the loader is asked, or a pass counts them.
+
+        Raises:
+            DataError: E170 for a loader that can be iterated over only once, drops or repeats rows, or whose
+                batches do not fit the names.
+        """
+        return language("streams").from_loader(name, loader, columns, rows)  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dataset(
+        cls,
+        name: str,
+        dataset: Any,
+        columns: Sequence[str | None] | Mapping[str, str] = (),
+        batch: int = 512,
+        workers: int = 0,
+        collate: Any = None,
+    ) -> Stream:
+        """A sample that is read from a `torch.utils.data.Dataset` with positions, `dataset[i]` and `len`.
+
+        Its rows keep their position, so that they can have a multiplier each (`forall`).
+
+        Args:
+            name: how reports call the sample.
+            dataset: yields tuples or dictionaries of array-likes, or one array, for one row.
+            columns: as in `from_loader`.
+            batch: rows that a full pass reads at a time, and a training step takes unless `solve(batch=...)`.
+            workers: processes that read (`num_workers` of `DataLoader`).
+            collate: makes a batch out of a list of rows (`collate_fn` of `DataLoader`).
+
+        Raises:
+            DataError: E170 for a dataset without positions, or whose rows do not fit the names.
+        """
+        make = language("streams").from_dataset
+        return make(name, dataset, columns, batch, workers, collate)  # type: ignore[no-any-return]
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -140,8 +220,16 @@ class Data:
         return next(iter(self._shapes.values()))[0]
 
     def __repr__(self) -> str:
-        listed = ", ".join(f"{c}:{s}" for c, s in self._shapes.items())
+        listed = ", ".join(f"{c}:{s}{self._shown_levels(c)}" for c, s in self._shapes.items())
         return f"<Data {self.name} with {len(self)} rows: {listed}>"
+
+    def _shown_levels(self, column: str) -> str:
+        """` in 'F', 'M'` for a text column."""
+        texts = _texts(self._columns[column]) if len(self._shapes[column]) == 1 else None
+        if not texts:
+            return ""
+        few = len(texts) <= SHOWN_LEVELS
+        return f" in {', '.join(map(repr, texts))}" if few else f" in {len(texts)} levels"
 
     def __getattr__(self, column: str) -> Expr:
         if column.startswith("_"):
@@ -159,6 +247,9 @@ class Data:
                 at=here(),
                 fix=f"one of {', '.join(self._columns)}",
             )
+        unfit = refusal(self.example(column))
+        if unfit is not None:
+            raise DataError("E167", f"{self.name}.{column} holds {unfit[0]}", at=here(), fix=unfit[1])
         return language("expr").Expr(n.Column(self, column, loc=here()))
 
     def row_shape(self, column: str) -> tuple[int, ...]:
@@ -169,9 +260,58 @@ class Data:
         """Whether a column holds truth values, so that it is an event by itself."""
         return _is_boolean(self._columns[column])
 
+    @property
+    def streamed(self) -> bool:
+        """Whether the rows are read batch by batch, so that no column is in memory as a whole."""
+        return False
+
+    @property
+    def positions(self) -> bool:
+        """Whether a row has a position, by which it can be met again: `D.rows(index)`, `forall(D, ...)`."""
+        return True
+
     def values(self, column: str) -> Any:
-        """The column as it was given."""
+        """The column as it was given.
+
+        Raises:
+            DataError: E166 for a stream, whose rows are not in memory.
+        """
         return self._columns[column]
+
+    def example(self, column: str) -> Any:
+        """Some rows of the column as they were given, which show its type: all rows, of a stream a batch."""
+        return self._columns[column]
+
+    def levels(self, *columns: str) -> tuple[Any, ...]:
+        """Levels of a column, or combinations that occur of several, in the order of `by=` and of reports.
+
+        Raises:
+            DataError: E106 (unknown column), E124 (missing values), E168 (texts among numbers).
+        """
+        for column in columns:
+            self[column]  # E106, E167
+        return tuple(attribute("constrain.runtime.columns:level_codes")(self, columns)[1])
+
+    def split(self, fraction: float, seed: int = 0, by: str | Sequence[str] = ()) -> tuple[Data, Data]:
+        """Two samples of different rows at random, such as a training sample and a hold-out.
+
+            train, test = D.split(0.3, seed=0, by="sex")
+
+        The first keeps the name, the second is called `NAME_holdout`; rows stay in their order.
+
+        Args:
+            fraction: share of the rows that the second sample gets, in (0, 1).
+            seed: of the random choice.
+            by: a column or several: the second gets this share (rounded) of each level, or combination.
+
+        Raises:
+            DataError: E112 when one of the two would have no rows, E166 for a stream.
+        """
+        names = (by,) if isinstance(by, str) else tuple(by)
+        parts = attribute("constrain.runtime.columns:split_rows")(self, fraction, seed, names)
+        pick = attribute("constrain.runtime.columns:pick")
+        first, second = ({c: pick(self.values(c), rows) for c in self.columns} for rows in parts)
+        return Data(self.name, **first), Data(f"{self.name}_holdout", **second)
 
     def where(self, event: Expr) -> Subset:
         """The rows where an event holds, for `forall`."""
@@ -189,9 +329,10 @@ class Data:
         """A batch: the same columns, those rows.
 
         Args:
-            index: positions: integers (array, tensor), a slice or a range.
-            weight: (batch,) importance weights when rows are not drawn uniformly: 1 / (rows * probability), so
-                that the mean of weight * g is an unbiased estimate of E(g).
+            index: positions: integers (array, tensor), a slice or a range; or a dictionary of columns, for
+                rows that are read elsewhere, such as the next batch of a loader.
+            weight: (batch,) importance weights when rows are not drawn uniformly: 1 / (rows * probability),
+                so that the mean of weight * g is an unbiased estimate of E(g).
         """
         return Batch(self, index, weight)
 

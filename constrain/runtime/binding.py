@@ -18,17 +18,25 @@ from torch import Tensor
 from constrain.errors import DataError, ModelingError
 from constrain.language import nodes as n
 from constrain.language.data import Data, suggest
+from constrain.runtime.columns import (
+    Column,
+    as_array,
+    level_codes,
+    match_levels,
+    read_columns,
+    refuse_missing,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from numpy.typing import NDArray
 
     from constrain.language.location import Location
 
 __all__ = [
     "Index",
+    "Kind",
     "Population",
+    "Request",
     "Rows",
     "Stratum",
     "as_array",
@@ -37,6 +45,7 @@ __all__ = [
     "codes_column",
     "level_codes",
     "parameter_values",
+    "refuse_unknown_columns",
 ]
 
 Index = Tensor | slice
@@ -87,64 +96,6 @@ class Rows:
         return slice(0, 2 * (self.count // 2), 2)
 
 
-def as_array(value: Any) -> NDArray[Any]:
-    """A column (tensor, array, series, list) as a NumPy array on the host, without copying where possible."""
-    if isinstance(value, Tensor):
-        host = value.detach().cpu()
-        return (host.float() if host.dtype == torch.bfloat16 else host).numpy()  # NumPy has no bfloat16
-    to_numpy = getattr(value, "to_numpy", None)
-    array = np.asarray(value if to_numpy is None else to_numpy())
-    if array.dtype.kind == "O" and all(isinstance(entry, (int, float)) for entry in array.reshape(-1)):
-        return array.astype(np.float64)
-    return array
-
-
-def _is_text(array: NDArray[Any]) -> bool:
-    return array.dtype.kind in "OUS"
-
-
-def level_codes(
-    data: Data, columns: Sequence[str], reference: Sequence[Any] | None = None
-) -> tuple[NDArray[np.int64], list[Any]]:
-    """Integer codes of the levels of one column, or of the combinations that occur of several.
-
-    Args:
-        data: the sample.
-        columns: one or more columns with one value per row.
-        reference: levels of the training sample, which a hold-out sample must reuse.
-
-    Returns:
-        Codes of shape (rows,) and the sorted levels (tuples when there are several columns).
-
-    Raises:
-        DataError: E135 when the sample has a level that the reference has not.
-    """
-    parts = [as_array(data.values(c)) for c in columns]
-    parts = [p.astype(str) if _is_text(p) else p for p in parts]
-    uniques, inverses = zip(*(np.unique(p, return_inverse=True) for p in parts), strict=True)
-    if len(parts) == 1:
-        levels: list[Any] = uniques[0].tolist()
-        codes = inverses[0]
-    else:
-        flat = np.ravel_multi_index(inverses, tuple(len(u) for u in uniques))
-        found, codes = np.unique(flat, return_inverse=True)
-        places = zip(*np.unravel_index(found, tuple(len(u) for u in uniques)), strict=True)
-        levels = [tuple(u[i].item() for u, i in zip(uniques, place, strict=True)) for place in places]
-    if reference is not None:
-        known = {level: i for i, level in enumerate(reference)}
-        unknown = [level for level in levels if level not in known]
-        if unknown:
-            raise DataError(
-                "E135",
-                f"{data.name}.{'/'.join(columns)} has the level {unknown[0]!r}, "
-                "which the training sample lacks",
-                fix="drop those rows, or merge rare levels before training",
-            )
-        codes = np.asarray([known[level] for level in levels], dtype=np.int64)[codes]
-        levels = list(reference)
-    return codes.reshape(-1).astype(np.int64), levels
-
-
 @dataclass
 class Stratum:
     """What a moment's condition and groups come to on one sample.
@@ -167,6 +118,25 @@ class Stratum:
     weight: Tensor | None
     event: Callable[[Mapping[str, Tensor]], Tensor] | None = None
     by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """A condition and groups that are to be counted for a moment.
+
+    Attributes:
+        given: the condition as a node, None for all rows.
+        by: the group columns.
+        shown: the moment, in messages.
+        at: where it was written.
+        event: the rows that satisfy the condition, among given columns; None without one.
+    """
+
+    given: n.Node | None
+    by: tuple[n.Column, ...]
+    shown: str
+    at: Location | None = None
+    event: Callable[[Mapping[str, Tensor]], Tensor] | None = None
 
 
 @dataclass
@@ -217,6 +187,22 @@ class Population:
         return self.fresh(count, generator) or self.take(
             torch.randint(self.rows, (count,), generator=generator).to(self.device)
         )
+
+    def spread(self, count: int) -> Rows:
+        """At most about `count` rows, evenly spread over the sample; always the same ones."""
+        return self.take(slice(0, self.rows, max(1, self.rows // count)))
+
+    def kind(self, name: str) -> Kind | None:
+        """What a column holds; None for one that the program does not use."""
+        column = self.columns.get(name)
+        if column is None:
+            return None
+        return Kind(tuple(column.shape[1:]), column.is_floating_point(), self.levels.get(name))
+
+    @property
+    def batch(self) -> int | None:
+        """Rows that a training step takes unless it is told; None for the solver's choice."""
+        return None
 
     @property
     def endless(self) -> bool:
@@ -281,6 +267,20 @@ class Population:
         """The stratum of a moment."""
         return self.strata[given, tuple(c.name for c in by)]
 
+    def add_strata(
+        self, requests: Sequence[Request], chunk: int, reference: Population | None = None
+    ) -> None:
+        """Counts the rows of conditions and groups, `chunk` rows at a time.
+
+        Raises:
+            DataError: E124 for a condition or group without rows (on a training sample), E135.
+        """
+        for r in requests:
+            mask = (
+                None if r.event is None else torch.cat([r.event(rows.columns) for rows in self.chunks(chunk)])
+            )
+            self.add_stratum(r.given, r.by, mask, r.shown, at=r.at, reference=reference, event=r.event)
+
     def add_stratum(
         self,
         given: n.Node | None,
@@ -300,7 +300,10 @@ class Population:
         names = tuple(c.name for c in by)
         known = None if reference is None else reference.strata[given, names].levels
         codes, levels = None, []
-        if names:
+        same = next((s for (_, columns), s in self.strata.items() if columns == names), None)
+        if same is not None:
+            codes, levels = same.codes, same.levels
+        elif names:
             host, levels = level_codes(self.data, names, known)
             codes = torch.as_tensor(host, device=self.device)
         ones = torch.ones(self.rows, device=self.device) if mask is None else mask.to(torch.float32)
@@ -309,53 +312,29 @@ class Population:
             ones = ones * self.base.to(ones.dtype)
         counts = ones.sum() if codes is None else ones.new_zeros(len(levels)).index_add(0, codes, ones)
         if reference is None and self.device.type != "meta":
-            self._refuse_empty(counts, levels, names, shown, at)
+            self.refuse_empty(counts, Request(given, by, shown, at), levels)
         weight = None
         if mask is not None or codes is not None or self.base is not None:
             per_row = counts if codes is None else counts[codes]
             weight = torch.where(ones != 0, ones * self.rows / per_row, torch.zeros_like(ones)).to(self.dtype)
         self.strata[given, names] = Stratum(codes, levels, mask, counts, weight, event, names)
 
-    def _refuse_empty(
-        self, counts: Tensor, levels: list[Any], names: tuple[str, ...], shown: str, at: Location | None
-    ) -> None:
+    def refuse_empty(self, counts: Tensor, request: Request, levels: Sequence[Any]) -> None:
+        """E124 for a condition or group without rows: its average does not exist."""
         empty = cast("list[int]", (counts == 0).reshape(-1).nonzero().reshape(-1).tolist())
         if not empty:
             return
-        if names:
-            group = f"{'/'.join(names)}={levels[empty[0]]!r}"
-            raise DataError(
-                "E124",
-                f"the group {group} of {self.data.name!r} has no row for {shown}: its average does not exist",
-                at=at,
-                fix="merge the group with another, or drop its rows",
-            )
-        raise DataError(
-            "E124",
-            f"no row of {self.data.name!r} satisfies the condition of {shown}: its average does not exist",
-            at=at,
-            fix="a condition that some rows satisfy",
-        )
-
-
-def _refuse_missing(data: Data, column: str, array: NDArray[Any]) -> None:
-    """E124 for NaN, infinities and missing text."""
-    if array.dtype.kind in "fc":
-        bad = ~np.isfinite(array.reshape(len(array), -1)).all(axis=1)
-    elif array.dtype.kind == "O":
-        missing = [v is None or v != v for v in array.reshape(-1)]  # noqa: PLR0124  # true of NaN and NaT
-        bad = np.asarray(missing).reshape(len(array), -1).any(axis=1)
-    else:
-        return
-    if bad.any():
-        rows = np.flatnonzero(bad)
-        listed = ", ".join(map(str, rows[:3].tolist())) + (", …" if len(rows) > 3 else "")
-        raise DataError(
-            "E124",
-            f"{data.name}.{column} has {len(rows)} missing or infinite value{'s'[: len(rows) > 1]} "
-            f"(rows {listed})",
-            fix="drop those rows or impute them before cn.Data",
-        )
+        if request.by:
+            group = f"{'/'.join(c.name for c in request.by)}={levels[empty[0]]!r}"
+            what = f"the group {group} of {self.data.name!r} has no row for {request.shown}"
+            fix = "merge the group with another, or drop its rows"
+            if request.given is None:  # only a level that the type of the column declares can have no rows
+                what += " (a level that its column declares)"
+                fix = "a column without the level, such as column.cat.remove_unused_categories() of pandas"
+        else:
+            what = f"no row of {self.data.name!r} satisfies the condition of {request.shown}"
+            fix = "a condition that some rows satisfy"
+        raise DataError("E124", f"{what}: its average does not exist", at=request.at, fix=fix)
 
 
 def bind_population(
@@ -367,41 +346,101 @@ def bind_population(
 ) -> Population:
     """Moves the used columns of a sample to a device.
 
-    Floating columns take `dtype`; integer and boolean ones become int64; text becomes codes.
+    Floating columns take `dtype`; integer and boolean ones become int64; text becomes codes. Of a hold-out,
+    columns take the kind that they have in the training sample: whole numbers that were read as floating ones
+    are integers again.
+
+    Args:
+        data: the sample.
+        used: names of the columns.
+        device: where to.
+        dtype: of floating columns.
+        reference: the training population, whose levels and kinds of columns a hold-out must reuse.
 
     Raises:
-        DataError: E106 (column missing in a hold-out), E124 (missing values), E135 (unknown level).
+        DataError: E106 (column missing in a hold-out), E124 (missing values), E135 (unknown level), E167,
+            E168, E169 (a column of another kind or shape than in the training sample).
     """
+    refuse_unknown_columns(data, used)
+    there = {name: raw for name in used if _on_device(raw := data.values(name))}
+    refuse_missing(data.name, {name: _counted(raw) for name, raw in there.items()})
+    read = read_columns(data, [name for name in used if name not in there])
     columns: dict[str, Tensor] = {}
     levels: dict[str, list[Any]] = {}
     for name in used:
+        if name in there:
+            column = Column(np.zeros(0))
+            tensor = there[name].detach()
+        else:
+            column = read[name]
+            array = column.values
+            tensor = torch.as_tensor(array.copy() if not array.flags.writeable else array)
+        known = None if reference is None else reference.kind(name)
+        if known is not None:
+            tensor = known.fit(tensor, column.texts, f"{data.name}.{name}")
+        if column.texts is not None:
+            levels[name] = list(column.texts) if known is None else list(known.texts or ())
+        columns[name] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else torch.int64)
+    return Population(data, len(data), columns, levels, device, dtype)
+
+
+def refuse_unknown_columns(data: Data, used: Sequence[str]) -> None:
+    """E106 for a column that a sample lacks."""
+    for name in used:
         if name not in data.columns:
             raise DataError("E106", f"data {data.name!r} has no column {name!r}{suggest(name, data.columns)}")
-        raw = data.values(name)
-        if isinstance(raw, Tensor) and raw.device.type != "cpu":
-            finite = (
-                bool(torch.isfinite(raw).all())
-                if raw.is_floating_point() and raw.device.type != "meta"
-                else True
+
+
+def _on_device(raw: Any) -> bool:
+    return isinstance(raw, Tensor) and raw.device.type != "cpu"
+
+
+def _counted(raw: Tensor) -> tuple[int, list[int]]:
+    """Number of rows with an entry that is not finite, and the first of them."""
+    if not raw.is_floating_point() or raw.device.type == "meta" or bool(torch.isfinite(raw).all()):
+        return 0, []
+    rows = (~torch.isfinite(raw)).reshape(len(raw), -1).any(1).nonzero().reshape(-1)
+    return len(rows), cast("list[int]", rows[:3].tolist())
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a column of the training sample holds, which one of a hold-out has to hold as well.
+
+    Attributes:
+        shape: of a row.
+        floating: floating-point numbers, and not integers, truth values or codes of texts.
+        texts: names of the codes of a text column; None for numbers.
+    """
+
+    shape: tuple[int, ...]
+    floating: bool
+    texts: list[Any] | None
+
+    def fit(self, values: Tensor, texts: Sequence[Any] | None, shown: str) -> Tensor:
+        """A column of a hold-out, (rows, ...), in the codes and the type of the training sample.
+
+        Raises:
+            DataError: E169 for a column of another kind or row shape, E135 for an unknown level.
+        """
+        if (texts is None) != (self.texts is None):
+            own, other = ("texts", "numbers") if texts is not None else ("numbers", "texts")
+            raise DataError(
+                "E169",
+                f"{shown} holds {own}, and that column of the training sample {other}",
+                fix="the same type of column in both samples",
             )
-            if not finite:
-                _refuse_missing(data, name, as_array(raw))
-            columns[name] = raw.detach().to(
-                device=device, dtype=dtype if raw.is_floating_point() else torch.int64
+        if tuple(values.shape[1:]) != self.shape:
+            raise DataError(
+                "E169",
+                f"{shown} has rows of shape {tuple(values.shape[1:])}, those of the training sample have "
+                f"{self.shape}",
+                fix="the same features, in the same order",
             )
-            continue
-        array = as_array(raw)
-        _refuse_missing(data, name, array)
-        if _is_text(array):
-            known = None if reference is None else reference.levels.get(name)
-            codes, levels[name] = level_codes(data, [name], known)
-            columns[name] = torch.as_tensor(codes, device=device)
-        else:
-            tensor = torch.as_tensor(array.copy() if not array.flags.writeable else array)
-            columns[name] = tensor.to(
-                device=device, dtype=dtype if tensor.is_floating_point() else torch.int64
-            )
-    return Population(data, len(data), columns, levels, device, dtype)
+        if texts is not None and self.texts is not None:
+            return torch.as_tensor(match_levels(values.numpy(), texts, self.texts, shown))
+        whole = values.is_floating_point() and not self.floating and values.device.type != "meta"
+        return values.to(torch.int64) if whole and bool((values == values.round()).all()) else values
 
 
 def codes_column(columns: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from constrain.errors import DataError, ModelingError
 from constrain.language import nodes as n
 from constrain.runtime.binding import (
     Population,
+    Request,
     Rows,
     as_array,
     bind_codes,
@@ -23,6 +24,7 @@ from constrain.runtime.binding import (
     parameter_values,
 )
 from constrain.runtime.codegen import generate
+from constrain.runtime.columns import reads_as_numbers
 from constrain.runtime.compiled import Functions, Job
 from constrain.runtime.derivatives import RowTerm, hessian, pull
 from constrain.runtime.surrogates import update_spreads
@@ -122,19 +124,19 @@ class Evaluator:
         bind_codes(population, self.program.roots, job.data, known)
         self.populations[job.data] = population
         self._check_texts(job, population)
-        for i in job.moments:
-            moment = self.program.moments[i]
-            key = (moment.given, tuple(c.name for c in moment.by))
-            if key not in population.strata:
-                self._add_stratum(population, moment, known)
+        self._add_strata(population, [self.program.moments[i] for i in job.moments], known)
 
-    def _add_stratum(self, population: Population, moment: n.Moment, known: Population | None = None) -> None:
-        event = None if moment.given is None else self._event(moment.given, population)
-        mask = None if event is None else torch.cat([event(r.columns) for r in population.chunks(self.chunk)])
-        shown = str(language_printing().text(moment, limit=80))
-        population.add_stratum(
-            moment.given, moment.by, mask, shown, at=moment.loc, reference=known, event=event
-        )
+    def _add_strata(
+        self, population: Population, moments: Sequence[n.Moment], known: Population | None = None
+    ) -> None:
+        requests: dict[Any, Request] = {}
+        for moment in moments:
+            key = (moment.given, tuple(c.name for c in moment.by))
+            if key not in requests:
+                event = None if moment.given is None else self._event(moment.given, population)
+                shown = str(language_printing().text(moment, limit=80))
+                requests[key] = Request(moment.given, moment.by, shown, moment.loc, event)
+        population.add_strata(list(requests.values()), self.chunk, known)
 
     def _check_texts(self, job: Job, population: Population) -> None:
         """Text columns are groups or compared with a text: E106 for an unknown level, E147 for other uses."""
@@ -152,12 +154,15 @@ class Evaluator:
                     used = n.children(node)
             for x in used:
                 if isinstance(x, n.Column) and x.data is job.data and x.name in population.levels:
+                    fix = f'a comparison with one of its texts, {job.data.name}.{x.name} == "...", or by='
+                    if reads_as_numbers(population.levels[x.name]):
+                        fix = f"a column of numbers: {x.name} holds their texts"
                     raise DataError(
                         "E147",
                         f"the text column {job.data.name}.{x.name} is used as a number in "
                         f"{language_printing().text(node, limit=80)}",
                         at=node.loc,
-                        fix=f'a comparison with one of its texts, {job.data.name}.{x.name} == "...", or by=',
+                        fix=fix,
                     )
 
     def _event(self, event: n.Node, population: Population) -> Callable[[Mapping[str, Tensor]], Tensor]:
@@ -201,11 +206,9 @@ class Evaluator:
         self._parameters = parameter_values(self.program.parameters, params)
         self._knob_tensors = None
         for job in self.jobs:
-            population = self.populations[job.data]
-            for i in job.moments:
-                moment = self.program.moments[i]
-                if moment.given is not None and n.mentions(moment.given, n.Knob):
-                    self._add_stratum(population, moment)
+            moments = [self.program.moments[i] for i in job.moments]
+            moved = [m for m in moments if m.given is not None and n.mentions(m.given, n.Knob)]
+            self._add_strata(self.populations[job.data], moved)
 
     def follow_parameters(self) -> None:
         """`set_parameters` when the user has given a `Parameter` a new value since."""
@@ -435,8 +438,7 @@ class Evaluator:
         with torch.no_grad():
             for data, generated in self.functions.margins.items():
                 population = self.populations[data]
-                step = max(1, population.rows // rows)
-                columns = population.take(slice(0, population.rows, step)).columns
+                columns = population.spread(rows).columns
                 margins = self._run(generated.function, columns, [], population)
                 update_spreads(self.scales, self._widest, margins)
 
