@@ -14,9 +14,11 @@ from constrain.errors import (
     NoDualsError,
     RouteError,
 )
+from constrain.language import distributions
 from constrain.language import surrogates as surrogate
 from constrain.language.calculus import diff, div, grad, hessian, jacobian, laplacian, weak
 from constrain.language.data import Data
+from constrain.language.distributions import entropy, kl
 from constrain.language.expr import Constraint, Expr
 from constrain.language.functions import (
     abs,
@@ -60,8 +62,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Box",
+    "CVaR",
     "ConstrainError",
     "Constraint",
+    "Corr",
+    "Cov",
     "Data",
     "DataError",
     "E",
@@ -75,10 +80,12 @@ __all__ = [
     "P",
     "Parameter",
     "Problem",
+    "Quantile",
     "RouteError",
     "Solution",
     "Status",
     "Uniform",
+    "Var",
     "Variable",
     "__version__",
     "abs",
@@ -86,8 +93,10 @@ __all__ = [
     "constant",
     "count_nonzero",
     "diff",
+    "distributions",
     "div",
     "entr",
+    "entropy",
     "exp",
     "find",
     "forall",
@@ -96,6 +105,7 @@ __all__ = [
     "hessian",
     "indicator",
     "jacobian",
+    "kl",
     "kl_div",
     "laplacian",
     "linear",

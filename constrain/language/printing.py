@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from constrain.language.latex import LatexNotation, latex_name
 from constrain.language.layout import Names, emit
-from constrain.language.python_source import ATOM, RESERVED, SourceNotation
+from constrain.language.python_source import ATOM, SourceNotation, source_names
 from constrain.language.text import TextNotation
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from constrain.language import nodes as n
+    from constrain.language.layout import Piece
     from constrain.language.problem import Problem
 
 __all__ = [
     "Names",
     "latex",
     "problem_latex",
+    "problem_names",
     "problem_source",
     "problem_symbols",
     "problem_text",
@@ -56,14 +60,25 @@ def source(node: n.Node, limit: int | None = None, *, operand: bool = False) -> 
         limit: length at which the text is cut with `…`.
         operand: write it so that `[0]` or `.T` can follow.
     """
-    return emit([(node, ATOM if operand else 0)], SourceNotation(Names([node], RESERVED)), limit)
+    return emit([(node, ATOM if operand else 0)], SourceNotation(source_names([node])), limit)
 
 
 def symbols(node: n.Node) -> dict[str, Any]:
     """The names that `source(node)` uses."""
-    notation = SourceNotation(Names([node], RESERVED))
-    emit([(node, 0)], notation)
+    notation = SourceNotation(source_names([node]))
+    _lay_out([(node, 0)], notation)
     return notation.symbols()
+
+
+def _lay_out(pieces: Iterable[Piece], notation: SourceNotation) -> None:
+    """Lays every distinct sub-node out once: the words of the source without its text, which may be long."""
+    stack = list(pieces)
+    seen: dict[int, n.Node] = {}
+    while stack:
+        piece = stack.pop()
+        if not isinstance(piece, str) and id(piece[0]) not in seen:
+            seen[id(piece[0])] = piece[0]
+            stack.extend(notation.layout(piece[0])[1])
 
 
 # ------------------------------------------------------------------------------------------- problems
@@ -94,25 +109,29 @@ def problem_latex(problem: Problem) -> str:
     return f"\\begin{{aligned}}\n{body}\n\\end{{aligned}}"
 
 
-def problem_source(problem: Problem) -> str:
-    """Python source that evaluates to an equal problem, with the names of `problem_symbols(problem)`."""
-    return _problem_source(problem)[0]
-
-
 def problem_symbols(problem: Problem) -> dict[str, Any]:
     """The names that `problem_source(problem)` uses, with what they stand for."""
-    return _problem_source(problem)[1].symbols()
+    notation = SourceNotation(source_names(problem.roots))
+    notation.word("cn")
+    _lay_out([(root, 0) for root in problem.roots], notation)
+    return notation.symbols()
 
 
-def _problem_source(problem: Problem) -> tuple[str, SourceNotation]:
-    notation = SourceNotation(Names(problem.roots, RESERVED))
+def problem_names(problem: Problem) -> Names:
+    """The name table of `problem_source(problem)`: what `problem_symbols` has, by object."""
+    return source_names(problem.roots)
+
+
+def problem_source(problem: Problem) -> str:
+    """Python source that evaluates to an equal problem, with the names of `problem_symbols(problem)`."""
+    notation = SourceNotation(source_names(problem.roots))
     objective = [] if problem.objective is None else notation.lifted(problem.objective)
     written = f"{notation.word('cn', problem.sense)}({emit(objective, notation)})"
     if not problem.constraints:
-        return written, notation
+        return written
     lines: list[str] = []
     for name, node in problem.constraints.items():
         relation = emit([(node, 0)], notation)
         plain = name.isidentifier() and not iskeyword(name)
         lines.append(f"    {name}={relation},\n" if plain else f"    **{{{name!r}: {relation}}},\n")
-    return f"{written}.subject_to(\n{''.join(lines)})", notation
+    return f"{written}.subject_to(\n{''.join(lines)})"
