@@ -160,7 +160,10 @@ _ONE: dict[str, _One] = {
     "tanh": _rising(math.tanh),
     "softmax": lambda _a: Bounds(0.0, 1.0),
     **dict.fromkeys(
-        ("mean", "max", "min", "index", "reshape", "transpose", "max_levels", "min_levels", "mean_levels"),
+        (
+            *("mean", "max", "min", "index", "reshape", "transpose", "take"),
+            *("max_levels", "min_levels", "mean_levels"),
+        ),
         _same,
     ),
 }

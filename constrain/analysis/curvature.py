@@ -150,7 +150,7 @@ def _statistic(node: n.Statistic, parts: tuple[Fact, ...]) -> Fact:
     return unknown(f"{shown(node)} is not lowered yet", node).within(bounds)
 
 
-def _step(node: n.Node, parts: tuple[Fact, ...]) -> Fact:  # noqa: PLR0911  # one per kind of node
+def _step(node: n.Node, parts: tuple[Fact, ...]) -> Fact:  # noqa: PLR0911, PLR0912  # one per kind of node
     match node:
         case n.Constant(value=value):
             return Fact("constant", bounds=bounds_of_value(value))

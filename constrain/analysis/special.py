@@ -16,7 +16,7 @@ from constrain.language.types import type_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["PSD_TOLERANCE", "SPECIAL", "constant_value", "quadratic_sign"]
+__all__ = ["PSD_TOLERANCE", "SPECIAL", "constant_value", "quadratic_sign", "variance_of"]
 
 PSD_TOLERANCE = 1e-9
 """A symmetric matrix counts as positive semidefinite when its least eigenvalue is >= -tolerance * largest."""
@@ -201,6 +201,45 @@ def _quad_form(node: n.Apply, parts: tuple[Fact, ...]) -> Fact:
     return _indefinite(node, f"the eigenvalues of its matrix run from {least:.4g} to {largest:.4g}")
 
 
+# ------------------------------------------------------------------------------------------ variance
+def variance_of(node: n.Apply) -> n.Moment | None:
+    """The average of d when a variance (or deviation) is made of the averages of d^2 and d.
+
+    None when it is not: averages over a condition that depends on decisions are quotients.
+    """
+    second, first = node.args
+    if not isinstance(second, n.Moment) or not isinstance(first, n.Moment):
+        return None
+    square = second.integrand
+    alike = isinstance(square, n.Apply) and square.atom == "square" and square.args[0] == first.integrand
+    same = (second.data, second.given, second.by) == (first.data, first.given, first.by)
+    return first if alike and same else None
+
+
+def _variance(node: n.Apply, parts: tuple[Fact, ...]) -> Fact:
+    """The variance of an affine expression is a convex quadratic, its square root a seminorm."""
+    passed = blocked(parts)
+    if passed is not None:
+        return passed
+    if variance_of(node) is None:
+        return unknown(f"{shown(node)} is a variance over rows that depend on decisions", node)
+    if not parts[1].affine:
+        text = f"the variance is convex only in affine expressions, and its argument is {parts[1].curvature}"
+        return unknown(f"{shown(node)}: {text}", node)
+    return Fact("convex", "quadratic" if node.atom == "variance" else "general", source=node)
+
+
+def _kl_logits(node: n.Apply, parts: tuple[Fact, ...]) -> Fact:
+    """logsumexp(q) - <softmax(p), q> + constant: convex in affine logits q for fixed logits p."""
+    passed = blocked(parts)
+    if passed is not None:
+        return passed
+    if not parts[0].constant:
+        text = f"{shown(node)} is convex in its second logits only, and the first depend on decisions"
+        return unknown(f"{text}: {shown(node.args[0])}", node)
+    return replace(compose(node, parts, "convex", ("none", "none")), form="general")
+
+
 def _indefinite(node: n.Apply, why: str) -> Fact:
     return unknown(f"{shown(node)} is neither convex nor concave: {why}", node)
 
@@ -247,5 +286,8 @@ SPECIAL: dict[str, Rule] = {
     "where": _where,
     "quad_form": _quad_form,
     "logdet": _logdet,
+    "variance": _variance,
+    "deviation": _variance,
+    "kl_logits": _kl_logits,
 }
 """One rule per special atom: the application and the facts of its arguments to the fact of its value."""

@@ -168,6 +168,17 @@ def _reshape(shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> Shape:
     return tuple(new)
 
 
+def _take(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
+    return shapes[0][1:]
+
+
+def _categories(shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> Shape:
+    shape = alike(shapes, options)
+    if not shape:
+        raise ShapeProblem("one value per category is needed, got a row of shape ()", "logits of shape (k,)")
+    return shape[:-1]
+
+
 def _transpose(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
     return tuple(reversed(shapes[0]))
 
@@ -368,6 +379,7 @@ _add("reshape", "affine", "up", _same, "rowwise.reshape", _reshape)
 _add("transpose", "affine", "up", _same, "rowwise.transpose", _transpose)
 _add("stack", "affine", "up", _sum_sign, "rowwise.stack", _stack)
 _add("where", "special", ("none", "none", "none"), lambda s: _sum_sign(s[1:]), "torch.where")
+_add("take", "affine", ("up", "none"), _same, "rowwise.take", _take)
 # matrices and quadratic forms
 _add("quad_form", "special", ("none", "none"), "any", "rowwise.quad_form", _quad_form)
 _add("trace", "affine", "up", "any", "rowwise.trace", _trace)
@@ -378,3 +390,13 @@ _add("max_levels", "convex", "up", _same, "rowwise.max_levels", _first)
 _add("min_levels", "concave", "up", _same, "rowwise.min_levels", _first)
 _add("sum_levels", "affine", "up", _same, "rowwise.sum_levels", _first)
 _add("mean_levels", "affine", "up", _same, "rowwise.mean_levels", _first)
+_add("logsumexp_levels", "convex", "up", "any", "rowwise.logsumexp_levels", _first)
+_add("norm_levels", "convex", "by-sign", "nonneg", "rowwise.norm_levels", _first)
+_add("sum_squares_levels", "convex", "by-sign", "nonneg", "rowwise.sum_squares_levels", _first)
+# made of two averages: that of the square of an expression, and that of the expression
+_add("variance", "special", ("up", "none"), "nonneg", "rowwise.variance")
+_add("deviation", "special", ("up", "none"), "nonneg", "rowwise.deviation")
+# categorical distributions given by logits on the last axis
+_add("entropy_logits", "none", "none", "nonneg", "rowwise.entropy_logits", _categories,
+     cvxpy="the entropy of logits is neither convex nor concave; of probabilities it is concave")  # fmt: skip
+_add("kl_logits", "special", ("none", "none"), "nonneg", "rowwise.kl_logits", _categories)

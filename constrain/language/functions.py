@@ -1,8 +1,8 @@
 """Functions of expressions that need no torch: `cn.sum`, `cn.quad_form`, `cn.max` and friends.
 
 Axes count within one row: `axis=0` is the first axis of a row, `axis=-1` the last. Over the group levels that
-`by=` makes, `sum`, `mean`, `max` and `min` without an axis reduce the levels: `cn.max(E(loss, by=D.group))`
-is the worst group.
+`by=` makes, `sum`, `mean`, `max`, `min`, `norm`, `sum_squares` and `logsumexp` without an axis reduce the
+levels: `cn.max(E(loss, by=D.group))` is the worst group.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ __all__ = [
 ]
 
 
+OVER_LEVELS = ("sum", "mean", "max", "min", "logsumexp", "norm", "sum_squares")
+"""Reductions that without an axis run over the levels of a `by=` block."""
+
+
 def _axis(e: Expr, axis: int | Sequence[int] | None) -> tuple[int, ...] | None:
     if axis is None:
         return None
@@ -69,8 +73,8 @@ def _reduce(atom: str, expr: Any, axis: int | Sequence[int] | None, keepdims: bo
     if isinstance(expr, (list, tuple)):
         expr = stack(*expr)
     e = as_expr(expr)
-    if e.type.levels is not None and axis is None and atom in ("sum", "mean", "max", "min"):
-        return apply(f"{atom}_levels", e)
+    if e.type.levels is not None and axis is None and atom in OVER_LEVELS:
+        return apply(f"{atom}_levels", e, **options)
     return apply(atom, e, axis=_axis(e, axis), keepdims=keepdims, **options)
 
 
@@ -95,17 +99,20 @@ def min(expr: Any, axis: int | Sequence[int] | None = None, keepdims: bool = Fal
 
 
 def logsumexp(expr: Any, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Expr:
-    """log(sum(exp(e)))."""
+    """log(sum(exp(e))); of a `by=` block over the levels."""
     return _reduce("logsumexp", expr, axis, keepdims)
 
 
 def norm(expr: Any, ord: float = 2, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Expr:
-    """The `ord`-norm of the entries (1, 2 or inf; as one vector, also for matrices)."""
+    """The `ord`-norm of the entries (1, 2 or inf; as one vector, also for matrices).
+
+    Of a `by=` block, that over the levels.
+    """
     return _reduce("norm", _entries(expr), axis, keepdims, ord=float(ord))
 
 
 def sum_squares(expr: Any, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Expr:
-    """Sum of squared entries; of a `Model`, of all its trainable parameters."""
+    """Sum of squared entries; of a `Model`, of all its trainable parameters; of a `by=` block over levels."""
     return _reduce("sum_squares", _entries(expr), axis, keepdims)
 
 

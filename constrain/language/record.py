@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from constrain._lazy import loaded
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
-from constrain.language.expr import Expr, apply, as_node, compare
+from constrain.language.expr import Expr, apply, as_node, compare, shown
 from constrain.language.location import here, name_in_caller
 from constrain.language.torch_rules import RULES, NotInTable, Rule, axes_of, refuse_reduction
 
@@ -119,6 +119,13 @@ _METHODS = frozenset(
 )
 
 
+_OF_TENSORS = frozenset(("dtype", "device", "dim", "ndim", "size", "numel", "expand"))
+
+
+class TensorAttributeError(ModelingError, AttributeError):
+    """What only a tensor has (E154). An `AttributeError`, so that `hasattr` and `getattr` work."""
+
+
 def method(e: Expr, name: str) -> Callable[..., Any]:
     """`e.exp()` and other methods of tensors: of the table, and those that torch has as functions."""
     if name in _METHODS:
@@ -128,6 +135,14 @@ def method(e: Expr, name: str) -> Callable[..., Any]:
     if torch is not None and callable(getattr(torch, name, None)) and hasattr(torch.Tensor, name):
         function = getattr(torch, name)
         return lambda *args, **kwargs: record(function, (e, *args), kwargs)
+    if name in _OF_TENSORS:
+        raise TensorAttributeError(
+            "E154",
+            f"{shown(e)} is no tensor: it has no {name} before a solve, and cannot be a parameter of "
+            "torch.distributions",
+            at=here(),
+            fix="e.shape for the shape of one row; cn.distributions.Normal, Bernoulli or Categorical",
+        )
     raise AttributeError(
         f"an expression has no attribute {name!r}; torch functions apply to it: torch.{name}(e)"
     )

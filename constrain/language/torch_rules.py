@@ -106,7 +106,7 @@ _OWN_REDUCTIONS = ("sum", "mean", "max", "min", "logsumexp", "norm", "count_nonz
 
 
 def _without_dim(e: Expr, name: str) -> str:
-    if e.type.levels is not None and name in ("sum", "mean", "max", "min"):
+    if e.type.levels is not None and name in ("sum", "mean", "max", "min", "logsumexp", "norm"):
         return f"cn.{name}({code(e)}) reduces the levels"
     if e.shape == ():
         return "E(...) for the average over rows"
@@ -371,6 +371,16 @@ def _no_value(what: str, fix: str) -> Rule:
     return rule
 
 
+def _no_distribution(*_args: Any, **_kwargs: Any) -> Any:
+    """torch.distributions broadcast their parameters first."""
+    raise ModelingError(
+        "E154",
+        "expressions cannot be broadcast into tensors, nor be parameters of torch.distributions",
+        at=here(),
+        fix="cn.distributions.Normal, Bernoulli or Categorical, for cn.kl and cn.entropy",
+    )
+
+
 def _not_into_a_tensor(*_args: Any, **_kwargs: Any) -> Any:
     raise ModelingError(
         "E113",
@@ -464,6 +474,7 @@ RULES: dict[str, Rule] = {
         name: _no_value(f".{name}()", "after a solve: solution['name'].value, w.value")
         for name in ("item", "numpy", "tolist")
     },
+    "broadcast_tensors": _no_distribution,
     "backward": _no_value(".backward()", "problem.solve(), or problem.compile() for a loop of your own"),
     "__setitem__": _not_into_a_tensor,
 }

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from constrain._lazy import language_printing
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS
+from constrain.language.relations import unwrapped
 from constrain.language.surrogates import DEFAULT, Hinge
 from constrain.language.types import type_of
-from constrain.lowering import rules
+from constrain.lowering import relaxation, rules
 from constrain.lowering.dependence import depends_on_decisions
 from constrain.lowering.orientation import oriented
 from constrain.lowering.program import Form, Part, Program, Trace
+from constrain.lowering.tails import Tails, sides_of
 from constrain.lowering.verify import verify
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from constrain.language.data import Data
     from constrain.language.problem import Problem
     from constrain.language.surrogates import Surrogate
@@ -29,19 +34,36 @@ EPIGRAPH = "(objective)"
 
 
 class _Lowering:
-    """State of one lowering: the table of common subexpressions and the trace."""
+    """State of one lowering: the table of common subexpressions and the trace.
 
-    def __init__(self) -> None:
+    Args:
+        bound: samples that replace those of the problem, by name.
+    """
+
+    def __init__(self, bound: Mapping[str, Data] | None = None) -> None:
+        self.bound = dict(bound or {})
         self.table: dict[n.Node, n.Node] = {}
         self.trace = Trace()
+        self.tails = Tails(self.trace)
 
     # ---- expressions
-    def expression(self, root: n.Node, target: str) -> n.Node:
-        """The expression with statistics rewritten to moments."""
+    def expression(self, root: n.Node, target: str, side: int = 0) -> n.Node:
+        """The expression with statistics rewritten to moments.
+
+        Args:
+            root: as the user wrote it.
+            target: the term it stands in.
+            side: +1 when the term (a residual, or the minimized objective) increases in it, -1 when it
+                decreases, 0 when neither is known.
+        """
         memo: dict[int, n.Node] = {}
+        sides = sides_of(root, side)
 
         def step(node: n.Node, new: tuple[n.Node, ...]) -> n.Node:
-            return self._statistic(n.rebuild(node, new), target)
+            rebuilt = n.rebuild(node, new)
+            if isinstance(rebuilt, n.Statistic):
+                return self.expression(self.tails.written(rebuilt, sides[id(node)], target), target)
+            return self._statistic(rules.deviation(rebuilt), target)
 
         return n.intern(n.fold(root, step, memo), self.table)
 
@@ -72,19 +94,49 @@ class _Lowering:
         """A user's constraint with its parts."""
         rows: Data | None = None
         where: n.Node | None = None
-        inner = relation
-        if isinstance(relation, n.ForAll):
-            rows, inner = relation.data, relation.relation
-            where = None if relation.where is None else self.expression(relation.where, name)
+        inner, relaxed, scaled = unwrapped(relation)
+        per_row = inner if isinstance(inner, n.ForAll) else None
+        if per_row is not None:
+            rows, inner = per_row.data, per_row.relation
+            where = None if per_row.where is None else self.expression(per_row.where, name)
         op, lhs, rhs = self._sides(name, inner)
         kind: Literal["<=", "=="] = "==" if op == "==" else "<="
         pieces = self._pieces(name, op, lhs, rhs)
-        _check_sides(name, relation, (lhs, *rhs), pieces)
+        _check_sides(name, per_row or relation, (lhs, *rhs), pieces)
+        scale = None if scaled is None else scaled.scale
+        form = Form(name, relation, op, lhs, rhs, (), rows, where, scale)
+        if relaxed is not None and rows is not None:
+            return self._interned(relaxation.per_row(form, relaxed, self.bound, self.trace))
+        if relaxed is not None:
+            pieces, form = relaxation.loosened(form, relaxed, pieces, self.bound, self.trace)
+        residuals = [self.turned(piece.residual, name, kind) for piece in pieces]
         parts = tuple(
-            Part(name, piece.side, kind, self.turned(piece.residual, name, kind), piece.rhs_sign, rows, where)
-            for piece in pieces
+            Part(name, piece.side, kind, residual, piece.rhs_sign, rows, where, scale)
+            for piece, residual in zip(pieces, residuals, strict=True)
         )
-        return Form(name, relation, op, lhs, rhs, parts, rows, where)
+        return replace(form, parts=parts)
+
+    def _interned(self, form: Form) -> Form:
+        """A relaxed constraint per row whose expressions are shared with the others."""
+        assert form.relaxation is not None  # callers check
+        parts = tuple(
+            replace(part, residual=n.intern(part.residual, self.table)) for part in form.relaxation.parts
+        )
+        return replace(form, relaxation=replace(form.relaxation, parts=parts))
+
+    def paid(self, objective: n.Node, forms: list[Form]) -> tuple[n.Node, n.Node | None]:
+        """The objective with the cost of all relaxations, and without that of constraints per row."""
+        found = [form.relaxation for form in forms if form.relaxation is not None]
+        for relaxed in found:
+            if not relaxed.parts:
+                objective = n.Apply("add", (objective, relaxed.penalty), loc=objective.loc)
+        base = self.turned(objective, "objective")
+        if not any(relaxed.parts for relaxed in found):
+            return base, None
+        for relaxed in found:
+            if relaxed.parts:
+                objective = n.Apply("add", (objective, relaxed.penalty), loc=objective.loc)
+        return self.turned(objective, "objective"), base
 
     def turned(self, root: n.Node, target: str, kind: str = "<=") -> n.Node:
         """An objective or residual with its surrogates on the side where they bound it, interned."""
@@ -98,10 +150,11 @@ class _Lowering:
     ) -> tuple[Literal["<=", ">=", "==", "between"], n.Node, tuple[n.Node, ...]]:
         match relation:
             case n.Between(lower=lower, arg=arg, upper=upper):
-                sides = (self.expression(lower, name), self.expression(upper, name))
+                sides = (self.expression(lower, name, 1), self.expression(upper, name, -1))
                 return "between", self.expression(arg, name), sides
             case n.Comparison(op="<=" | ">=" | "==" as op, lhs=lhs, rhs=rhs):
-                return op, self.expression(lhs, name), (self.expression(rhs, name),)
+                side = {"<=": 1, ">=": -1, "==": 0}[op]
+                return op, self.expression(lhs, name, side), (self.expression(rhs, name, -side),)
             case _:
                 raise AssertionError(type(relation))
 
@@ -211,48 +264,57 @@ def _check_shared(problem: Problem) -> None:
                 )
 
 
-def lower(problem: Problem, *, use_epigraph: bool = True) -> Program:
+def _bounded(
+    objective: n.Node, forms: list[Form], state: _Lowering
+) -> tuple[n.Node, n.VariableSymbol | None]:
+    """The objective as a bound with constraints, which are added to the forms, where it is a maximum."""
+    bound = n.VariableSymbol(EPIGRAPH, ())
+    bounded, pieces = rules.epigraph(objective, lambda: bound, state.trace)
+    if not pieces:
+        return objective, None
+    parts = tuple(Part(EPIGRAPH, p.side, "<=", state.turned(p.residual, "objective"), 0.0) for p in pieces)
+    relation = n.Comparison("<=", objective, bounded, loc=objective.loc)
+    forms.append(Form(EPIGRAPH, relation, "<=", objective, (bounded,), parts))
+    return bounded, bound
+
+
+def lower(problem: Problem, *, use_epigraph: bool = True, data: Mapping[str, Data] | None = None) -> Program:
     """The moment form of a problem.
 
     Args:
         problem: what the user wrote.
         use_epigraph: rewrite `min max` objectives to a bound variable with constraints.
+        data: samples that will replace those of the problem, by name: hidden decisions with one value per
+            level follow their levels, sums over rows their rows.
 
     Raises:
         ModelingError: E131 (two symbols with one name, models that share parameters), E134 (a side of a
-            per-row constraint without rows), E132 (a form that no rule covers), E175 (a quotient of hinges).
+            per-row constraint without rows), E132 (a form that no rule covers), E158 (a relaxed constraint of
+            unknown shape), E175 (a quotient of hinges).
     """
     _check_names(problem)
-    state = _Lowering()
+    state = _Lowering(data)
+    side = -1 if problem.sense == "maximize" else 1
     objective: n.Node = (
-        n.Constant(0.0) if problem.objective is None else state.expression(problem.objective, "objective")
+        n.Constant(0.0)
+        if problem.objective is None
+        else state.expression(problem.objective, "objective", side)
     )
     if problem.sense == "maximize":
         objective = n.Apply("neg", (objective,), loc=objective.loc)
         state.trace.add("negate", "objective", "max f = -min(-f)")
     forms = [state.form(name, relation) for name, relation in problem.constraints.items()]
-    auxiliary: list[n.VariableSymbol] = []
+    bound: n.VariableSymbol | None = None
     if use_epigraph:
-
-        def make() -> n.VariableSymbol:
-            auxiliary.append(n.VariableSymbol(EPIGRAPH, ()))
-            return auxiliary[-1]
-
-        bounded, pieces = rules.epigraph(objective, make, state.trace)
-        if pieces:
-            parts = tuple(
-                Part(EPIGRAPH, p.side, "<=", state.turned(p.residual, "objective"), 0.0) for p in pieces
-            )
-            relation = n.Comparison("<=", objective, bounded, loc=objective.loc)
-            forms.append(Form(EPIGRAPH, relation, "<=", objective, (bounded,), parts))
-            objective = bounded
-        else:
-            auxiliary.clear()
-    objective = state.turned(objective, "objective")
+        objective, bound = _bounded(objective, forms, state)
+    objective, base = state.paid(objective, forms)
+    slacks = tuple(s for form in forms if form.relaxation is not None for s in form.relaxation.slacks)
     roots = (objective, *(part.residual for form in forms for part in form.parts))
     sides = tuple(side for form in forms for side in (form.lhs, *form.rhs))
     moments = tuple(dict.fromkeys(x for x in n.postorder(*roots, *sides) if isinstance(x, n.Moment)))
-    program = Program(problem, objective, tuple(forms), moments, tuple(state.trace.steps), tuple(auxiliary))
+    hidden = (*(() if bound is None else (bound,)), *state.tails.hidden, *slacks)
+    steps = tuple(state.trace.steps)
+    program = Program(problem, objective, tuple(forms), moments, steps, hidden, state.tails.all, base)
     verify(program, ATOMS)
     return program
 

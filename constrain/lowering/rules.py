@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from constrain.language.surrogates import Surrogate
     from constrain.lowering.program import Trace
 
-__all__ = ["Piece", "epigraph", "flip", "indicator_mean", "moment", "ratio", "split"]
+__all__ = ["Piece", "deviation", "epigraph", "flip", "indicator_mean", "moment", "ratio", "split"]
 
 
 class Piece:
@@ -31,6 +31,10 @@ class Piece:
         self.residual = residual
         self.side = side
         self.rhs_sign = rhs_sign
+
+    def moved(self, residual: n.Node) -> Piece:
+        """The piece with another residual."""
+        return Piece(residual, self.side, self.rhs_sign)
 
 
 def _sub(a: n.Node, b: n.Node) -> n.Node:
@@ -90,6 +94,20 @@ def ratio(node: n.Mean, data: Data, surrogate: Surrogate = DEFAULT) -> n.Node:
     top = n.Moment(data, both, None, node.by, loc=node.loc)
     bottom: n.Node = n.Moment(data, weight, None, node.by, loc=node.loc)
     return n.Apply("div", (top, bottom), loc=node.loc)
+
+
+def deviation(node: n.Node) -> n.Node:
+    """sqrt(Var(g)) = |g - E[g]| in the norm of averages.
+
+    Exact; convex in an affine g, as the square root of a convex function need not be.
+    """
+    match node:
+        case n.Apply(atom="sqrt", args=(n.Apply(atom="variance", args=args),)):
+            return n.Apply("deviation", args, loc=node.loc)
+        case n.Apply(atom="pow", args=(n.Apply(atom="variance", args=args), n.Constant(value=0.5))):
+            return n.Apply("deviation", args, loc=node.loc)
+        case _:
+            return node
 
 
 # ------------------------------------------------------------------------------------ constraints

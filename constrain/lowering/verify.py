@@ -29,7 +29,7 @@ def verify(program: Program, atoms: Mapping[str, Atom]) -> None:
     """
     for root in program.roots:
         for node in n.postorder(root):
-            if isinstance(node, (n.Mean, n.Rate, n.ForAll)):
+            if isinstance(node, (n.Mean, n.Rate, n.Statistic, n.ForAll)):
                 raise _fail(f"a {type(node).__name__} is left", node)
             if isinstance(node, n.Apply) and node.atom not in atoms:
                 raise _fail(f"unknown function {node.atom!r}", node)

@@ -104,6 +104,17 @@ class Functions:
             self._outer[key] = generate("outer", self.tables, [(roots[i], mode) for i in chosen])
         return self._outer[key]
 
+    def tails(self, data: Data) -> Generated:
+        """Integrand and condition of every tail of a sample, exact."""
+        key = (data.name, "tails")
+        if key not in self._made:
+            tails = [tail for tail in self.program.tails if tail.data is data]
+            outputs: list[tuple[n.Node | None, str]] = []
+            for tail in tails:
+                outputs += [(tail.integrand, "exact"), (tail.given, "exact")]
+            self._made[key] = generate("tails", self.tables, outputs)
+        return self._made[key]
+
     def sides(self) -> Generated:
         """Both sides of every constraint as written, out of the moments."""
         key = ("", "sides")

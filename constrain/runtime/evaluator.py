@@ -5,6 +5,7 @@ Gradients on the full data take two passes and the memory of one chunk of rows: 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from constrain.runtime.columns import reads_as_numbers
 from constrain.runtime.compiled import Functions, Job
 from constrain.runtime.derivatives import RowTerm, hessian, pull
 from constrain.runtime.surrogates import update_spreads
+from constrain.runtime.tails import set_thresholds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from constrain.language.data import Data
     from constrain.lowering.program import Program
     from constrain.runtime.binding import Stratum
+    from constrain.runtime.codegen import Generated
     from constrain.runtime.decisions import Decisions
 
 __all__ = ["Evaluator", "Outer", "RowTerm"]
@@ -103,8 +106,26 @@ class Evaluator:
         self.scales = torch.ones(len(self.tables.margins), dtype=dtype, device=self.device)
         if reference is not None:
             self.scales = reference.scales
+            set_thresholds(self, decisions=False)
         else:
             self.refresh_scales()
+
+    def viewed(self, program: Program) -> Evaluator:
+        """The same data, decisions and widths of surrogates under another program.
+
+        Args:
+            program: one with the moments of this evaluator's program, such as `program.judged`.
+        """
+        other = copy.copy(self)
+        other.program = program
+        other.functions = Functions(program)
+        other.tables, other.jobs = other.functions.tables, other.functions.jobs
+        other._knob_tensors = None
+        other.functions.prepare()
+        held = [(symbol, self.held(symbol)) for symbol in other.tables.arrays]
+        other._arrays = [other._constant(symbol) if own is None else own for symbol, own in held]
+        other.scales = self.scales[[self.tables.margins.index(margin) for margin in other.tables.margins]]
+        return other
 
     @property
     def source(self) -> str:
@@ -185,14 +206,14 @@ class Evaluator:
 
     def _constants(self) -> list[Tensor]:
         for symbol in self.tables.arrays[len(self._arrays) :]:
-            value = (
-                symbol.value
-                if isinstance(symbol.value, Tensor)
-                else torch.as_tensor(as_array(symbol.value).copy())
-            )
-            kind = self.dtype if value.is_floating_point() else value.dtype
-            self._arrays.append(value.detach().to(device=self.device, dtype=kind))
+            self._arrays.append(self._constant(symbol))
         return self._arrays
+
+    def _constant(self, symbol: n.ArraySymbol) -> Tensor:
+        given = symbol.value
+        value = given if isinstance(given, Tensor) else torch.as_tensor(as_array(given).copy())
+        kind = self.dtype if value.is_floating_point() else value.dtype
+        return value.detach().to(device=self.device, dtype=kind)
 
     def _knobs(self) -> list[Tensor]:
         return [
@@ -237,6 +258,15 @@ class Evaluator:
             columns, variables, modules, flat, self._knob_tensors, self._constants(), moments, scales,
             self.dtype, self.number, code,
         )  # fmt: skip
+
+    def held(self, symbol: n.ArraySymbol) -> Tensor | None:
+        """The tensor that generated code reads for a constant, to be written to; None when it reads none."""
+        places = [i for i, known in enumerate(self.tables.arrays) if known is symbol]
+        return self._constants()[places[0]] if places else None
+
+    def compute(self, generated: Generated, rows: Rows, data: Data) -> list[Any]:
+        """Outputs of a generated function on some rows of a sample."""
+        return self._run(generated.function, rows.columns, [], self.populations[data])
 
     def rows(self, job: Job, rows: Rows, mode: str) -> list[Any]:
         """Outputs of a sample's generated function on some rows."""
@@ -430,7 +460,8 @@ class Evaluator:
     _widest: Tensor | None = None
 
     def refresh_scales(self, rows: int = CHUNK) -> None:
-        """Measures the spreads of the surrogates' margins over the data (`surrogates.update_spreads`)."""
+        """What follows the decisions: exact thresholds (`tails`), and the spreads of surrogates' margins."""
+        set_thresholds(self)
         if not self.tables.margins:
             return
         if self._widest is None:

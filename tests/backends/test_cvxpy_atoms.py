@@ -247,6 +247,31 @@ CASES = {
     "min_levels": [lambda: cn.min(E(part, by=D.g))],
     "sum_levels": [lambda: cn.sum(E(rows, by=D.g))],
     "mean_levels": [lambda: cn.mean(E(part, by=D.g))],
+    "logsumexp_levels": [lambda: cn.logsumexp(E(part, by=D.g)), lambda: cn.logsumexp(E(rows, by=D.g))],
+    "norm_levels": [
+        lambda: cn.norm(E(part, by=D.g)),
+        lambda: cn.norm(E(rows, by=D.g), 1),
+        lambda: cn.norm(E(rows, by=D.g), math.inf),
+        lambda: cn.norm(E(rows, by=D.g)),
+    ],
+    "sum_squares_levels": [
+        lambda: cn.sum_squares(E(part, by=D.g)),
+        lambda: cn.sum_squares(E(rows, by=D.g)),
+    ],
+    "take": [lambda: cn.CVaR(part, 0.8, by=D.g), lambda: cn.CVaR(rows, 0.8, by=(D.g, D.h))],
+    "variance": [
+        lambda: cn.Var(part),
+        lambda: cn.Var(fx - D.t, given=D.t > 0.3),
+        lambda: cn.Var(rows, by=D.g),
+        lambda: cn.Var(block, given=D.t > 0.05, by=D.h),
+    ],
+    "deviation": [lambda: cn.sqrt(cn.Var(part)), lambda: cn.Var(rows, by=D.g) ** 0.5],
+    "kl_logits": [
+        lambda: cn.kl(D.share, c(D.x)),
+        lambda: cn.kl(POSITIVE, w),
+        lambda: cn.kl(D.x, w * 1.0),
+        lambda: cn.kl(POSITIVE, rows),
+    ],
 }
 
 
@@ -264,6 +289,8 @@ def _both(expression, point):
     total = cn.sum(expression) if expression.type.levels is None else cn.sum(cn.sum(expression))
     program = lower(cn.minimize(E(total) if expression.type.random else total))
     lowerer = Lowerer(program, {}, {eps.symbol: 0.3}, symbolic=False)
+    hidden = {x: np.linspace(-1.0, 1.0, math.prod(x.shape)).reshape(x.shape) for x in program.auxiliary}
+    point = point | hidden
     for symbol, variable in lowerer.variables.items():
         variable.value = point[symbol]
     for model, weights in lowerer.weights.items():

@@ -12,6 +12,8 @@ from constrain import E, P, forall
 from constrain.language import nodes as n
 from constrain.language.location import Location
 
+PINNED = n.ArraySymbol("(center)", (), 0.0)
+
 
 def written(space):
     """One node of every kind that a user can write."""
@@ -20,6 +22,8 @@ def written(space):
         n.Constant: cn.constant(2).node,
         n.Array: (D.x * space.v).node.args[1],
         n.Column: D.y.node,
+        n.Codes: n.Codes(D, ("sex", "label")),
+        n.Pinned: n.Pinned(PINNED),
         n.Decision: t.node,
         n.Knob: space.eps.node,
         n.Weights: cn.sum_squares(f).node.args[0],
@@ -35,6 +39,7 @@ def written(space):
         n.ForAll: forall(D.where(D.y > 0), D.y * t >= 1).node,
         n.Relaxed: (E(D.y * t) <= 1).relax(cost=cn.squared(10.0) + cn.linear(space.eps)).node,
         n.Scaled: (E(D.y * t) <= 1).scale(100.0).node,
+        n.Statistic: cn.CVaR(D.y, 0.9, given=D.q > 0, by=(D.sex, D.label)).node,
         n.Moment: n.Moment(D, D.y.node, (D.q > 0).node, (D.sex.node,)),
     }
 

@@ -8,6 +8,7 @@ import torch
 import constrain as cn
 from constrain import E, P, forall
 from constrain.language.atoms import ATOMS, ShapeProblem, broadcast
+from constrain.language.functions import OVER_LEVELS
 from constrain.language.types import Level
 from constrain.runtime import rowwise
 
@@ -84,10 +85,15 @@ TABLE = {
     "where": [(((3,), (3,), (3,)), {}), (((), (), ()), {}), (((2, 3), (3,), ()), {})],
     "quad_form": [(((3,), (3, 3)), {})],
     **{name: [(((3, 3),), {})] for name in ("trace", "matrix_exp", "logdet")},
-    **{f"{name}_levels": [(((),), {}), (((3,),), {})] for name in ("sum", "mean", "max", "min")},
+    **{f"{name}_levels": [(((),), {}), (((3,),), {})] for name in OVER_LEVELS if name != "norm"},
+    "norm_levels": [(s, {"ord": p}) for s in (((),), ((3,),)) for p in (1.0, 2.0, float("inf"))],
+    "take": [(((4,), ()), {}), (((4, 3), ()), {})],
+    **{name: [(((), ()), {}), (((3,), (3,)), {})] for name in ("variance", "deviation")},
+    "entropy_logits": [(((3,),), {}), (((2, 3),), {})],
+    "kl_logits": [(((3,), (3,)), {}), (((2, 3), (2, 3)), {})],
 }
 CASES = [(name, shapes, options) for name, cases in TABLE.items() for shapes, options in cases]
-NEEDS_A_LEAD = ("sum_levels", "mean_levels", "max_levels", "min_levels")
+NEEDS_A_LEAD = tuple(f"{name}_levels" for name in OVER_LEVELS)
 
 
 def batch(atom, shapes, leads):
@@ -100,6 +106,8 @@ def batch(atom, shapes, leads):
         values[0] = values[0] > 0.5
     if atom == "cross_entropy" and shapes[1] == ():
         values[1] = (3 * values[1]).long()
+    if atom == "take":
+        values[1] = (4 * values[1]).long()
     if atom == "logdet":
         values[0] = values[0] + 3 * torch.eye(3, dtype=torch.float64)
     return values
@@ -117,6 +125,8 @@ def run(atom, values, options, leads):
 
 def lead_patterns(atom, shapes):
     """Which arguments carry rows: all, or the first only where the others are constants; then none."""
+    if atom == "take":
+        return [(0, 1)]
     patterns = [(1,) * len(shapes)]
     if atom in ("linear", "matmul", "quad_form", "einsum") or len(shapes) == 1:
         patterns = [(1,) + (0,) * (len(shapes) - 1)]
@@ -156,6 +166,7 @@ BAD = [
     ("cross_entropy", ((), ()), {}),
     ("cross_entropy", ((3,), (2,)), {}),
     ("quad_form", ((3,), (3, 2)), {}),
+    ("kl_logits", ((3,), (4,)), {}),
     ("matrix_exp", ((3,),), {}),
     ("logdet", ((2, 3),), {}),
     ("add", ((3,), (2,)), {}),
@@ -179,6 +190,11 @@ def test_what_torch_refuses_is_refused(atom, shapes, options):
         ATOMS[atom].shape(shapes, options)
     with pytest.raises((RuntimeError, IndexError, ValueError)):
         run(atom, batch(atom, shapes, (0,) * len(shapes)), options, (0,) * len(shapes))
+
+
+def test_one_value_has_no_categories():
+    with pytest.raises(ShapeProblem, match="one value per category"):
+        ATOMS["entropy_logits"].shape(((),), {})
 
 
 # ------------------------------------------------------------------------------------------ the language

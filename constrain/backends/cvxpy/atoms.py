@@ -272,6 +272,45 @@ def _mean_levels(a: Arguments) -> Any:
     return cp.sum(a.values[0], axis=0) / a.values[0].shape[0]
 
 
+def _norm_levels(a: Arguments) -> Any:
+    (x,), order = a.values, float(a.option("ord", 2.0))
+    if x.ndim == 1:
+        return cp.pnorm(x, order)
+    flat = cp.reshape(x, (x.shape[0], math.prod(x.shape[1:])), order="C")
+    norms = [cp.pnorm(flat[:, i], order) for i in range(flat.shape[1])]
+    return cp.reshape(cp.hstack(norms), x.shape[1:], order="C")
+
+
+# -------------------------------------------------------------------------------- variances, divergences
+def _squares_of_rows(a: Arguments) -> Any:
+    """Of (rows, entries), already centered and weighted: the sum of squares per entry."""
+    return cp.sum(cp.square(a.values[0]), axis=0)
+
+
+def _norms_of_rows(a: Arguments) -> Any:
+    (x,) = a.values
+    return cp.hstack([cp.norm(x[:, i], 2) for i in range(x.shape[1])])
+
+
+def _kl_logits(a: Arguments) -> Any:
+    """logsumexp(q) - <softmax(p), q> + <softmax(p), log softmax(p)> for known logits p."""
+    p, (_, q) = a.numbers[0], a.values
+    assert p is not None  # the analysis refused first logits that move
+    shares = np.exp(p - p.max(axis=-1, keepdims=True))
+    shares = shares / shares.sum(axis=-1, keepdims=True)
+    own = np.sum(np.where(shares > 0, shares * np.log(np.where(shares > 0, shares, 1.0)), 0.0), axis=-1)
+    level = _over_axes(cp.log_sum_exp, q, 0, (-1,), keepdims=False)
+    full = np.broadcast_shapes(shares.shape, q.shape)
+    picked = cp.multiply(np.broadcast_to(shares, full), q + np.zeros(full))
+    return level - _over_axes(cp.sum, picked, 0, (-1,), keepdims=False) + own
+
+
+def _take(a: Arguments) -> Any:
+    x, codes = a.values[0], a.numbers[1]
+    assert codes is not None  # levels of the data
+    return x[codes.astype(np.int64).tolist()]
+
+
 # ------------------------------------------------------------------------------------------ structure
 def _decoded(k: Any) -> slice | list[int]:
     return slice(*k[1:]) if k[0] == "slice" else list(k[1])
@@ -379,5 +418,12 @@ LOWERINGS: dict[str, Lowering] = {
     "min_levels": _over_levels(cp.min),
     "sum_levels": _over_levels(cp.sum),
     "mean_levels": _mean_levels,
+    "logsumexp_levels": _over_levels(cp.log_sum_exp),
+    "norm_levels": _norm_levels,
+    "sum_squares_levels": _over_levels(lambda x, axis: cp.sum(cp.square(x), axis=axis)),
+    "take": _take,
+    "variance": _squares_of_rows,
+    "deviation": _norms_of_rows,
+    "kl_logits": _kl_logits,
 }
 """Every atom of the table has an entry here, or a refusal in its record (`Atom.refusals["cvxpy"]`)."""

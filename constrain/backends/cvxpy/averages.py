@@ -8,8 +8,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from constrain.analysis.special import variance_of
 from constrain.backends.cvxpy.atoms import contract
 from constrain.backends.cvxpy.package import cp
+from constrain.errors import RouteError
 from constrain.language import nodes as n
 from constrain.language.types import type_of
 
@@ -21,10 +25,12 @@ if TYPE_CHECKING:
     from constrain.backends.cvxpy.constants import Averaging
     from constrain.backends.cvxpy.expressions import Lowerer
 
-__all__ = ["SUMS", "Averager", "added"]
+__all__ = ["SUMS", "VARIANCES", "Averager", "added"]
 
 SUMS = {"add", "sub", "neg"}
 """Atoms that sums are made of."""
+VARIANCES = {"variance", "deviation"}
+"""Atoms that are made of the averages of a square and of what is squared."""
 _ENTRYWISE_LINEAR = {"sum", "mean", "index", "reshape", "transpose", "trace"}
 
 
@@ -56,6 +62,29 @@ class Averager:
             *result.shape[int(averaging.leveled) :],
         )
         return result if result.shape == shape else cp.reshape(result, shape, order="C")
+
+    def variance(self, node: n.Apply) -> Any:
+        """A variance (or its root) as the squares (or norm) of the rows, less their mean, times root weights.
+
+        cvxpy has no form of a difference of squares, and nothing large cancels here.
+        """
+        first = variance_of(node)
+        if first is None:
+            raise RouteError(
+                "E125", "cvxpy has no form of a variance over rows that are not fixed", at=node.loc
+            )
+        averaging = self.builder.constants.averaging(first)
+        value = self.builder.expression(first.integrand)
+        parts: list[Any] = []
+        for level in range(averaging.matrix.shape[0]):
+            weights = averaging.matrix.getrow(level)
+            rows, share = weights.indices, weights.data
+            flat = cp.reshape(value, (value.shape[0], math.prod(value.shape[1:])), order="C")[rows.tolist()]
+            centered = flat - cp.reshape(share @ flat, (1, flat.shape[1]), order="C")
+            scaled = cp.multiply(np.sqrt(share)[:, None], centered)
+            parts.append(self.builder.apply(node, [scaled], [1]))
+        shape = (*((len(parts),) if averaging.leveled else ()), *value.shape[1:])
+        return cp.reshape(cp.hstack(parts), shape, order="C")
 
     def average(self, weights: Averaging, root: n.Node) -> Any:
         """Sum over rows of weights times the expression; levels first when the weights have them."""

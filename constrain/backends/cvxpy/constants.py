@@ -22,16 +22,19 @@ from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS
 from constrain.language.types import type_of
+from constrain.lowering.dependence import depends_on_decisions
 from constrain.runtime import rowwise
-from constrain.runtime.binding import Population, bind_population
+from constrain.runtime.binding import Population, bind_population, level_codes
+from constrain.runtime.tails import Sample, numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from constrain.language.data import Data
     from constrain.language.symbols import Model
+    from constrain.lowering.program import Tail
 
 __all__ = ["Averaging", "Constants"]
 
@@ -99,6 +102,7 @@ class Constants:
         bind: the sample to use in the place of each sample of the problem; itself when missing.
         parameters: values of parameters.
         decisions: values of variables, to evaluate an expression at a point; models as they are now.
+        tails: of the program; thresholds of expressions without decisions are numbers of the sample.
     """
 
     def __init__(
@@ -106,10 +110,12 @@ class Constants:
         bind: Mapping[Data, Data],
         parameters: Mapping[n.ParameterSymbol, Any],
         decisions: Mapping[n.VariableSymbol, Any] | None = None,
+        tails: Sequence[Tail] = (),
     ) -> None:
         self._bind = bind
         self._parameters = parameters
         self._decisions = decisions or {}
+        self._tails = {tail.threshold: tail for tail in tails}
         self._populations: dict[Data, Population] = {}
         self._memo: dict[int, Tensor] = {}
         self._kept: list[n.Node] = []
@@ -171,6 +177,24 @@ class Constants:
         matrix = sparse.csr_matrix((weight[kept] / rows, (codes[kept], kept)), shape=shape)
         return Averaging(matrix, bool(moment.by), tuple(stratum.levels))
 
+    def _pinned(self, symbol: n.ArraySymbol) -> Tensor:
+        """A threshold or mean of an expression without decisions; of others any number does: 0.
+
+        Variances are the same for every center; thresholds of expressions that move are decisions.
+        """
+        tail = self._tails.get(symbol)
+        moving = tail is not None and any(
+            x is not None and depends_on_decisions(x) for x in (tail.integrand, tail.given)
+        )
+        if tail is None or moving:
+            return _float(symbol.value)
+        averaging = self.averaging(n.Moment(tail.data, tail.integrand, tail.given, tail.by))
+        weight = torch.as_tensor(np.asarray(averaging.matrix.sum(axis=0)).reshape(-1))
+        names = tuple(column.name for column in tail.by)
+        codes = self.tensor(n.Codes(tail.data, names)) if names else None
+        sample = Sample(self.tensor(tail.integrand), weight, codes, averaging.matrix.shape[0])
+        return numbers(sample, tail.kind, tail.level).threshold.reshape(symbol.shape)
+
     # ---- nodes
     def _step(self, node: n.Node, parts: tuple[Tensor, ...]) -> Tensor:  # noqa: PLR0911, PLR0912  # one per kind
         match node:
@@ -184,6 +208,10 @@ class Constants:
                 return _float(self._decisions[symbol])
             case n.Column():
                 return self.column(node)
+            case n.Codes(data=data, columns=columns):
+                return torch.as_tensor(level_codes(self._population(data).data, columns)[0])
+            case n.Pinned(symbol=symbol):
+                return self._pinned(symbol)
             case n.Call(model=model):
                 module = copy.deepcopy(model.module).double()
                 with torch.no_grad():
@@ -210,6 +238,8 @@ class Constants:
 
     def _apply(self, node: n.Apply, parts: tuple[Tensor, ...]) -> Tensor:
         args = [p if p.dtype is torch.bool and node.atom == "where" else p.to(torch.float64) for p in parts]
+        if node.atom == "take":
+            args[1] = parts[1].long()
         if node.atom in _INFIX:
             return _INFIX[node.atom](*args)
         path = ATOMS[node.atom].torch

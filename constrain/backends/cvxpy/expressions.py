@@ -9,7 +9,7 @@ from scipy import sparse
 
 from constrain.analysis.models import AffineModel, Features, affine_model, refusal_of, trainable
 from constrain.backends.cvxpy.atoms import LOWERINGS, Arguments
-from constrain.backends.cvxpy.averages import SUMS, Averager, added
+from constrain.backends.cvxpy.averages import SUMS, VARIANCES, Averager, added
 from constrain.backends.cvxpy.constants import Constants
 from constrain.backends.cvxpy.package import cp
 from constrain.errors import RouteError
@@ -73,7 +73,7 @@ class Lowerer:
     def __init__(
         self, program: Program, bind: Mapping[Data, Data], values: Mapping[Any, Any], *, symbolic: bool
     ) -> None:
-        self.constants = Constants(bind, values)
+        self.constants = Constants(bind, values, tails=program.tails)
         self.variables = {symbol: _variable(symbol) for symbol in program.variables}
         self.weights = {
             model: {
@@ -135,6 +135,8 @@ class Lowerer:
     def _needs(self, node: n.Node) -> tuple[n.Node, ...]:
         if self.fixed(node) or isinstance(node, (n.Moment, n.Call)):
             return ()
+        if isinstance(node, n.Apply) and node.atom in VARIANCES:
+            return ()
         if isinstance(node, n.Apply) and node.atom in SUMS:
             return tuple(term for _, term in self.terms(node))
         return node.args if isinstance(node, n.Apply) else ()
@@ -170,6 +172,8 @@ class Lowerer:
                 return added(
                     [self._lowered[x] if sign > 0 else -self._lowered[x] for sign, x in self.terms(node)]
                 )
+            case n.Apply(atom=atom) if atom in VARIANCES:
+                return Averager(self).variance(node)
             case n.Apply():
                 return self.apply(
                     node, [self._lowered[x] for x in node.args], [type_of(x).lead for x in node.args]
