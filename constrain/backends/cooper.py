@@ -244,7 +244,7 @@ class CooperSolver:
     """Options of minibatch training by Cooper's optimizers.
 
     Attributes:
-        epochs: passes over the largest sample; None makes 40, or as many as come to 2000 steps.
+        epochs: passes over the largest sample; None makes 40, or as many as come to 3000 steps.
         batch: rows per batch and sample; None takes 512, or 1/8 of a small sample.
         optimizer: `optimizer(parameters)` makes the primal optimizer; None is Adam with `lr`.
         lr: learning rate of the default optimizer; decays to zero along a half cosine with every optimizer.

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Lagrangian"]
 
+LEAST_SPREAD = 0.1
+"""Least spread of an entry that steps are scaled by, in units of its constraint's."""
+
 Batches = Batch | Mapping[str, Any] | tuple[Batch, ...] | list[Batch]
 
 
@@ -402,12 +405,16 @@ class Lagrangian(nn.Module):
         for i, part in enumerate(self.parts):
             largest = self.slopes[part.key] = max(self.slopes.get(part.key, 0.0) / 2, gradients[i + 1])
             slope = largest or 1.0
-            spread = spreads[i] or slope
-            self.spreads[part.key] = spread
+            entries = spreads[i]
+            pooled = float(entries.square().mean().sqrt()) or slope
+            self.spreads[part.key] = pooled
             with torch.no_grad():
-                place, _ = self._place[part.key]
-                target = self.scales[place] if part.rows is None else self.row_scales[i]
-                target.fill_(objective / (slope * spread))
+                if part.rows is not None:
+                    self.row_scales[i] = objective / (slope * pooled)
+                else:
+                    place, _ = self._place[part.key]
+                    own = entries.reshape(-1).clamp(min=LEAST_SPREAD * pooled)
+                    self.scales[place] = (objective / (slope * own)).to(self.scales)
 
     def _gradient_norms(self, estimate: Estimate, generator: torch.Generator | None) -> list[float]:
         scalars: list[Tensor] = [estimate.primal.objective]
@@ -426,7 +433,7 @@ class Lagrangian(nn.Module):
         return norms
 
     @torch.no_grad()
-    def _spreads(self, rows: int, batches: int, generator: torch.Generator | None) -> list[float]:
+    def _spreads(self, rows: int, batches: int, generator: torch.Generator | None) -> list[Tensor]:
         size = max(rows // batches, 2)
         count = batches
         found: list[list[Tensor]] = [[] for _ in self.parts]
@@ -437,12 +444,12 @@ class Lagrangian(nn.Module):
                 value = estimate.rows[i][1] if part.rows is not None else estimate.exact.residuals[i]
                 assert value is not None  # one of the two exists
                 found[i].append(value.double())
-        result: list[float] = []
+        result: list[Tensor] = []
         for i, part in enumerate(self.parts):
             if part.rows is not None:
-                result.append(float(torch.cat(found[i]).std()))
+                result.append(torch.cat(found[i]).std())
             else:
-                result.append(float(torch.stack(found[i]).var(0).mean().sqrt()) * size**0.5)
+                result.append(torch.stack(found[i]).std(0) * size**0.5)
         return result
 
     def extra_repr(self) -> str:

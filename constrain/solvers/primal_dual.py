@@ -7,6 +7,7 @@ are in `training.py`.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,20 +28,27 @@ if TYPE_CHECKING:
 
 __all__ = ["PrimalDual"]
 
+RATE = 1.2
+"""Step of the multipliers times the square root of the number of steps, when none is asked for."""
+LEAST_RATE = 0.05
+"""Least step of the multipliers, as a fraction of `rate`: they slow down with the weights."""
+
 
 @dataclass(frozen=True)
 class PrimalDual:
     """Options of stochastic primal-dual training.
 
     Attributes:
-        epochs: passes over the largest sample; None makes 40, or as many as come to 2000 steps.
+        epochs: passes over the largest sample; None makes 40, or as many as come to 3000 steps.
         batch: rows per batch and sample; None takes 512, or 1/8 of a small sample.
         optimizer: `optimizer(parameters)` makes the primal optimizer; None is Adam with `lr`.
         lr: learning rate of the default optimizer; decays to zero along a half cosine with every optimizer.
         formulation: `"lagrangian"` or `"augmented"`. The augmented one adds a penalty: its gradient is that
             of multiplier + penalty * residual, with the running residual in the place of the batch's own,
             whose product with its own gradient would be biased.
-        rate: integral step of the multipliers, dimensionless, per step.
+        rate: integral step of the multipliers, dimensionless, per step; None takes 1.2 / sqrt(steps of the
+            run). It decays with the learning rate to a twentieth: at rest, noise in the multipliers moves
+            rare groups most.
         gain: the penalty in units of the multiplier steps' scale, dimensionless (the proportional gain of the
             multiplier rule); None takes 0.3 for the Lagrangian and 4 for the augmented Lagrangian.
         warmup: epochs in which multipliers rest, so that their steps are measured on a model that has left
@@ -60,7 +68,7 @@ class PrimalDual:
     optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer] | None = None
     lr: float = 3e-3
     formulation: Literal["lagrangian", "augmented"] = "lagrangian"
-    rate: float = 0.02
+    rate: float | None = None
     gain: float | None = None
     warmup: int = 1
     estimator: Mapping[str, str] | str = "auto"
@@ -106,14 +114,16 @@ class _Training:
             if options.gain is None
             else options.gain
         )
-        self.lagrangian = Lagrangian(evaluator, rate=options.rate, gain=gain, estimator=options.estimator)
+        self.lagrangian = Lagrangian(evaluator, gain=gain, estimator=options.estimator)
         tensors = evaluator.decisions.tensors
         make = options.optimizer
         self.optimizer = torch.optim.Adam(tensors, lr=options.lr) if make is None else make(tensors)
         rows = [p.rows.name for p in evaluator.program.parts if p.rows is not None]
         self.sampler = BatchSampler(evaluator, options.batch, self.generator, options.sampling, rows)
         self.epochs = epochs_or_default(options.epochs, self.sampler.per_epoch)
-        self.schedule = half_cosine(self.optimizer, self.epochs * self.sampler.per_epoch)
+        self.total = max(self.epochs * self.sampler.per_epoch, 1)
+        self.schedule = half_cosine(self.optimizer, self.total)
+        self.rate = RATE / math.sqrt(self.total) if options.rate is None else options.rate
 
     @property
     def solver(self) -> str:
@@ -143,6 +153,7 @@ class _Training:
             self.optimizer.step()
             self.evaluator.decisions.project()
             if epoch >= self.warmup:
+                self.lagrangian.rate = self.rate * max(LEAST_RATE, self._factor())
                 self.lagrangian.ascend()
             self.schedule.step()
             self.steps += 1
@@ -151,6 +162,10 @@ class _Training:
         self.evaluator.refresh_scales()
         if epoch < 4 or epoch % 4 == 0:
             self.lagrangian.calibrate(self.generator)
+
+    def _factor(self) -> float:
+        """How far the learning rates have decayed."""
+        return 0.5 * (1 + math.cos(math.pi * self.steps / self.total))
 
     def multipliers(self) -> dict[str, Tensor]:
         """Multipliers by part key."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["IterateJudge", "Method", "epochs_or_default", "half_cosine", "train"]
 
 DEFAULT_EPOCHS = 40
-LEAST_STEPS = 2000
+LEAST_STEPS = 3000
 """Epochs when none are asked for, and the steps they come to at least."""
 SHOWN_ENTRIES = 16
 """Largest number of multipliers of one part that the history records one by one."""
@@ -64,7 +64,7 @@ class Method(Protocol):
 
 
 def epochs_or_default(epochs: int | None, per_epoch: int) -> int:
-    """The number asked for; else 40, or as many as make 2000 steps on a small sample."""
+    """The number asked for; else 40, or as many as make 3000 steps on a small sample."""
     if epochs is not None:
         return epochs
     return max(DEFAULT_EPOCHS, math.ceil(LEAST_STEPS / per_epoch))
