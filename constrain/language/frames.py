@@ -55,6 +55,9 @@ def as_series(value: Any) -> nw.Series[Any] | None:
 
 def as_frame(value: Any) -> nw.DataFrame[Any] | nw.LazyFrame[Any] | None:
     """A frame, eager or lazy; None for anything else."""
+    arrow = loaded("pyarrow")
+    if arrow is not None and isinstance(value, arrow.RecordBatch):
+        value = arrow.Table.from_batches([value])
     found = _native(value) if _foreign(value) else None
     return None if isinstance(found, attribute("narwhals.stable.v2:Series")) else found
 
