@@ -116,6 +116,8 @@ def _variance(
     undefined = np.zeros(count, dtype=bool)
     for job in evaluator.jobs:
         population = evaluator.populations[job.data]
+        if not population.sampled:
+            continue
         pieces: list[_Piece] = []
         for place, i in enumerate(job.moments):
             moment = evaluator.program.moments[i]

@@ -15,17 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from constrain._lazy import attribute
 from constrain.errors import DataError, ModelingError
 from constrain.language import nodes as n
 from constrain.language.data import Data, suggest
+from constrain.language.regions import Region
 from constrain.runtime.columns import (
     Column,
     as_array,
     level_codes,
-    match_levels,
     read_columns,
     refuse_missing,
 )
+from constrain.runtime.encoding import Encoder, Kind, codes_column, finite_rows, tensor_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -150,6 +152,7 @@ class Population:
         levels: names of the codes of text columns.
         strata: per (condition, group columns) its stratum.
         base: (rows,) weights of the rows (quadrature), None when all count alike.
+        coded: group columns that have a derived column of codes.
     """
 
     data: Data
@@ -162,6 +165,7 @@ class Population:
         default_factory=dict[tuple[n.Node | None, tuple[str, ...]], Stratum]
     )
     base: Tensor | None = None
+    coded: list[tuple[str, ...]] = field(default_factory=list[tuple[str, ...]])
 
     # ---- rows
     def take(self, index: Index, weight: Tensor | None = None) -> Rows:
@@ -195,7 +199,7 @@ class Population:
     def kind(self, name: str) -> Kind | None:
         """What a column holds; None for one that the program does not use."""
         column = self.columns.get(name)
-        if column is None:
+        if column is None or name in map(codes_column, self.coded):
             return None
         return Kind(tuple(column.shape[1:]), column.is_floating_point(), self.levels.get(name))
 
@@ -203,6 +207,11 @@ class Population:
     def batch(self) -> int | None:
         """Rows that a training step takes unless it is told; None for the solver's choice."""
         return None
+
+    @property
+    def sampled(self) -> bool:
+        """Whether averages over all rows have a sampling error; those of quadrature have none."""
+        return True
 
     @property
     def endless(self) -> bool:
@@ -226,10 +235,36 @@ class Population:
         return weight, codes
 
     def codes(self, stratum: Stratum, columns: Mapping[str, Tensor]) -> Tensor | None:
-        """Level codes of rows without a position."""
-        if not stratum.by:
-            return None
-        raise AssertionError(f"{self.data.name} has no groups by {columns}")  # only tables and streams have
+        """Level codes of rows without a position, which `given` and streams have among their columns."""
+        return columns[codes_column(stratum.by)] if stratum.by else None
+
+    def given(self, columns: Mapping[str, Any], weight: Any = None) -> Rows:
+        """Rows that are no rows of the sample, such as those of a loader.
+
+        Args:
+            columns: column to array-like; columns that the program does not use are ignored.
+            weight: (rows,) importance weights.
+
+        Raises:
+            DataError: E106 (a missing column), E112 (lengths), E124, E135, E169.
+        """
+        found = self.encoder().encode(columns)
+        lengths = {name: len(column) for name, column in found.items()}
+        count = next(iter(lengths.values()), 0)
+        if weight is not None:
+            weight = torch.as_tensor(weight).to(device=self.device, dtype=self.dtype)
+            lengths["weight"] = len(weight)
+        if len(set(lengths.values())) > 1:
+            listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise DataError("E112", f"rows of {self.data.name!r} whose columns differ in length: {listed}")
+        return Rows(found, count, None, weight)
+
+    def encoder(self) -> Encoder:
+        """Encodes rows as those of this sample are."""
+        kinds = {name: kind for name in self.columns if (kind := self.kind(name)) is not None}
+        groups = {stratum.by: stratum.levels for stratum in self.strata.values() if stratum.by}
+        groups |= {columns: self.levels[codes_column(columns)] for columns in self.coded}
+        return Encoder(self.data.name, kinds, groups, self.device, self.dtype)
 
     def _weight(self, stratum: Stratum, rows: Rows, codes: Tensor | None) -> Tensor | None:
         if stratum.event is None and codes is None:
@@ -266,6 +301,17 @@ class Population:
     def stratum(self, given: n.Node | None, by: tuple[n.Column, ...]) -> Stratum:
         """The stratum of a moment."""
         return self.strata[given, tuple(c.name for c in by)]
+
+    def add_codes(self, columns: tuple[str, ...], known: Sequence[Any] | None) -> None:
+        """Adds a derived column of level codes.
+
+        Raises:
+            DataError: E135 for a level that is not one of the known ones.
+        """
+        name = codes_column(columns)
+        codes, self.levels[name] = level_codes(self.data, columns, known)
+        self.columns[name] = torch.as_tensor(codes, device=self.device)
+        self.coded.append(columns)
 
     def add_strata(
         self, requests: Sequence[Request], chunk: int, reference: Population | None = None
@@ -361,9 +407,12 @@ def bind_population(
         DataError: E106 (column missing in a hold-out), E124 (missing values), E135 (unknown level), E167,
             E168, E169 (a column of another kind or shape than in the training sample).
     """
+    if isinstance(data, Region):
+        bound: Population = attribute("constrain.runtime.regions:bind_region")(data, device, dtype)
+        return bound
     refuse_unknown_columns(data, used)
     there = {name: raw for name in used if _on_device(raw := data.values(name))}
-    refuse_missing(data.name, {name: _counted(raw) for name, raw in there.items()})
+    refuse_missing(data.name, {name: finite_rows(raw) for name, raw in there.items()})
     read = read_columns(data, [name for name in used if name not in there])
     columns: dict[str, Tensor] = {}
     levels: dict[str, list[Any]] = {}
@@ -373,8 +422,7 @@ def bind_population(
             tensor = there[name].detach()
         else:
             column = read[name]
-            array = column.values
-            tensor = torch.as_tensor(array.copy() if not array.flags.writeable else array)
+            tensor = tensor_of(column.values)
         known = None if reference is None else reference.kind(name)
         if known is not None:
             tensor = known.fit(tensor, column.texts, f"{data.name}.{name}")
@@ -395,59 +443,6 @@ def _on_device(raw: Any) -> bool:
     return isinstance(raw, Tensor) and raw.device.type != "cpu"
 
 
-def _counted(raw: Tensor) -> tuple[int, list[int]]:
-    """Number of rows with an entry that is not finite, and the first of them."""
-    if not raw.is_floating_point() or raw.device.type == "meta" or bool(torch.isfinite(raw).all()):
-        return 0, []
-    rows = (~torch.isfinite(raw)).reshape(len(raw), -1).any(1).nonzero().reshape(-1)
-    return len(rows), cast("list[int]", rows[:3].tolist())
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What a column of the training sample holds, which one of a hold-out has to hold as well.
-
-    Attributes:
-        shape: of a row.
-        floating: floating-point numbers, and not integers, truth values or codes of texts.
-        texts: names of the codes of a text column; None for numbers.
-    """
-
-    shape: tuple[int, ...]
-    floating: bool
-    texts: list[Any] | None
-
-    def fit(self, values: Tensor, texts: Sequence[Any] | None, shown: str) -> Tensor:
-        """A column of a hold-out, (rows, ...), in the codes and the type of the training sample.
-
-        Raises:
-            DataError: E169 for a column of another kind or row shape, E135 for an unknown level.
-        """
-        if (texts is None) != (self.texts is None):
-            own, other = ("texts", "numbers") if texts is not None else ("numbers", "texts")
-            raise DataError(
-                "E169",
-                f"{shown} holds {own}, and that column of the training sample {other}",
-                fix="the same type of column in both samples",
-            )
-        if tuple(values.shape[1:]) != self.shape:
-            raise DataError(
-                "E169",
-                f"{shown} has rows of shape {tuple(values.shape[1:])}, those of the training sample have "
-                f"{self.shape}",
-                fix="the same features, in the same order",
-            )
-        if texts is not None and self.texts is not None:
-            return torch.as_tensor(match_levels(values.numpy(), texts, self.texts, shown))
-        whole = values.is_floating_point() and not self.floating and values.device.type != "meta"
-        return values.to(torch.int64) if whole and bool((values == values.round()).all()) else values
-
-
-def codes_column(columns: Sequence[str]) -> str:
-    """Name of the derived column that holds the level codes of these columns."""
-    return "#" + ",".join(columns)
-
-
 def bind_codes(
     population: Population, roots: Sequence[n.Node], data: Data, reference: Population | None = None
 ) -> None:
@@ -462,11 +457,9 @@ def bind_codes(
     Raises:
         DataError: E135 for an unknown level.
     """
-    for columns in {x.columns for x in n.postorder(*roots) if isinstance(x, n.Codes) and x.data is data}:
-        name = codes_column(columns)
-        known = None if reference is None else reference.levels[name]
-        codes, population.levels[name] = level_codes(population.data, columns, known)
-        population.columns[name] = torch.as_tensor(codes, device=population.device)
+    wanted = {x.columns for x in n.postorder(*roots) if isinstance(x, n.Codes) and x.data is data}
+    for columns in sorted(wanted):
+        population.add_codes(columns, None if reference is None else reference.levels[codes_column(columns)])
 
 
 def parameter_values(

@@ -1,4 +1,4 @@
-"""Supports, quadrature weights and fresh draws of continuous populations.
+"""Continuous populations on a device: supports, quadrature weights and fresh draws.
 
 Gauss-Legendre and Gauss-Hermite rules are those of NumPy (Golub & Welsch 1969); products of them in several
 dimensions. Sobol points are scrambled (Owen 1998) with a fixed seed, so that a support is the same in every
@@ -7,21 +7,22 @@ run.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from constrain.errors import DataError
-from constrain.runtime.binding import as_array
+from constrain.runtime.binding import Population, Rows
+from constrain.runtime.columns import as_array
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from constrain.language.regions import Region
 
-__all__ = ["draw", "support"]
+__all__ = ["RegionPopulation", "bind_region", "draw", "support"]
 
 _SEED = 20250101
 
@@ -107,3 +108,37 @@ def draw(region: Region, count: int, generator: torch.Generator | None = None) -
     else:
         found = low + (high - low) * torch.rand(size, generator=generator, dtype=torch.float64)
     return found.reshape(shape)
+
+
+class RegionPopulation(Population):
+    """A region with its support as the rows: averages over all of them are quadrature.
+
+    Training steps take fresh points, independent draws from the region's distribution; those of a grid take
+    positions of the table.
+    """
+
+    @property
+    def sampled(self) -> bool:
+        """Whether averages over all rows have a sampling error: quadrature has none."""
+        return False
+
+    @property
+    def endless(self) -> bool:
+        """Whether training steps take fresh points."""
+        region = cast("Region", self.data)
+        return region.law.kind != "grid"
+
+    def fresh(self, count: int, generator: torch.Generator | None = None) -> Rows | None:
+        """Independent draws, None for a grid."""
+        if not self.endless:
+            return None
+        points = draw(cast("Region", self.data), count, generator)
+        return Rows({self.data.name: points.to(device=self.device, dtype=self.dtype)}, count)
+
+
+def bind_region(region: Region, device: torch.device, dtype: torch.dtype) -> RegionPopulation:
+    """The support on a device, with weights of mean one."""
+    points, weights = support(region)
+    column = torch.as_tensor(points).to(device=device, dtype=dtype)
+    base = None if weights is None else torch.as_tensor(weights * len(weights)).to(device=device, dtype=dtype)
+    return RegionPopulation(region, len(region), {region.name: column}, {}, device, dtype, base=base)
