@@ -31,6 +31,7 @@ __all__ = [
     "Column",
     "as_array",
     "column_array",
+    "combine",
     "level_codes",
     "match_levels",
     "missing_rows",
@@ -374,20 +375,25 @@ def level_codes(
     Raises:
         DataError: E135 when the sample has a level that the reference has not; E124, E167, E168.
     """
-    parts = [column.coded() for column in read_columns(data, columns).values()]
-    if len(parts) == 1:
-        codes, levels = parts[0]
-    else:
-        sizes = tuple(len(own) for _, own in parts)
-        flat = np.ravel_multi_index(tuple(c for c, _ in parts), sizes)
-        found, codes = np.unique(flat, return_inverse=True)
-        places = zip(*np.unravel_index(found, sizes), strict=True)
-        levels = [tuple(own[i] for (_, own), i in zip(parts, place, strict=True)) for place in places]
-    codes = codes.reshape(-1).astype(np.int64)
+    levels, codes = combine(list(read_columns(data, columns).values()))
     if reference is None:
         return codes, levels
     shown = f"{data.name}.{'/'.join(columns)}"
     return match_levels(codes, levels, reference, shown), list(reference)
+
+
+def combine(columns: Sequence[Column]) -> tuple[list[Any], NDArray[np.int64]]:
+    """The levels of one column, or the combinations that occur of several, and the place of each row's."""
+    parts = [column.coded() for column in columns]
+    if len(parts) == 1:
+        codes, levels = parts[0]
+        return levels, codes
+    sizes = tuple(len(own) for _, own in parts)
+    flat = np.ravel_multi_index(tuple(codes for codes, _ in parts), sizes)
+    found, inverse = np.unique(flat, return_inverse=True)
+    places = zip(*np.unravel_index(found, sizes), strict=True)
+    levels = [tuple(own[i] for (_, own), i in zip(parts, place, strict=True)) for place in places]
+    return levels, inverse.reshape(-1).astype(np.int64)
 
 
 def match_levels(
