@@ -16,7 +16,7 @@ from constrain.language.vanishing import warn_vanishing
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from constrain.driver import Explanation
+    from constrain.driver import Check, Explanation
     from constrain.language.data import Data
     from constrain.language.symbols import Model
     from constrain.runtime.lagrangian import Lagrangian
@@ -152,6 +152,10 @@ class Problem:
     def explain(self, **options: Any) -> Explanation:
         """What each term is and why, which routes are open, why the others are not. Solves nothing."""
         return driver().explain(self, **options)  # type: ignore[no-any-return]
+
+    def check(self, **options: Any) -> Check:
+        """What can be said before solving: conflicts, small groups, noise; see `constrain.driver.check`."""
+        return driver().check(self, **options)  # type: ignore[no-any-return]
 
     def solve(self, method: Any = "auto", **options: Any) -> Solution:
         """Solves the problem; see `constrain.driver.solve` for the options."""
