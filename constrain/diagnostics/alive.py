@@ -16,6 +16,7 @@ from constrain.lowering.lower import lower
 from constrain.runtime.binding import as_array
 from constrain.runtime.decisions import Decisions, precision
 from constrain.runtime.evaluator import Evaluator
+from constrain.runtime.tails import thresholds
 from constrain.solution.answer import Evaluation
 
 if TYPE_CHECKING:
@@ -27,7 +28,13 @@ if TYPE_CHECKING:
     from constrain.lowering.program import Program
     from constrain.solution import KKT, Solution
 
-__all__ = ["Attached", "evaluation_of", "rebind", "revive"]
+__all__ = ["Attached", "evaluation_of", "judge_other", "rebind", "revive"]
+
+
+def judge_other(evaluator: Evaluator, **options: Any) -> Judgment:
+    """`judge_sample` of other data than the training sample, with the exact thresholds of these data."""
+    with thresholds(evaluator):
+        return judge_sample(evaluator, **options)
 
 
 def evaluation_of(evaluator: Evaluator, judged: Judgment, texts: Mapping[str, str]) -> Evaluation:
@@ -106,7 +113,14 @@ class Attached:
     @property
     def variables(self) -> dict[str, NDArray[Any]]:
         """Values of the `Variable`s."""
-        names = {symbol.name for symbol in self.decisions.variables}
+        hidden = self.program.auxiliary
+        names = {symbol.name for symbol in self.decisions.variables if symbol not in hidden}
+        return {name: host(t) for name, t in self.point.items() if name in names}
+
+    @property
+    def hidden(self) -> dict[str, NDArray[Any]]:
+        """Values of the decisions that lowering introduced: thresholds, slacks, the bound of a maximum."""
+        names = {symbol.name for symbol in self.program.auxiliary}
         return {name: host(t) for name, t in self.point.items() if name in names}
 
     @property
@@ -143,7 +157,7 @@ class Attached:
                 reference=self.evaluator,
                 chunk=self.evaluator.chunk,
             )
-            return evaluation_of(other, judge_sample(other), self.texts)
+            return evaluation_of(other, judge_other(other), self.texts)
 
 
 def revive(problem: Problem, solution: Solution) -> Attached:
@@ -160,7 +174,7 @@ def revive(problem: Problem, solution: Solution) -> Attached:
     program = lower(problem)
     state = {
         name: torch.as_tensor(value)
-        for name, value in (*solution.variables.items(), *solution.weights.items())
+        for name, value in (*solution.variables.items(), *solution.hidden.items(), *solution.weights.items())
     }
     device = next((p.device for m in program.models for p in m.module.parameters()), torch.device("cpu"))
     dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)

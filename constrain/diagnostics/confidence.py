@@ -21,6 +21,7 @@ from scipy import stats
 from constrain.diagnostics.influence import Spread, spread
 from constrain.diagnostics.names import level_axis
 from constrain.diagnostics.point import Point, array_of, bound_scale, read_point, reduce_to, user_objective
+from constrain.diagnostics.relaxed import judged
 from constrain.language import nodes as n
 from constrain.language.types import type_of
 from constrain.lowering.lower import EPIGRAPH
@@ -144,12 +145,14 @@ def judge_sample(
         correction: for the number of verdicts, one per level of each constraint of the user.
     """
     point = read_point(evaluator) if point is None else point
-    program = evaluator.program
+    view = judged(evaluator)
+    program = view.program
     moments = [m.requires_grad_(True) for m in evaluator.moments("exact")]
-    outer = evaluator.outer(moments, "exact")
-    sides = evaluator.sides_at(moments)
+    outer = view.outer(moments, "exact")
+    sides = view.sides_at(moments)
     forms = [(k, form) for k, form in enumerate(program.forms) if form.rows is None]
-    functions: list[Tensor] = [outer.objective, *(_left(sides[k]) for k, _ in forms)]
+    functions: list[Tensor] = [_objective(evaluator, moments, sides)]
+    functions += [_left(sides[k]) for k, _ in forms]
     functions += [r for r in outer.residuals if r is not None]
     urgency = [np.zeros(()), *(_urgency(form, point.sides[k]) for k, form in forms)]
     urgency += [
@@ -157,7 +160,7 @@ def judge_sample(
         for part, r in zip(program.parts, point.residuals, strict=True)
         if part.rows is None
     ]
-    missing = _absent(evaluator, moments)
+    missing = _absent(view, moments)
     spreads = [
         Spread(s.error, np.where(gone, -1.0, s.smallest))
         for s, gone in zip(spread(evaluator, moments, functions, urgency), missing.functions, strict=True)
@@ -168,14 +171,14 @@ def judge_sample(
     objective = spreads[0]
     for (k, form), left in zip(forms, lefts, strict=True):
         if form.name == EPIGRAPH:
-            objective = left
+            objective = Spread(objective.error, left.smallest)
             continue
-        tested.append(_test(evaluator, point, k, form, left, by_part, missing.sides[k], confidence))
-    estimates = _verdicts(tested, tolerance, confidence, correction)
+        tested.append(_test(view, point, k, form, left, by_part, missing.sides[k], confidence))
+    estimates = _verdicts(tested, point, tolerance, confidence, correction)
     first = {part.constraint: i for i, part in reversed(list(enumerate(program.parts)))}
     for k, form in enumerate(program.forms):
         if form.rows is not None:
-            estimates[form.name] = _per_row(point, k, first[form.name], form, tolerance, confidence)
+            estimates[form.name] = per_row(point, k, first[form.name], form, tolerance, confidence)
     value = user_objective(evaluator, point) if objective.smallest.min(initial=0.0) >= 0 else math.nan
     half = float(stats.norm.ppf(0.5 + confidence / 2)) * float(objective.error.max(initial=0.0))
     ordered = {f.name: estimates[f.name] for f in program.forms if f.name in estimates}
@@ -235,6 +238,17 @@ def _absent(evaluator: Evaluator, moments: Sequence[Tensor]) -> _Missing:
             for found in zip(gone_sides, sides, other_sides, strict=True)
         ]
     return _Missing(gone, gone_sides)
+
+
+def _objective(
+    evaluator: Evaluator, moments: Sequence[Tensor], sides: Sequence[tuple[Tensor, ...] | None]
+) -> Tensor:
+    """The objective with the costs of relaxing; the maximum itself in the place of the epigraph's bound."""
+    total = evaluator.outer(moments, "exact").objective
+    for form, own in zip(evaluator.program.forms, sides, strict=True):
+        if form.name == EPIGRAPH and own is not None:
+            total = total + own[0] - own[1]
+    return total
 
 
 def _left(sides: tuple[Tensor, ...] | None) -> Tensor:
@@ -334,7 +348,7 @@ def _rate_rows(evaluator: Evaluator, form: Form) -> NDArray[np.float64] | None:
 
 
 def _verdicts(
-    tested: Sequence[_Tested], tolerance: float, confidence: float, correction: Correction
+    tested: Sequence[_Tested], point: Point, tolerance: float, confidence: float, correction: Correction
 ) -> dict[str, Estimate]:
     """Verdicts, corrected for their number over all constraints."""
     pieces = [_p_values(t) for t in tested]
@@ -348,12 +362,18 @@ def _verdicts(
         own = rejected[start : start + p.size].reshape(p.shape)
         start += p.size
         violation = violation_of(t.form.op, t.value, t.bounds if t.form.op == "between" else t.bounds[0])
-        exact = violation > tolerance * bound_scale((t.value, *t.bounds), t.value.shape)
+        unit = bound_scale((t.value, *t.bounds), t.value.shape, t.form.scale)
+        exact = violation > tolerance * unit
         columns = (own, t.ratio, t.settled, t.unknown, exact)
         words = [
             _word(t.form.op, *entry) for entry in zip(*(c.ravel().tolist() for c in columns), strict=True)
         ]
-        bound: Any = tuple(plain(b) for b in t.bounds) if t.form.op == "between" else plain(t.bounds[0])
+        slack = point.slack.get(t.form.name)
+        given = [np.broadcast_to(b, t.value.shape) for b in point.written.get(t.form.name, t.bounds)]
+        bound: Any = tuple(plain(b) for b in given) if t.form.op == "between" else plain(given[0])
+        loose = None if slack is None else np.broadcast_to(np.abs(slack), t.value.shape) > tolerance * unit
+        if loose is not None:
+            words = [_loosened(word, own) for word, own in zip(words, loose.ravel().tolist(), strict=True)]
         counted = t.smallest[~t.settled & ~t.unknown]
         result[t.form.name] = Estimate(
             value=plain(t.value),
@@ -367,8 +387,14 @@ def _verdicts(
             rows_needed=_rows_needed(t, words, max(1, count), confidence),
             confidence=confidence,
             labels=t.labels,
+            relaxed=None if loose is None else float(np.mean(loose)),
         )
     return result
+
+
+def _loosened(word: str, relaxed: bool) -> str:
+    """The word for an entry that holds, but only as it was relaxed."""
+    return "relaxed" if relaxed and word in ("holds", "compatible") else word
 
 
 def _p_values(t: _Tested) -> NDArray[np.float64]:
@@ -398,7 +424,7 @@ def overall(words: Sequence[str], *, complete: bool = True) -> str:
     """
     if not complete or (words and set(words) == {"not judged"}):
         return next((w for w in ("violated", "undecided") if w in words), "not judged")
-    return next((w for w in ("violated", "undecided", "compatible") if w in words), "holds")
+    return next((w for w in ("violated", "undecided", "compatible", "relaxed") if w in words), "holds")
 
 
 def _rows_needed(t: _Tested, words: Sequence[str], count: int, confidence: float) -> int:
@@ -411,16 +437,39 @@ def _rows_needed(t: _Tested, words: Sequence[str], count: int, confidence: float
     return math.ceil(most)
 
 
-def _per_row(point: Point, k: int, i: int, form: Form, tolerance: float, confidence: float) -> Estimate:
-    """A constraint per row: values of the selected rows, and the share of them that are violated."""
+def per_row(point: Point, k: int, i: int, form: Form, tolerance: float, confidence: float) -> Estimate:
+    """A constraint per row: values of the selected rows, and the share of them that are violated.
+
+    A row that is exceeded at a cost is not violated; the share of those is `relaxed`.
+    """
     (value, *bounds), rows = point.rows_of(k, i)
-    bound: Any = tuple(bounds) if form.op == "between" else bounds[0]
-    violation = violation_of(form.op, value, bound)
-    broken = violation > tolerance * bound_scale((value, *bounds), value.shape)
-    share = float(np.mean(broken.reshape(len(rows), -1).any(axis=1))) if len(rows) else 0.0
-    low, high = wilson(share, max(1, len(rows)), confidence)
-    word = "violated" if share > 0 else "holds"
+    between = form.op == "between"
+    violation = violation_of(form.op, value, bounds if between else bounds[0])
+    room = tolerance * bound_scale((value, *bounds), value.shape, form.scale)
+    share = _any_entry(violation > room)
+    relaxed: float | None = None
+    slack = point.slack.get(form.name)
+    if slack is not None:
+        relaxed = _any_entry(np.abs(np.broadcast_to(slack, (len(slack), *value.shape[1:]))[rows]) > room)
+        bounds = [_of_rows(b, value, rows) for b in point.written[form.name]]
+    low, high = wilson(relaxed or share, max(1, len(rows)), confidence)
+    word = "violated" if share > 0 else "relaxed" if relaxed else "holds"
+    bound: Any = tuple(bounds) if between else bounds[0]
     return Estimate(
         value, bound, violation, float(low), float(high), word,
-        smallest=len(rows), share=share, confidence=confidence,
+        smallest=len(rows), share=share, confidence=confidence, relaxed=relaxed,
     )  # fmt: skip
+
+
+def _any_entry(where: NDArray[np.bool_]) -> float:
+    """Share of rows with an entry of which it is true."""
+    return float(np.mean(where.reshape(len(where), -1).any(axis=1))) if len(where) else 0.0
+
+
+def _of_rows(
+    bound: NDArray[np.float64], value: NDArray[np.float64], rows: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """A bound as written for each selected row; it may be the same for all."""
+    if bound.ndim == value.ndim and bound.shape[:1] != (1,):
+        bound = bound[rows]
+    return np.array(np.broadcast_to(bound, value.shape))

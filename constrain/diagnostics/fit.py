@@ -24,7 +24,12 @@ def projected(gradient: Vector, at_lower: Mask, at_upper: Mask) -> Vector:
 
 
 def best_fit(
-    gradient: Vector, rows: NDArray[np.float64], equality: Mask, at_lower: Mask, at_upper: Mask
+    gradient: Vector,
+    rows: NDArray[np.float64],
+    equality: Mask,
+    at_lower: Mask,
+    at_upper: Mask,
+    caps: Vector | None = None,
 ) -> tuple[Vector, Vector]:
     """Solves min over multipliers of |P(grad f + J' multipliers)|^2, nonnegative for inequalities.
 
@@ -38,6 +43,7 @@ def best_fit(
         equality: (entries,) whether the multiplier is free.
         at_lower: (decisions,) coordinates at their lower bound.
         at_upper: (decisions,) coordinates at their upper bound.
+        caps: (entries,) largest size of each multiplier, infinite where there is none.
 
     Returns:
         Multipliers (entries,) and the remaining gradient (decisions,).
@@ -47,11 +53,12 @@ def best_fit(
     lengths = np.linalg.norm(rows, axis=1)
     usable = lengths > 1e-12 * max(1.0, float(lengths.max()))
     scaled = rows[usable] / lengths[usable, None]
-    lower = np.where(equality[usable], -np.inf, 0.0)
+    upper = np.full(int(usable.sum()), np.inf) if caps is None else caps[usable] * lengths[usable]
+    lower = np.where(equality[usable], -upper, 0.0)
     counted = ~(at_lower | at_upper)
     best: tuple[float, Vector] = (np.inf, np.zeros(int(usable.sum())))
     for _ in range(30):
-        solution = _bounded(scaled[:, counted], -gradient[counted], lower)
+        solution = _bounded(scaled[:, counted], -gradient[counted], lower, upper)
         rest = projected(gradient + solution @ scaled, at_lower, at_upper)
         size = float(rest @ rest)
         if size < best[0]:
@@ -65,15 +72,15 @@ def best_fit(
     return multipliers, projected(gradient + multipliers @ rows, at_lower, at_upper)
 
 
-def _bounded(rows: NDArray[np.float64], target: Vector, lower: Vector) -> Vector:
-    """Solves min |rows' x - target|^2 subject to x >= lower; reduced to a small system by QR first."""
+def _bounded(rows: NDArray[np.float64], target: Vector, lower: Vector, upper: Vector) -> Vector:
+    """Solves min |rows' x - target|^2 within the bounds; reduced to a small system by QR first."""
     matrix, right = rows.T, target
     if not matrix.shape[0]:
         return np.zeros(lower.size)
     if matrix.shape[0] > 2 * matrix.shape[1]:
         q, matrix = np.linalg.qr(matrix)
         right = q.T @ target
-    if not np.isfinite(lower).any():
+    if not np.isfinite(lower).any() and not np.isfinite(upper).any():
         return np.asarray(np.linalg.lstsq(matrix, right, rcond=1e-12)[0], dtype=np.float64)
-    found = cast("Any", optimize).lsq_linear(matrix, right, bounds=(lower, np.inf), method="bvls", tol=1e-14)
+    found = cast("Any", optimize).lsq_linear(matrix, right, bounds=(lower, upper), method="bvls", tol=1e-14)
     return np.asarray(found.x, dtype=np.float64)

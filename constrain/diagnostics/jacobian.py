@@ -12,12 +12,13 @@ from constrain.diagnostics.names import part_label
 from constrain.diagnostics.point import array_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
 
     from constrain.diagnostics.point import Point
+    from constrain.diagnostics.relaxed import Priced
     from constrain.runtime.binding import Index
     from constrain.runtime.evaluator import Evaluator, Outer
 
@@ -46,6 +47,7 @@ class Entry:
         multiplier: the given one, 0 without.
         active: an equality, or a residual that is not clearly negative.
         binding: an equality, or a residual that is zero within the tolerance.
+        cap: largest size of its multiplier, infinite but for relaxed constraints per row.
     """
 
     part: int
@@ -56,6 +58,7 @@ class Entry:
     multiplier: float
     active: bool
     binding: bool
+    cap: float = np.inf
 
 
 @dataclass(frozen=True)
@@ -89,27 +92,34 @@ def choose(
     multipliers: Sequence[NDArray[np.float64] | None],
     scales: Sequence[NDArray[np.float64]],
     tolerance: float,
+    priced: Mapping[int, Priced],
 ) -> tuple[list[Entry], list[NDArray[np.bool_]]]:
     """The entries whose gradients are formed, and per part which entries are active.
 
     Chosen are equalities, entries within the tolerance of their bound and entries with a multiplier;
-    equalities and the largest multipliers first, as many as the limits allow.
+    equalities and the largest multipliers first, as many as the limits allow. Of relaxed constraints per row
+    (`priced`) only entries at a kink of their cost are: the multipliers of the others are known.
     """
     actives: list[NDArray[np.bool_]] = []
-    places: list[tuple[int, int]] = []
+    owners: list[NDArray[np.int64]] = []
+    places: list[NDArray[np.int64]] = []
     urgency: list[NDArray[np.float64]] = []
     for i, part in enumerate(evaluator.program.parts):
         residual, given = point.selected(i), multipliers[i]
         size = np.zeros(residual.size) if given is None else np.abs(given.ravel())
         active = np.isfinite(residual) & ((part.kind == "==") | (residual >= -tolerance * scales[i]))
         wanted = np.flatnonzero(active.ravel() | (size > 1e-9 * np.max(size, initial=1e-300)))
+        if i in priced:
+            active = priced[i].kink
+            wanted = np.flatnonzero(active)
         actives.append(active)
-        places += [(i, k) for k in wanted.tolist()]
+        owners.append(np.full(wanted.size, i))
+        places.append(wanted)
         urgency.append(size[wanted] + (1e9 if part.kind == "==" else 0.0))
-    order = np.argsort(-np.concatenate(urgency), kind="stable") if places else np.zeros(0, dtype=np.int64)
+    owner, place = (np.concatenate([np.zeros(0, dtype=np.int64), *found]) for found in (owners, places))
+    order = np.argsort(-np.concatenate([np.zeros(0), *urgency]), kind="stable")[: _limit(evaluator)]
     entries: list[Entry] = []
-    positions: list[int] = order[: _limit(evaluator)].tolist()
-    chosen: list[tuple[int, int]] = sorted(places[position] for position in positions)
+    chosen: list[tuple[int, int]] = sorted(zip(owner[order].tolist(), place[order].tolist(), strict=True))
     for i, k in chosen:
         part, residual, given = evaluator.program.parts[i], point.selected(i), multipliers[i]
         r, active = float(residual.flat[k]), bool(actives[i].flat[k])
@@ -117,7 +127,8 @@ def choose(
         binding = active and (equality or r <= tolerance * float(scales[i].flat[k]))
         lam = 0.0 if given is None else float(given.flat[k])
         label = part_label(evaluator, i, k, residual.shape)
-        entries.append(Entry(i, k, label, equality, r, lam, active, binding))
+        cap = priced[i].cap if i in priced else np.inf
+        entries.append(Entry(i, k, label, equality, r, lam, active, binding, cap))
     return entries, actives
 
 

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from constrain._lazy import language_printing
-from constrain.diagnostics.alive import Attached, evaluation_of
+from constrain.diagnostics.alive import Attached, evaluation_of, judge_other
 from constrain.diagnostics.confidence import Judgment, judge_sample
 from constrain.diagnostics.kkt import CERTIFIED, kkt
 from constrain.diagnostics.names import level_axis
 from constrain.diagnostics.point import Point, align, read_point, reduce_to
 from constrain.diagnostics.provenance import Facts, provenance_of
+from constrain.diagnostics.relaxed import cost_of
 from constrain.language.types import type_of
 from constrain.lowering.lower import EPIGRAPH
+from constrain.lowering.relaxation import rows_of
+from constrain.runtime.tails import set_thresholds, values_at_risk
 from constrain.solution import KKT, ConstraintResult, PartResult, Solution, Status, Warn
 from constrain.solution.answer import History
 from constrain.solution.constraint import slack_of
@@ -96,21 +99,20 @@ def build_solution(  # noqa: PLR0913  # one record of everything
         seed: for the record.
         options: for the record.
     """
+    set_thresholds(evaluator)
     point = read_point(evaluator)
     record = kkt(
         evaluator, raw.multipliers, tolerance, convex=facts.certified_convex, bound=raw.bound, point=point
     )
     train = judge_sample(evaluator, point, tolerance=tolerance)
-    other = None if holdout is None else judge_sample(holdout, tolerance=tolerance)
+    other = None if holdout is None else judge_other(holdout, tolerance=tolerance)
     status = judge_status(record, raw, facts.certified_convex, tolerance)
-    constraints = _constraints(evaluator, point, raw, train, other)
+    multipliers = _completed(evaluator, raw, record)
+    constraints = _constraints(evaluator, point, raw, multipliers, train, other)
     texts = {name: result.text for name, result in constraints.items()}
     attached = Attached(
         program, evaluator, decisions, convex=facts.certified_convex, bound=raw.bound, texts=texts
     )
-    multipliers = None
-    if raw.multipliers is not None:
-        multipliers = {key: np.asarray(value, dtype=np.float64) for key, value in raw.multipliers.items()}
     return Solution(
         status=status,
         objective=train.objective,
@@ -121,6 +123,8 @@ def build_solution(  # noqa: PLR0913  # one record of everything
         record=record,
         variables=attached.variables,
         weights=attached.weights,
+        value_at_risk=values_at_risk(evaluator).get("objective"),
+        hidden=attached.hidden,
         multipliers=multipliers,
         history=History(raw.history),
         warnings=(*record.warnings, *_statistical(constraints)),
@@ -131,11 +135,29 @@ def build_solution(  # noqa: PLR0913  # one record of everything
     )
 
 
+def _completed(evaluator: Evaluator, raw: RawResult, record: KKT) -> dict[str, NDArray[np.float64]] | None:
+    """The solver's multipliers, and those of relaxed constraints per row, which no solver has to know."""
+    if raw.multipliers is None:
+        return None
+    found = {key: np.asarray(value, dtype=np.float64) for key, value in raw.multipliers.items()}
+    own = {part.key for part in evaluator.program.parts}
+    for part in evaluator.program.judged.parts:
+        if part.key not in own:
+            found[part.key] = record.multipliers[part.key]
+    return found
+
+
 def _constraints(
-    evaluator: Evaluator, point: Point, raw: RawResult, train: Judgment, other: Judgment | None
+    evaluator: Evaluator,
+    point: Point,
+    raw: RawResult,
+    multipliers: Mapping[str, Any] | None,
+    train: Judgment,
+    other: Judgment | None,
 ) -> dict[str, ConstraintResult]:
-    program = evaluator.program
+    program = evaluator.program.judged
     result: dict[str, ConstraintResult] = {}
+    at_risk = values_at_risk(evaluator)
     for k, form in enumerate(program.forms):
         if form.name == EPIGRAPH:
             continue
@@ -143,7 +165,8 @@ def _constraints(
         indices = [i for i, part in enumerate(program.parts) if part.constraint == form.name]
         columns, levels = level_axis(evaluator, form.lhs, *form.rhs)
         rows = None if form.rows is None else point.rows_of(k, indices[0])[1]
-        parts, duals = _duals(program, point, raw, form, indices, rows, np.shape(estimate.value))
+        parts, duals = _duals(program, point, multipliers, form, indices, rows, np.shape(estimate.value))
+        relaxation, cost = _relaxation(evaluator, point, form, rows, np.shape(estimate.value))
         result[form.name] = ConstraintResult(
             name=form.name,
             text=str(language_printing().text(form.relation)),
@@ -159,15 +182,38 @@ def _constraints(
             train=estimate,
             holdout=None if other is None else other.estimates[form.name],
             duals=duals,
+            value_at_risk=at_risk.get(form.name),
             no_duals="" if duals is not None else raw.message or f"{raw.solver} returns none",
+            relaxation=relaxation,
+            cost=cost,
+            scale=form.scale,
         )
     return result
+
+
+def _relaxation(
+    evaluator: Evaluator,
+    point: Point,
+    form: Form,
+    rows: NDArray[np.int64] | None,
+    shape: tuple[int, ...],
+) -> tuple[Any, float | None]:
+    """How far it was relaxed, per entry (selected row), and what that cost; None where it must hold."""
+    if form.relaxation is None:
+        return None, None
+    slack = np.abs(point.slack[form.name])
+    count = slack.shape[0] if rows is not None else 1
+    average = form.rows is not None and rows_of(form.rows) is None
+    cost = cost_of(evaluator, form.relaxation).of(slack) / (count if average else 1)
+    if rows is not None:
+        slack = np.broadcast_to(slack, (count, *shape[1:]))[rows]
+    return plain(np.array(np.broadcast_to(slack, shape))), cost
 
 
 def _duals(
     program: Program,
     point: Point,
-    raw: RawResult,
+    multipliers: Mapping[str, Any] | None,
     form: Form,
     indices: Sequence[int],
     rows: NDArray[np.int64] | None,
@@ -181,7 +227,7 @@ def _duals(
     complete = True
     for i in indices:
         part = program.parts[i]
-        residual, given = point.residuals[i], align(part, raw.multipliers, point.residuals[i], point.masks[i])
+        residual, given = point.residuals[i], align(part, multipliers, point.residuals[i], point.masks[i])
         if rows is not None:
             residual, given = residual[rows], None if given is None else given[rows]
         own = None if given is None else program.sign * part.rhs_sign * given

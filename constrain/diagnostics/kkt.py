@@ -19,6 +19,7 @@ import torch
 from constrain.diagnostics.fit import best_fit, projected
 from constrain.diagnostics.jacobian import Entry, Gradients, Qualification, choose, gradients, qualify
 from constrain.diagnostics.point import Point, align, bound_scale, read_point, user_objective
+from constrain.diagnostics.relaxed import judged, row_prices
 from constrain.diagnostics.traps import recognize
 from constrain.lowering.lower import EPIGRAPH
 from constrain.solution.records import KKT
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from constrain.diagnostics.relaxed import Priced
     from constrain.runtime.decisions import Decisions
     from constrain.runtime.evaluator import Evaluator
 
@@ -60,10 +62,11 @@ def kkt(
         bound: proven lower bound of the program's optimal value.
         point: values at the decisions, if they are known already.
     """
+    view = judged(evaluator)
     point = read_point(evaluator) if point is None else point
-    forces = _balance(evaluator, point, multipliers, tolerance)
-    values = _values(evaluator, point, forces.multipliers, forces.scales)
-    independence = _independence(evaluator, forces)
+    forces = _balance(view, point, multipliers, tolerance)
+    values = _values(view, point, forces.multipliers, forces.scales)
+    independence = _independence(view, forces)
     magnitude = 1 + abs(user_objective(evaluator, point))
     stationarity, scaled, blocks, force = _stationarity(evaluator.decisions, forces)
     gap = abs(point.objective - bound) if bound is not None else values.total
@@ -84,9 +87,9 @@ def kkt(
         gap=gap,
         gap_scaled=gap / magnitude,
         gap_kind=CERTIFIED if certified else ESTIMATE,
-        multipliers=_keyed(evaluator, forces.multipliers),
+        multipliers=_keyed(view, forces.multipliers),
         origin=forces.origin,
-        fit=_keyed(evaluator, forces.fit),
+        fit=_keyed(view, forces.fit),
         fit_stationarity=forces.fit_stationarity,
         fit_distance=_distance(forces),
         singular_values=independence.singular_values,
@@ -97,7 +100,7 @@ def kkt(
         truncated=forces.truncated,
         strict_complementarity=values.strict,
         surrogate=evaluator.program.has_rates,
-        warnings=tuple(recognize(evaluator.program, point, independence, tolerance)),
+        warnings=tuple(recognize(view.program, point, independence, tolerance)),
         tolerance=tolerance,
     )
 
@@ -117,7 +120,7 @@ class _Forces:
         at_lower: (decisions,) coordinates at their lower bound.
         at_upper: (decisions,) coordinates at their upper bound.
         truncated: active entries left out.
-        scales: per part 1 + |bound| of each entry.
+        scales: per part the unit of each entry: the one the user gave, else 1 + |bound|.
     """
 
     entries: list[Entry]
@@ -138,10 +141,10 @@ class _Forces:
 
 
 def _scales(evaluator: Evaluator, point: Point) -> list[NDArray[np.float64]]:
-    """1 + |bound| per entry of each part."""
+    """The unit of each entry of each part: the one the user gave, else 1 + |bound|."""
     sides = dict(zip((form.name for form in evaluator.program.forms), point.sides, strict=True))
-    parts = evaluator.program.parts
-    return [bound_scale(sides[p.constraint], r.shape) for p, r in zip(parts, point.residuals, strict=True)]
+    parts = zip(evaluator.program.parts, point.residuals, strict=True)
+    return [bound_scale(sides[part.constraint], r.shape, part.scale) for part, r in parts]
 
 
 def _keyed(
@@ -214,30 +217,75 @@ def _balance(
     ]
 
     near = max(1e-6, 10 * tolerance)
-    entries, actives = choose(evaluator, point, aligned, scales, near)
+    own = any(m is not None for m in aligned)
+    priced = row_prices(evaluator, point, aligned, [near * scale for scale in scales])
+    for i, price in priced.items():
+        aligned[i] = price.values
+    entries, actives = choose(evaluator, point, aligned, scales, near, priced)
     found = gradients(evaluator, entries, aligned)
     at_lower, at_upper = _at_bounds(evaluator.decisions)
     found = _inside(evaluator, entries, aligned, found, at_lower & ~at_upper, at_upper & ~at_lower)
     active = np.array([e.active for e in entries], dtype=bool)
-    equality = np.array([e.equality for e in entries], dtype=bool)
     fitted = np.zeros(len(entries))
-    base = found.objective + found.rest
-    fitted[active], rest = best_fit(base, found.rows[active], equality[active], at_lower, at_upper)
-    fit = _scatter(entries, fitted, actives)
-    origin = "given" if any(m is not None for m in aligned) else "best fit" if entries else "none"
+    fitted[active], rest = _fitted(found, found.objective + found.rest, entries, active, at_lower, at_upper)
+    fit = _scatter(entries, fitted, actives, priced)
+    origin = "given" if own or len(priced) == len(parts) > 0 else "best fit" if entries else "none"
     if origin == "best fit":
         entries = [replace(e, multiplier=float(x)) for e, x in zip(entries, fitted, strict=True)]
         aligned = [np.nan_to_num(f) for f in fit]
+    else:
+        entries = _determined(found, entries, priced, at_lower, at_upper)
+        for e in entries:
+            if e.part in priced:
+                priced[e.part].values.reshape(-1)[e.index] = e.multiplier
     left = float(np.max(np.abs(rest), initial=0.0))
     truncated = sum(int(active.sum()) for active in actives) - sum(e.active for e in entries)
     return _Forces(entries, found, aligned, origin, fit, left, at_lower, at_upper, truncated, scales)
 
 
+def _fitted(
+    found: Gradients,
+    base: NDArray[np.float64],
+    entries: Sequence[Entry],
+    chosen: NDArray[np.bool_],
+    at_lower: NDArray[np.bool_],
+    at_upper: NDArray[np.bool_],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Best-fit multipliers of some entries against a force, and what remains of it."""
+    equality = np.array([e.equality for e in entries], dtype=bool)
+    caps = np.array([e.cap for e in entries], dtype=np.float64)
+    return best_fit(base, found.rows[chosen], equality[chosen], at_lower, at_upper, caps[chosen])
+
+
+def _determined(
+    found: Gradients,
+    entries: list[Entry],
+    priced: Mapping[int, Priced],
+    at_lower: NDArray[np.bool_],
+    at_upper: NDArray[np.bool_],
+) -> list[Entry]:
+    """The entries; multipliers that a kink of their cost leaves open are taken from the balance of forces."""
+    open_ones = [e.part in priced and bool(priced[e.part].unknown.flat[e.index]) for e in entries]
+    chosen = np.array(open_ones, dtype=bool)
+    if not chosen.any():
+        return entries
+    values = np.zeros(len(entries))
+    values[chosen], _ = _fitted(found, found.lagrangian(entries), entries, chosen, at_lower, at_upper)
+    return [
+        replace(e, multiplier=float(x)) if c else e for e, x, c in zip(entries, values, chosen, strict=True)
+    ]
+
+
 def _scatter(
-    entries: Sequence[Entry], values: NDArray[np.float64], actives: Sequence[NDArray[np.bool_]]
+    entries: Sequence[Entry],
+    values: NDArray[np.float64],
+    actives: Sequence[NDArray[np.bool_]],
+    priced: Mapping[int, Priced],
 ) -> list[NDArray[np.float64]]:
     """Fitted values per part: 0 for entries off their bound, NaN for active ones that were left out."""
     result = [np.where(active, np.nan, 0.0) for active in actives]
+    for i, price in priced.items():
+        result[i] = np.where(price.kink, np.nan, price.values)
     for e, value in zip(entries, values, strict=True):
         result[e.part].reshape(-1)[e.index] = value
     return result

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from constrain.diagnostics.relaxed import as_written, decided, judged, loosened, row_slack
 from constrain.lowering.lower import EPIGRAPH
 
 if TYPE_CHECKING:
@@ -41,7 +42,10 @@ class Point:
             rates.
         masks: per part the rows that it selects, (rows,) bool; None for all, and for parts that are not per
             row.
-        sides: per form its left side and bounds as written; of a constraint per row one entry per row.
+        sides: per form its left side as written and the bounds that count: as written, moved by the slack of
+            a relaxed constraint; of a constraint per row one entry per row.
+        slack: per relaxed constraint how far it was relaxed, per entry; of an equality, to which side.
+        written: per relaxed constraint its bounds as written.
     """
 
     objective: float
@@ -49,6 +53,8 @@ class Point:
     surrogates: list[NDArray[np.float64]]
     masks: list[NDArray[np.bool_] | None]
     sides: list[tuple[NDArray[np.float64], ...]]
+    slack: dict[str, NDArray[np.float64]]
+    written: dict[str, tuple[NDArray[np.float64], ...]]
 
     def selected(self, i: int) -> NDArray[np.float64]:
         """Residuals of part `i`; -inf for rows that it does not select (they can never be violated)."""
@@ -71,10 +77,12 @@ def _spread(mask: NDArray[np.bool_], dimensions: int) -> NDArray[np.bool_]:
 
 
 def read_point(evaluator: Evaluator) -> Point:
-    """Exact values of everything, by full passes over the data."""
-    program = evaluator.program
-    outer = evaluator.full("exact")
-    soft = evaluator.full("primal") if program.has_rates else outer
+    """Exact values of everything, by full passes over the data; parts are those of the judged program."""
+    view = judged(evaluator)
+    program = view.program
+    objective = float(evaluator.full("exact").objective)
+    outer = view.full("exact")
+    soft = view.full("primal") if program.has_rates else outer
     residuals: list[NDArray[np.float64]] = []
     surrogates: list[NDArray[np.float64]] = []
     masks: list[NDArray[np.bool_] | None] = []
@@ -84,22 +92,49 @@ def read_point(evaluator: Evaluator) -> Point:
             surrogates.append(array_of(soft.residuals[i]))
             masks.append(None)
             continue
-        exact, mask = evaluator.row_residuals(i, "exact")
+        exact, mask = view.row_residuals(i, "exact")
         residuals.append(array_of(exact))
         surrogates.append(
-            array_of(evaluator.row_residuals(i, "primal")[0]) if program.has_rates else residuals[-1]
+            array_of(view.row_residuals(i, "primal")[0]) if program.has_rates else residuals[-1]
         )
         masks.append(None if mask is None else mask.cpu().numpy().astype(bool))
-    sides = [tuple(array_of(side) for side in form) for form in evaluator.sides()]
-    return Point(float(outer.objective), residuals, surrogates, masks, sides)
+    sides = [tuple(array_of(side) for side in form) for form in view.sides()]
+    point = Point(objective, residuals, surrogates, masks, sides, {}, {})
+    for k, form in enumerate(program.forms):
+        if form.relaxation is not None:
+            _relax(view, point, k)
+    return point
+
+
+def _relax(view: Evaluator, point: Point, k: int) -> None:
+    """Enters what form `k` was relaxed by; where the slack was eliminated, into residuals and bounds too."""
+    form = view.program.forms[k]
+    assert form.relaxation is not None  # callers check
+    left, *bounds = point.sides[k]
+    if form.rows is None:
+        slack = point.slack[form.name] = decided(view, form.relaxation)
+        point.written[form.name] = as_written(form, bounds, slack)
+        return
+    own = [i for i, part in enumerate(view.program.parts) if part.constraint == form.name]
+    slack = row_slack(form.op, [point.residuals[i] for i in own], point.masks[own[0]])
+    for i in own:
+        same = point.surrogates[i] is point.residuals[i]
+        point.residuals[i] = point.residuals[i] - slack
+        point.surrogates[i] = point.residuals[i] if same else point.surrogates[i] - slack
+    point.slack[form.name] = slack
+    point.written[form.name] = tuple(bounds)
+    point.sides[k] = (left, *loosened(form.op, bounds, slack))
 
 
 def user_objective(evaluator: Evaluator, point: Point) -> float:
-    """The objective as written: in the user's sense, and not the bound variable of the epigraph rule."""
+    """The objective as written, with the costs of relaxing: in the user's sense, and exact.
+
+    Of the epigraph rule's bound variable the maximum that it stands for is taken.
+    """
     program = evaluator.program
     for form, sides in zip(program.forms, point.sides, strict=True):
         if form.name == EPIGRAPH:
-            return program.sign * float(sides[0])
+            return program.sign * (point.objective + float(sides[0]) - float(sides[1]))
     return program.sign * point.objective
 
 
@@ -145,8 +180,15 @@ def reduce_to(
     return spread / copies if how is np.add else spread
 
 
-def bound_scale(sides: tuple[NDArray[np.float64], ...], shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """1 + |bound| for each entry of a part's residual; entries share the largest one where shapes differ."""
+def bound_scale(
+    sides: tuple[NDArray[np.float64], ...], shape: tuple[int, ...], unit: float | None = None
+) -> NDArray[np.float64]:
+    """The unit of each entry of a part's residual: the one the user gave, else 1 + |bound|.
+
+    Entries share the largest bound where shapes differ.
+    """
+    if unit is not None:
+        return np.full(shape, unit)
     size: NDArray[np.float64] = np.zeros(())
     for side in sides[1:]:
         size = np.maximum(

@@ -8,7 +8,7 @@ import torch
 
 from constrain._lazy import backend
 from constrain.diagnostics.kkt import kkt as kkt_of
-from constrain.driver.setup import floating_type, place, prepare
+from constrain.driver.setup import floating_type, lowered, place, prepare
 from constrain.errors import ModelingError, RouteError
 from constrain.language.data import suggest
 from constrain.lowering.classify import classify
@@ -55,7 +55,7 @@ def compile(  # the public word
         A module: `forward(batch)` gives the scalar to descend, `ascend()` moves the multipliers,
         `state_dict()` holds them by constraint name.
     """
-    program = lower(problem)
+    program = lowered(problem, data)
     kind = floating_type(program) if dtype is None else dtype
     chosen = place(program, device)
     setup = prepare(program, device=chosen, dtype=kind, data=data, params=params, reach=True)
@@ -87,7 +87,7 @@ def kkt(
     Raises:
         ModelingError: E137 for an unknown name in `point`, E139 for one in `multipliers`.
     """
-    program = lower(problem)
+    program = lowered(problem, data)
     keys = [part.key for part in program.parts]
     for key in multipliers or {}:
         if key not in keys:

@@ -12,10 +12,9 @@ from constrain.diagnostics.alive import rebind
 from constrain.diagnostics.judge import Facts as JudgeFacts
 from constrain.diagnostics.judge import build_solution
 from constrain.driver.routes import choose, make_solver, routes
-from constrain.driver.setup import Setup, floating_type, place, prepare
+from constrain.driver.setup import Setup, floating_type, lowered, place, prepare
 from constrain.errors import ModelingError, RouteError
 from constrain.lowering.classify import Facts, classify
-from constrain.lowering.lower import lower
 from constrain.runtime.decisions import precision
 from constrain.solvers.progress import Silent, TerminalProgress
 
@@ -110,7 +109,7 @@ def _dispatch(
     asked: Mapping[str, Any],
 ) -> Solution:
     """Analyzes, chooses and runs."""
-    program = lower(problem)
+    program = lowered(problem, request.data)
     facts = classify(program)
     if method in ("augmented", "lagrangian", "cooper"):
         refusal = next(r for r in routes(program, facts) if r.method == method)

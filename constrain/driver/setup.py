@@ -9,8 +9,10 @@ import torch
 
 from constrain.diagnostics.alive import rebind
 from constrain.errors import ModelingError
-from constrain.lowering.lower import EPIGRAPH
+from constrain.lowering.lower import EPIGRAPH, lower
 from constrain.lowering.reach import refuse_unreachable
+from constrain.lowering.relaxation import check_weights
+from constrain.runtime.binding import parameter_values
 from constrain.runtime.decisions import Decisions
 from constrain.runtime.evaluator import Evaluator
 
@@ -18,9 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from constrain.language.data import Data
+    from constrain.language.problem import Problem
     from constrain.lowering.program import Program
 
-__all__ = ["Setup", "floating_type", "place", "prepare"]
+__all__ = ["Setup", "floating_type", "lowered", "place", "prepare"]
 
 
 @dataclass
@@ -43,6 +46,16 @@ class Setup:
             params=self.evaluator.params,
             reference=self.evaluator,
         )
+
+
+def lowered(problem: Problem, data: Data | Mapping[str, Data] | None = None) -> Program:
+    """The moment form of a problem, of which these samples replace its own.
+
+    Raises:
+        ModelingError: those of `lower`, and E146.
+    """
+    program = lower(problem)
+    return program if data is None else lower(problem, data=rebind(program, data))
 
 
 def place(program: Program, device: Any) -> torch.device:
@@ -103,9 +116,10 @@ def prepare(
 
     Raises:
         DataError: E124 and others about the data.
-        ModelingError: E112, E122, E127, E138, E172, E173.
+        ModelingError: E112, E122, E127, E138, E157, E172, E173.
     """
     replaced = None if data is None else rebind(program, data)
+    check_weights(program, parameter_values(program.parameters, params))
     if reach:
         refuse_unreachable(program, replaced, params)
     decisions = Decisions(program, device, dtype)
@@ -121,6 +135,6 @@ def _start_epigraph(program: Program, decisions: Decisions, evaluator: Evaluator
     """The bound variable of a min-max objective starts at the largest of its terms."""
     for form, sides in zip(program.forms, evaluator.sides(), strict=True):
         if form.name == EPIGRAPH:
-            bound = next(t for s, t in decisions.variables.items() if s in program.auxiliary)
+            bound = next(t for s, t in decisions.variables.items() if s.name == EPIGRAPH)
             with torch.no_grad():
                 bound.copy_(sides[0].reshape(()))

@@ -44,7 +44,7 @@ class _Lowering:
         self.bound = dict(bound or {})
         self.table: dict[n.Node, n.Node] = {}
         self.trace = Trace()
-        self.tails = Tails(self.trace)
+        self.tails = Tails(self.trace, self.bound)
 
     # ---- expressions
     def expression(self, root: n.Node, target: str, side: int = 0) -> n.Node:

@@ -216,7 +216,9 @@ class Program:
         """Every expression that has to be evaluated: objective, residuals, and sides as written."""
         sides = tuple(node for form in self.forms for node in (form.lhs, *form.rhs))
         wheres = tuple(form.where for form in self.forms if form.where is not None)
-        return (self.objective, *(part.residual for part in self.parts), *sides, *wheres)
+        relaxed = tuple(form.relaxation for form in self.forms if form.relaxation is not None)
+        weights = tuple(weight for relaxation in relaxed for weight in relaxation.weights)
+        return (self.objective, *(part.residual for part in self.parts), *sides, *wheres, *weights)
 
     @cached_property
     def variables(self) -> tuple[n.VariableSymbol, ...]:

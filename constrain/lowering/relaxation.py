@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from constrain._lazy import language_printing, level_codes
+from constrain._lazy import language_printing
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.relations import check_weight
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from constrain.lowering.program import Program, Trace
     from constrain.lowering.rules import Piece
 
-__all__ = ["check_weights", "loosened", "per_row", "slack_name"]
+__all__ = ["check_weights", "loosened", "per_row", "rows_of", "slack_name"]
 
 Op = Literal["<=", ">=", "==", "between"]
 
@@ -114,7 +114,7 @@ def _slack(name: str, kind: Type, bound: Mapping[str, Data]) -> n.VariableSymbol
     shape = kind.shape or ()
     if kind.levels is not None:
         data = bound.get(kind.levels.data.name, kind.levels.data)
-        shape = (len(level_codes()(data, kind.levels.columns)[1]), *shape)
+        shape = (len(data.levels(*kind.levels.columns)), *shape)
     return n.VariableSymbol(name, shape, nonneg=True, value=np.zeros(shape), levels=kind.levels)
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from constrain.errors import ModelingError
 from constrain.language.data import suggest
-from constrain.lowering.lower import EPIGRAPH
 from constrain.runtime.binding import as_array
 
 if TYPE_CHECKING:
@@ -179,7 +178,7 @@ class Decisions:
     def write_back(self) -> None:
         """Gives the user's `Variable`s their values as NumPy arrays (models are trained in place)."""
         for symbol, tensor in self.variables.items():
-            if symbol.name != EPIGRAPH:
+            if symbol not in self.program.auxiliary:
                 symbol.value = tensor.detach().cpu().numpy().copy()
 
     @contextmanager

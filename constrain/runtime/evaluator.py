@@ -459,9 +459,14 @@ class Evaluator:
     # ------------------------------------------------------------------------------------- surrogates
     _widest: Tensor | None = None
 
-    def refresh_scales(self, rows: int = CHUNK) -> None:
-        """What follows the decisions: exact thresholds (`tails`), and the spreads of surrogates' margins."""
-        set_thresholds(self)
+    def refresh_scales(self, rows: int = CHUNK, *, decisions: bool = True) -> None:
+        """What follows the decisions: exact thresholds (`tails`), and the spreads of surrogates' margins.
+
+        Args:
+            rows: about as many are measured.
+            decisions: set the thresholds that are hidden decisions as well.
+        """
+        set_thresholds(self, decisions=decisions)
         if not self.tables.margins:
             return
         if self._widest is None:

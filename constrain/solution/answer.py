@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from constrain.language.data import Data
     from constrain.solution.constraint import ConstraintResult
-    from constrain.solution.records import KKT, Estimate, Provenance, Status, Warn
+    from constrain.solution.records import KKT, Estimate, Number, Provenance, Status, Warn
 
 __all__ = ["Evaluation", "History", "Live", "Solution"]
 
@@ -125,6 +125,7 @@ class Solution:
         record: KKT quantities at the point with the solver's multipliers.
         variables: values of the `Variable`s by name.
         weights: parameters and buffers of the models by `model.parameter`.
+        hidden: values of decisions that the compiler introduced, such as the slacks of relaxed constraints.
         multipliers: per part key, in the sign of the program that minimizes; None when there are none.
         history: one record per recorded step.
         warnings: what a reader must know.
@@ -132,6 +133,8 @@ class Solution:
         bound: proven bound of the optimal value in the user's sense, None without.
         message: the solver's words.
         live: the problem behind it; None after `load` without one.
+        value_at_risk: the threshold of a `CVaR` in the objective, exact on the training data; a tuple when it
+            has several, None without.
     """
 
     status: Status
@@ -149,7 +152,9 @@ class Solution:
     provenance: Provenance
     bound: float | None = None
     message: str = ""
+    hidden: dict[str, NDArray[Any]] = field(default_factory=dict[str, "NDArray[Any]"])
     live: Live | None = field(default=None, repr=False, compare=False)
+    value_at_risk: Number | tuple[Number, ...] | None = None
 
     # ---- constraints
     @property
@@ -160,6 +165,11 @@ class Solution:
     def __getitem__(self, name: str) -> ConstraintResult:
         result: ConstraintResult = _named(self.constraints, name)
         return result
+
+    @property
+    def relaxation_cost(self) -> float:
+        """What relaxing constraints costs in all: part of `objective`."""
+        return sum(result.cost or 0.0 for result in self.constraints.values())
 
     # ---- diagnostics
     def kkt(self, multipliers: Mapping[str, Any] | None = None, tolerance: float | None = None) -> KKT:

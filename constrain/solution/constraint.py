@@ -81,8 +81,8 @@ class ConstraintResult:
         op: `<=`, `>=`, `==` or `between`.
         value: left-hand side as written, exact on the training data; per selected row for `forall`.
         bound: right-hand side; `(lower, upper)` for `between`.
-        slack: the room left (negative when violated); for `==` bound - value.
-        violation: how far it is from holding, >= 0.
+        slack: the room left (negative when violated or relaxed); for `==` bound - value.
+        violation: how far it is from holding, >= 0; of a relaxed constraint, after it was relaxed.
         parts: the one-sided pieces with their own multipliers and prices.
         level_columns: columns of `by=`, empty when it is no block.
         levels: names of the levels, tuples for several columns.
@@ -91,6 +91,12 @@ class ConstraintResult:
         holdout: statistics on the hold-out, None without one.
         duals: the multiplier and the shadow price, None when there are none.
         no_duals: why there are none.
+        value_at_risk: the threshold of its `CVaR`, exact on the training data, per level of a block; a tuple
+            when it has several, None without.
+        relaxation: of a relaxed constraint, how far it was relaxed, >= 0; per selected row for `forall`. None
+            when it must hold as written.
+        cost: what relaxing it cost, h summed over entries (selected rows); None when it must hold.
+        scale: the unit that was given by `.scale(s)`, None without.
     """
 
     name: str
@@ -108,6 +114,10 @@ class ConstraintResult:
     holdout: Estimate | None = None
     duals: tuple[Number, Number] | None = None
     no_duals: str = ""
+    value_at_risk: Number | tuple[Number, ...] | None = None
+    relaxation: Number | None = None
+    cost: float | None = None
+    scale: float | None = None
 
     def _dual(self, place: int) -> Number:
         if self.duals is None:

@@ -80,7 +80,7 @@ def load(folder: str | Path, problem: Problem | None = None) -> Solution:
 
     body["history"] = History(body["history"])
     body["multipliers"] = group("multiplier") if document["multipliers"] else None
-    solution = Solution(**body, variables=group("variable"), weights=group("weight"))
+    solution = Solution(**body, variables=group("variable"), weights=group("weight"), hidden=group("hidden"))
     if problem is not None:
         solution.live = diagnostics_alive().revive(problem, solution)
     return solution

@@ -86,8 +86,8 @@ class Estimate:
         violation: how far it is from holding on the sample, >= 0, in the constraint's units.
         lower: lower end of the two-sided interval of `value`; NaN where it was not computed.
         upper: upper end.
-        verdict: `holds`, `violated`, `undecided`, `compatible` (equalities), `not judged` (a group that
-            enters has no rows), for the constraint as a whole.
+        verdict: `holds`, `violated`, `undecided`, `compatible` (equalities), `relaxed` (holds, but not as
+            written), `not judged` (a group that enters has no rows), for the constraint as a whole.
         verdicts: the same per level or entry; `not judged` also for those with most room in blocks of very
             many.
         smallest: rows of the smallest group that enters, 0 when no data does.
@@ -95,6 +95,8 @@ class Estimate:
         share: for constraints per row, the share of the selected rows that are violated; else None.
         confidence: level of the interval.
         labels: names of the entries, empty for constraints per row.
+        relaxed: of a relaxed constraint, the share of entries (selected rows) that hold only by their slack;
+            else None. `bound` is the one as written, and `violation` what is left after relaxing.
     """
 
     value: Number
@@ -109,6 +111,7 @@ class Estimate:
     share: float | None = None
     confidence: float = 0.95
     labels: tuple[str, ...] = ()
+    relaxed: float | None = None
 
     @property
     def interval(self) -> tuple[Number, Number]:

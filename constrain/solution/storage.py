@@ -79,11 +79,12 @@ def save(solution: Solution, folder: str | Path) -> Path:
     encoder = _Encoder()
     body: dict[str, Any] = {}
     for f in fields(solution):
-        if f.name not in (*_SKIPPED, "variables", "weights", "multipliers"):
+        if f.name not in (*_SKIPPED, "variables", "weights", "hidden", "multipliers"):
             body[f.name] = encoder.encode(getattr(solution, f.name))
     groups = {
         "variable": solution.variables,
         "weight": solution.weights,
+        "hidden": solution.hidden,
         "multiplier": solution.multipliers or {},
     }
     named = {f"{kind}:{name}": array for kind, group in groups.items() for name, array in group.items()}
@@ -109,5 +110,5 @@ def _plain(value: Any) -> Any:
 
 def plain_dict(solution: Solution) -> dict[str, Any]:
     """Everything but the decisions and the problem, as dictionaries, lists, numbers and text."""
-    skipped = (*_SKIPPED, "variables", "weights")
+    skipped = (*_SKIPPED, "variables", "weights", "hidden")
     return {f.name: _plain(getattr(solution, f.name)) for f in fields(solution) if f.name not in skipped}

@@ -283,6 +283,7 @@ def test_two_parallel_constraints_are_named(place):
     assert "parallel" in record.warnings[0].message
 
 
+@pytest.mark.filterwarnings("ignore::constrain.ModelingWarning")
 def test_a_square_that_must_vanish_has_no_gradient(place, rng):
     D = cn.Data("d", x=rng.normal(size=50))
     w = cn.Variable((), "w")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from constrain.backends.cvxpy.averages import added
 from constrain.backends.cvxpy.expressions import Lowerer
 from constrain.backends.cvxpy.package import cp
 from constrain.errors import RouteError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from constrain.language.data import Data
     from constrain.language.symbols import Model
-    from constrain.lowering.program import Part, Program
+    from constrain.lowering.program import Form, Part, Program
 
 __all__ = ["Built", "Rows", "build"]
 
@@ -68,7 +69,8 @@ class Built:
     messages: tuple[str, ...] = ()
 
 
-def _constraint(builder: Lowerer, part: Part, built_rows: dict[str, Rows]) -> Any:
+def _residual(builder: Lowerer, part: Part, built_rows: dict[str, Rows]) -> Any:
+    """The residual of a part, on the rows that take part."""
     residual = builder.expression(part.residual)
     if part.rows is not None:
         count = builder.constants.rows(part.rows)
@@ -77,7 +79,28 @@ def _constraint(builder: Lowerer, part: Part, built_rows: dict[str, Rows]) -> An
             chosen = np.flatnonzero(builder.constants.array(part.where))
             residual = residual[chosen.tolist()] if len(chosen) < count else residual
         built_rows[part.key] = Rows(chosen, count)
-    return residual == 0 if part.kind == "==" else residual <= 0
+    return residual
+
+
+def _relaxed(builder: Lowerer, form: Form, built_rows: dict[str, Rows]) -> tuple[Any, dict[str, Any]]:
+    """A relaxed constraint per row with a slack for every row, which has the exact multipliers as duals.
+
+    Returns:
+        The cost, and the constraints by part key.
+    """
+    relaxation = form.relaxation
+    assert relaxation is not None  # callers check
+    residuals = {part.key: _residual(builder, part, built_rows) for part in relaxation.parts}
+    shape = next(iter(residuals.values())).shape
+    equality = form.op == "=="
+    slacks = [cp.Variable(shape, name=f"{form.name} {i}", nonneg=True) for i in range(1 + equality)]
+    z = slacks[0] - slacks[1] if equality else slacks[0]
+    costs: list[Any] = []
+    for kind, weight in zip(relaxation.cost, relaxation.weights, strict=True):
+        total = sum(cp.sum_squares(s) / 2 if kind == "squared" else cp.sum(s) for s in slacks)
+        costs.append(builder.expression(weight) * total)
+    rules = {key: r - z == 0 if equality else r - z <= 0 for key, r in residuals.items()}
+    return added(costs), rules
 
 
 def _assemble(
@@ -87,10 +110,17 @@ def _assemble(
     rows: dict[str, Rows] = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        objective = builder.expression(program.objective)
-        constraints = {part.key: _constraint(builder, part, rows) for part in program.parts}
+        objective = builder.expression(program.judged.objective)
+        constraints: dict[str, Any] = {}
+        for form in program.forms:
+            if form.relaxation is not None and form.relaxation.parts:
+                cost, relaxed = _relaxed(builder, form, rows)
+                objective, constraints = objective + cost, constraints | relaxed
+            for part in form.parts:
+                residual = _residual(builder, part, rows)
+                constraints[part.key] = residual == 0 if part.kind == "==" else residual <= 0
         problem = cp.Problem(cp.Minimize(cp.reshape(objective, (), order="C")), list(constraints.values()))
-    levels = {part.key: _levels(builder, part.residual) for part in program.parts}
+    levels = {part.key: _levels(builder, part.residual) for part in program.judged.parts}
     return Built(
         program,
         problem,

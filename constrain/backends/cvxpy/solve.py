@@ -158,6 +158,9 @@ def support(program: Program, facts: Facts) -> Support:
     """Whether the sample-average program is convex, of a size within reach, and has an installed solver."""
     if not facts.convex:
         return Support(False, facts.certificate)
+    streamed = next((data for data in program.populations if data.streamed), None)
+    if streamed is not None:
+        return Support(False, f"the sample {streamed.name} streams from a loader: there is no table")
     size = _size(program)
     found = _candidates(facts.problem_class, size)
     if not found:
@@ -409,7 +412,7 @@ def _value(variable: Any, symbol: n.VariableSymbol) -> NDArray[Any]:
 def _multipliers(built: Built) -> tuple[dict[str, NDArray[Any]] | None, str]:
     """Dual values per part, or the reason why there are none."""
     found: dict[str, NDArray[Any]] = {}
-    for part in built.program.parts:
+    for part in built.program.judged.parts:
         constraint = built.constraints[part.key]
         value = constraint.dual_value
         if value is None:
