@@ -1,4 +1,4 @@
-"""The command line: `constrain explain | solve SPEC.py` and `constrain report RUN_DIR`.
+"""The command line: `constrain explain | check | solve SPEC.py` and `constrain report RUN_DIR`.
 
 A specification is an ordinary Python file that defines `problem`, and `holdout` if it likes. Options and exit
 codes are in `--help`, which loads neither torch nor a solver.
@@ -54,10 +54,10 @@ CODES: dict[str, Exit] = {
 
 EPILOG = """\b
 Exit codes:
-  0  solved: optimal or stationary (explain and report: done)
+  0  solved: optimal or stationary (explain, check and report: done)
   1  the specification raised an exception
   2  wrong use of the command line
-  3  the problem was refused; the message says why
+  3  the problem was refused, or check found errors; the message says why
   4  feasible, but not stationary
   5  infeasible, or likely infeasible
   6  a limit was reached before the constraints held
@@ -88,6 +88,22 @@ def explain(spec: SpecArgument, as_json: JsonOption = False) -> None:
         with _quiet(as_json):
             explanation = _load(spec)[0].explain()
         print(json.dumps(explanation.to_dict(), allow_nan=False) if as_json else explanation)
+
+
+@app.command(epilog=EPILOG)
+def check(
+    spec: SpecArgument,
+    *,
+    batch: Annotated[int | None, typer.Option(min=1, help="Rows of the planned minibatch.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What goes wrong, or may mislead, before anything is solved: conflicts, small groups, noise."""
+    with _refusals(as_json):
+        with _quiet(as_json):
+            found = _load(spec)[0].check(batch=batch)
+        print(json.dumps(found.to_dict(), allow_nan=False) if as_json else found)
+    if any(finding.severity == "error" for finding in found.findings):
+        raise typer.Exit(Exit.REFUSED)
 
 
 @app.command(epilog=EPILOG)

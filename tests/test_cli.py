@@ -105,6 +105,16 @@ def test_explain(spec: Path) -> None:
     assert json.loads(call("explain", spec, "--json").stdout)["method"] == "cvxpy"
 
 
+# ------------------------------------------------------------------------------------------ checking
+def test_check(spec: Path) -> None:
+    result = call("check", spec, "--batch", 8)
+    assert result.exit_code == Exit.SOLVED
+    assert "findings   0 errors, 0 warnings" in result.stdout
+    found = call("check", f"{spec}:impossible", "--json")
+    assert found.exit_code == Exit.REFUSED
+    assert json.loads(found.stdout)["findings"][0]["code"] == "W202"
+
+
 # ------------------------------------------------------------------------------------------ exit codes
 def test_every_status_has_its_code() -> None:
     assert set(CODES) == {status.value for status in Status}
