@@ -22,7 +22,6 @@ __all__ = [
     "driver",
     "language",
     "language_printing",
-    "level_codes",
     "loaded",
     "pandas",
     "probe",
@@ -62,11 +61,6 @@ def diagnostics_alive() -> ModuleType:
 def diagnostics_report() -> ModuleType:
     """`constrain.diagnostics.report`: the views of a solution's records."""
     return importlib.import_module("constrain.diagnostics.report")
-
-
-def level_codes() -> Any:
-    """`constrain.runtime.binding.level_codes`: the levels of columns of a sample."""
-    return attribute("constrain.runtime.binding:level_codes")
 
 
 def pandas() -> ModuleType:

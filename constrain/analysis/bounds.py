@@ -21,8 +21,17 @@ if TYPE_CHECKING:
 
     from constrain.language import nodes as n
     from constrain.language.atoms import Sign
+    from constrain.language.data import Data
 
-__all__ = ["ANYTHING", "Bounds", "apply_bounds", "bounds_of_value", "hull", "variable_bounds"]
+__all__ = [
+    "ANYTHING",
+    "Bounds",
+    "apply_bounds",
+    "bounds_of_column",
+    "bounds_of_value",
+    "hull",
+    "variable_bounds",
+]
 
 
 class Bounds(NamedTuple):
@@ -62,6 +71,11 @@ def bounds_of_value(value: Any) -> Bounds:
             return ANYTHING
         found = (float(array.min()), float(array.max()))
     return ANYTHING if math.isnan(found[0]) or math.isnan(found[1]) else Bounds(*found)
+
+
+def bounds_of_column(data: Data, name: str) -> Bounds:
+    """Least and largest entry of a column; unbounded for a stream, whose rows are not looked at."""
+    return ANYTHING if data.streamed else bounds_of_value(data.values(name))
 
 
 def variable_bounds(symbol: n.VariableSymbol) -> Bounds:

@@ -10,7 +10,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from constrain.analysis.bounds import ANYTHING, Bounds, apply_bounds, bounds_of_value, variable_bounds
+from constrain.analysis.bounds import (
+    ANYTHING,
+    Bounds,
+    apply_bounds,
+    bounds_of_column,
+    bounds_of_value,
+    variable_bounds,
+)
 from constrain.analysis.fact import (
     Fact,
     Form,
@@ -158,7 +165,7 @@ def _step(node: n.Node, parts: tuple[Fact, ...]) -> Fact:  # noqa: PLR0911, PLR0
             value = symbol.value
             return Fact("constant", bounds=ANYTHING if value is None else bounds_of_value(value))
         case n.Column(data=data, name=name):
-            return Fact("constant", bounds=bounds_of_value(data.values(name)))
+            return Fact("constant", bounds=bounds_of_column(data, name))
         case n.Codes() | n.Pinned():
             return Fact("constant")
         case n.Statistic():

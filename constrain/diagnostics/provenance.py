@@ -12,6 +12,7 @@ import numpy as np
 
 import constrain
 from constrain.runtime.binding import as_array
+from constrain.runtime.streams import StreamPopulation
 from constrain.solution.records import Provenance, plain
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class Facts:
 
 def fingerprint(population: Population) -> str:
     """16 digits of the SHA-256 over names, types, shapes and values of the used columns, as given."""
+    if isinstance(population, StreamPopulation):
+        return population.digest
     digest = hashlib.sha256()
     for name in sorted(population.columns):
         array = as_array(population.data.values(name))

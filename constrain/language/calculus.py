@@ -181,7 +181,7 @@ def _real(data: Data, name: str) -> bool:
     """Whether a column holds real numbers, as far as its type says it."""
     if isinstance(data, Region):
         return True
-    value = data.values(name)
+    value = data.example(name)
     kind = getattr(value, "dtype", None)
     if kind is not None:
         return any(word in str(kind).lower() for word in _FLOATING)

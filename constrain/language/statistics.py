@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from constrain.errors import ModelingError
+from constrain.errors import DataError, ModelingError
 from constrain.language import nodes as n
 from constrain.language.data import Data, Subset, as_list
 from constrain.language.expr import Constraint, Expr, as_event, as_expr, as_number, code, is_flag, shown
@@ -203,6 +203,14 @@ def forall(where: Data | Subset | Coordinate, relation: Expr | Constraint | Any)
         raise ModelingError("E117", "forall needs a sample first", at=here(), fix="forall(D, relation)")
     data = where if isinstance(where, Data) else where.data
     event = None if isinstance(where, Data) else where.event
+    if not data.positions:
+        raise DataError(
+            "E166",
+            f"forall({data.name}, ...) has a multiplier for every row, and the loader of {data.name!r} does "
+            "not say which row is which",
+            at=here(),
+            fix=f'cn.Data.from_dataset("{data.name}", dataset, columns=...), whose rows have positions',
+        )
     if isinstance(relation, bool):
         raise ModelingError(
             "E110",

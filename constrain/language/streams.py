@@ -339,6 +339,20 @@ class Stream(Data):
             self._counted = sum(_length(columns) for columns in self.batches())
         return self._counted
 
+    def counted(self, rows: int) -> None:
+        """Is told by a full pass how many rows there are.
+
+        Raises:
+            DataError: E171 when the source, or `rows=`, says another number.
+        """
+        if self._counted is not None and self._counted != rows:
+            raise DataError(
+                "E171",
+                f"a pass over {self.name!r} gave {rows} rows, and {self._counted} were expected",
+                fix="a loader that gives every row once per pass; rows= is the number of rows of a pass",
+            )
+        self._counted = rows
+
     def __repr__(self) -> str:
         listed = ", ".join(f"{c}:{s[1:]}" for c, s in self._shapes.items())
         rows = "rows not counted yet" if self._counted is None else f"{self._counted} rows"

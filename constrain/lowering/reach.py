@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from constrain._lazy import language_printing
-from constrain.analysis.bounds import ANYTHING, Bounds, bounds_of_value
+from constrain.analysis.bounds import ANYTHING, Bounds, bounds_of_column, bounds_of_value
 from constrain.analysis.curvature import analyze
 from constrain.analysis.fact import Fact
 from constrain.errors import ModelingError
@@ -95,7 +95,7 @@ def _seed(
     for x in n.postorder(root) if data or params else ():
         if isinstance(x, n.Column) and data and x.data.name in data:
             other = data[x.data.name]
-            known = bounds_of_value(other.values(x.name)) if x.name in other.columns else ANYTHING
+            known = bounds_of_column(other, x.name) if x.name in other.columns else ANYTHING
             memo[id(x)] = Fact("constant", bounds=known)
         if isinstance(x, n.Knob) and params and x.symbol.name in params:
             memo[id(x)] = Fact("constant", bounds=bounds_of_value(params[x.symbol.name]))

@@ -20,6 +20,7 @@ from constrain.errors import DataError, ModelingError
 from constrain.language import nodes as n
 from constrain.language.data import Data, suggest
 from constrain.language.regions import Region
+from constrain.language.streams import Stream
 from constrain.runtime.columns import (
     Column,
     as_array,
@@ -212,6 +213,11 @@ class Population:
     def sampled(self) -> bool:
         """Whether averages over all rows have a sampling error; those of quadrature have none."""
         return True
+
+    @property
+    def positioned(self) -> bool:
+        """Whether fresh rows have positions, so that each can have a multiplier of its own."""
+        return False
 
     @property
     def endless(self) -> bool:
@@ -410,6 +416,8 @@ def bind_population(
     if isinstance(data, Region):
         bound: Population = attribute("constrain.runtime.regions:bind_region")(data, device, dtype)
         return bound
+    if isinstance(data, Stream):
+        return attribute("constrain.runtime.streams:bind_stream")(data, used, device, dtype, reference)  # type: ignore[no-any-return]
     refuse_unknown_columns(data, used)
     there = {name: raw for name in used if _on_device(raw := data.values(name))}
     refuse_missing(data.name, {name: finite_rows(raw) for name, raw in there.items()})

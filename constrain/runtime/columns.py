@@ -74,7 +74,7 @@ class Column:
     Attributes:
         values: (rows, ...) numbers or truth values; of a text column (rows,) int64 codes, 0 where missing.
         texts: names of the codes of a text column, in their order; None for numbers.
-        declared: levels of a categorical column of numbers, in their order; None otherwise.
+        declared: levels that the type of a categorical column declares, in their order; None otherwise.
         missing: (rows,) rows with a missing or infinite entry; None when there is none.
     """
 
@@ -136,10 +136,9 @@ def _encoded(entries: list[Any], levels: list[str] | None, missing: NDArray[np.b
     if missing is not None:
         stand_in = next((v for v, gone in zip(entries, missing, strict=True) if not gone), "")
         entries = [stand_in if gone else v for v, gone in zip(entries, missing, strict=True)]
-    if levels is None:
-        levels = sorted(map(str, set(entries)))
-    order = {level: i for i, level in enumerate(levels)}
-    return Column(np.array([order.get(v, 0) for v in entries], dtype=np.int64), levels, missing=missing)
+    texts = sorted(map(str, set(entries))) if levels is None else levels
+    order = {level: i for i, level in enumerate(texts)}
+    return Column(np.array([order.get(v, 0) for v in entries], dtype=np.int64), texts, levels, missing)
 
 
 def _of_series(series: Any, shown: str) -> Column:

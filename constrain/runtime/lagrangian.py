@@ -316,6 +316,8 @@ class Lagrangian(nn.Module):
     def _positions(self, population: Population, given: Any) -> Rows:
         """Rows by position: a batch, or an index."""
         index, weight = (given.index, given.weight) if isinstance(given, Batch) else (given, None)
+        if isinstance(index, Mapping):
+            return population.given(index, weight)
         if weight is not None:
             weight = torch.as_tensor(weight).to(device=self.evaluator.device, dtype=self.evaluator.dtype)
         if isinstance(index, (slice, range)):

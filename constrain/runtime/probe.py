@@ -159,7 +159,7 @@ def _dtype(arg: n.Node, floating: torch.dtype) -> torch.dtype:
     value: Any
     match arg:
         case n.Column(data=data, name=name):
-            value = data.values(name)
+            value = data.example(name)
         case n.Array(symbol=symbol):
             value = symbol.value
         case _:

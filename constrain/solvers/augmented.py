@@ -130,7 +130,8 @@ class _Run:
         self.shift: list[Tensor | float] = [0.0 for _ in self.parts]
         rows = max([p.rows for p in self.evaluator.populations.values()], default=1)
         size = self.evaluator.decisions.size
-        auto = size <= SECOND_ORDER_SIZE and size * rows <= SECOND_ORDER_NUMBERS
+        streamed = any(p.data.streamed for p in self.evaluator.populations.values())
+        auto = size <= SECOND_ORDER_SIZE and size * rows <= SECOND_ORDER_NUMBERS and not streamed
         self.second_order = auto if self.options.second_order is None else self.options.second_order
         self.f_scale = 1.0
         self.c_scale = [1.0 for _ in self.parts]

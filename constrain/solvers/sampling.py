@@ -22,7 +22,7 @@ Sampling = Literal["auto", "shuffle", "stratified"]
 RARE = 4.0
 """Expected rows per batch below which a group counts as rare."""
 LEAST = 8
-"""Rows that a stratified batch has of each cell, if the cell has as many."""
+"""Rows that a stratified batch has of each cell, or an equal share of the batch where that is less."""
 
 
 def batch_size(batch: int | None, rows: int) -> int:
@@ -54,7 +54,7 @@ def strata(population: Population, size: int, wanted: Sampling = "auto") -> Stra
 
     Cells are the combinations of those conditions and groups of the problem of which a plain batch would
     have fewer than `RARE` rows of some group (of all conditions and groups with "stratified"). There are none
-    where the combinations are more than a quarter of the batch.
+    where a batch has less than two rows for each combination.
     """
     if wanted == "shuffle" or size >= population.rows or population.device.type == "meta":
         return None
@@ -73,7 +73,7 @@ def strata(population: Population, size: int, wanted: Sampling = "auto") -> Stra
         codes = codes * (int(own.max()) + 1) + own
         codes = torch.unique(codes, return_inverse=True)[1]
     cells = int(codes.max()) + 1
-    if cells == 1 or 4 * cells > size:
+    if cells == 1 or 2 * cells > size:
         return None
     counts = torch.bincount(codes, minlength=cells).tolist()
     sizes = _allocation(counts, size)
@@ -191,14 +191,14 @@ class BatchSampler:
         positions: Sequence[str] = (),
     ) -> None:
         populations = {data.name: p for data, p in evaluator.populations.items()}
-        self.sizes = {name: batch_size(batch, p.rows) for name, p in populations.items()}
+        self.sizes = {name: batch_size(batch or p.batch, p.rows) for name, p in populations.items()}
         self.per_epoch = max(
             (math.ceil(p.rows / self.sizes[name]) for name, p in populations.items()), default=100
         )
         self._sources: dict[str, _Shuffled | _Stratified | _Fresh] = {}
         for name, population in populations.items():
             size = self.sizes[name]
-            if population.endless and name not in positions:
+            if population.endless and (name not in positions or population.positioned):
                 self._sources[name] = _Fresh(population, size, generator)
                 continue
             cells = strata(population, size, sampling)
