@@ -9,7 +9,8 @@ proportional part uses a running residual, not the batch's own: the product of a
 gradient would be biased.
 
 Steps are scaled by `|grad f| / (|grad c| * spread of c)`, so that a change of units of a constraint or of the
-objective changes nothing.
+objective changes nothing. Among the entries of a block they are proportional to 1 / spread^2: an entry in
+other units keeps its pace, and so does a rare group, whose multiplier is small like its share.
 """
 
 from __future__ import annotations
@@ -171,7 +172,12 @@ class Lagrangian(nn.Module):
         assert part.rows is not None  # callers check
         return self.evaluator.populations[part.rows]
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(
+        self,
+        destination: dict[str, Any],
+        prefix: str,
+        keep_vars: bool,  # noqa: ARG002  # torch's signature
+    ) -> None:
         for part in self.parts:
             if part.rows is None:
                 place, shape = self._place[part.key]
@@ -189,7 +195,7 @@ class Lagrangian(nn.Module):
         self,
         state_dict: Mapping[str, Any],
         prefix: str,
-        local_metadata: Any,
+        local_metadata: Any,  # noqa: ARG002  # torch's signature
         strict: bool,
         missing_keys: list[str],
         unexpected_keys: list[str],
@@ -416,7 +422,7 @@ class Lagrangian(nn.Module):
                 else:
                     place, _ = self._place[part.key]
                     own = entries.reshape(-1).clamp(min=LEAST_SPREAD * pooled)
-                    self.scales[place] = (objective / (slope * own)).to(self.scales)
+                    self.scales[place] = (objective * own.min() / (slope * own.square())).to(self.scales)
 
     def _gradient_norms(self, estimate: Estimate, generator: torch.Generator | None) -> list[float]:
         scalars: list[Tensor] = [estimate.primal.objective]
