@@ -333,6 +333,7 @@ CERTIFIED = [label for label, row in TABLE.items() if row[1] != "unknown"]
 
 
 @pytest.mark.parametrize("label", CERTIFIED)
+@pytest.mark.semantics("S9")
 def test_certified_curvature_holds_at_midpoints(label):
     node = _moments(TABLE[label][0]().node)
     fact = analyze(node)

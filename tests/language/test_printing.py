@@ -140,6 +140,7 @@ WRITTEN = [
 
 
 @pytest.mark.parametrize(("written", "shown", "mathematics"), WRITTEN, ids=[row[0] for row in WRITTEN])
+@pytest.mark.semantics("S11")
 def test_text_and_latex(written, shown, mathematics):
     e = eval(written)
     assert str(e) == shown
@@ -581,6 +582,7 @@ def problems(draw):
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(problems())
+@pytest.mark.semantics("S11")
 def test_a_random_problem_evaluates_back(problem):
     assert same(problem)
     assert not re.search(r"\bnode\b|object at 0x", str(problem))

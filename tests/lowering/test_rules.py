@@ -104,6 +104,7 @@ def worst(evaluator):
 
 
 @pytest.mark.parametrize("name", RULES)
+@pytest.mark.semantics("S7")
 def test_same_feasible_set(name):
     _, truth, b = RULES[name]
     problem, _ = build(name, b)
@@ -237,6 +238,7 @@ def test_a_maximum_of_a_maximized_objective_is_left_alone():
 @pytest.mark.parametrize("method", ["cvxpy", "augmented"])
 @pytest.mark.parametrize("op", ["<=", ">=", "=="])
 @pytest.mark.parametrize("sense", ["minimize", "maximize"])
+@pytest.mark.semantics("S10")
 def test_sign_matrix(sense, op, method):
     """min/max x <=, >=, ==: the shadow price is d(value in the user's sense) / d(bound as written)."""
 

@@ -32,6 +32,7 @@ def estimates(kit, evaluator, count, size, rows, seed=0):
     ],
     ids=["mean", "conditional", "groups", "conditional groups", "rate", "parity"],
 )
+@pytest.mark.semantics("S12")
 def test_batches_are_unbiased(kit, statistic):
     D = kit.sample()
     s = cn.Model(kit.network(), "f")(D.x)
@@ -43,6 +44,7 @@ def test_batches_are_unbiased(kit, statistic):
     assert ((found.mean(0) - exact).abs() <= 4 * error).all()
 
 
+@pytest.mark.semantics("S12")
 def test_an_absent_group_contributes_nothing(kit):
     D, module = kit.sample(), kit.network()
     s = cn.Model(module, "f")(D.x)

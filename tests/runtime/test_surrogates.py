@@ -354,6 +354,7 @@ def far_apart(form):
 @pytest.mark.parametrize(
     ("form", "sense"), [(Sigmoid(scale=2.0), 1), (Power(scale=3.2), 1), (Hinge(scale=10.0), -1)], ids=str
 )
+@pytest.mark.semantics("S5")
 def test_multipliers_status_and_reports_see_the_exact_rate(form, sense):
     D, w, rate = far_apart(form)
     bound = 0.4 if sense > 0 else 0.7
