@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from constrain.language.expr import Expr
     from constrain.language.streams import Stream
 
-__all__ = ["Batch", "Data", "Subset", "as_list", "column_shape", "static_shape", "suggest"]
+__all__ = ["Batch", "Data", "Subset", "as_list", "column_shape", "hidden_column", "static_shape", "suggest"]
 
 SHOWN_LEVELS = 6
 """Levels of a text column that the representation of a sample lists."""
@@ -355,6 +355,12 @@ class Batch:
 
     def __repr__(self) -> str:
         return f"<Batch of {self.data.name}>"
+
+
+def hidden_column(value: Any) -> str | None:
+    """`D["rows"]` for the method `D.rows` when the sample has a column of that name."""
+    data, name = getattr(value, "__self__", None), getattr(value, "__name__", "")
+    return f'{data.name}["{name}"]' if isinstance(data, Data) and name in data.columns else None
 
 
 def suggest(word: str, known: Any) -> str:

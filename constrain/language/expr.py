@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from constrain._lazy import language, language_printing
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
-from constrain.language.data import Data, as_list, static_shape
+from constrain.language.data import Data, as_list, hidden_column, static_shape
 from constrain.language.location import here, name_in_caller
 from constrain.language.types import Type, type_of
 
@@ -84,11 +84,12 @@ def as_node(value: Any) -> n.Node:
             return n.Constant(number, loc=here())
     elif shape is not None:
         return n.Array(n.ArraySymbol.of(value, shape, name_in_caller(value)), loc=here())
+    column = hidden_column(value)
     raise ModelingError(
         "E117",
         f"a {type(value).__name__} cannot be part of an expression",
         at=here(),
-        fix="a column (D.x), f(D.x), a Variable, a Parameter, a number, an array or a tensor",
+        fix=column or "a column (D.x), f(D.x), a Variable, a Parameter, a number, an array or a tensor",
     )
 
 
@@ -156,7 +157,9 @@ def as_event(value: Any, where: str) -> Expr:
             "E105",
             f"{where} needs an event such as (f(D.x) > 0), got {shown(value)}",
             at=here(),
-            fix="a comparison of columns or models; for an average write E(...)",
+            fix="a comparison of columns or models; for an average write E(...)"
+            if value is not False
+            else 'a comparison of columns or models; a column called "name" or like a method is D["name"]',
         )
     if isinstance(value.node, n.Between):
         lower, e, upper = (code(Expr(x)) for x in n.children(value.node))

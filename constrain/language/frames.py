@@ -208,9 +208,10 @@ def _unusable(value: Any) -> str | None:
         return _TEMPORAL[kind]
     if kind in ("Struct", "Binary"):
         return "structs" if kind == "Struct" else "bytes"
-    if kind == "Unknown":  # of pandas: periods, intervals, complex numbers, sparse and extension types
-        native: Any = series.to_native()
-        if not hasattr(native.dtype, "subtype") or getattr(native.dtype, "kind", "O") not in "biuf":
-            named = _NUMPY_KINDS.get(getattr(native.dtype, "kind", "O"))
-            return named or f"entries of type {native.dtype}"
+    if kind == "Unknown" and series.null_count() < len(series):
+        native: Any = series.to_native()  # periods, intervals, complex numbers, sparse and extension types
+        own = getattr(native, "dtype", getattr(native, "type", "unknown"))
+        letter = getattr(own, "kind", "O")
+        if not hasattr(own, "subtype") or letter not in "biuf":
+            return _NUMPY_KINDS.get(letter, f"entries of type {own}")
     return None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from constrain.errors import DataError, ModelingError
 from constrain.language import nodes as n
-from constrain.language.data import Data, Subset, as_list
+from constrain.language.data import Data, Subset, as_list, hidden_column
 from constrain.language.expr import Constraint, Expr, as_event, as_expr, as_number, code, is_flag, shown
 from constrain.language.location import here
 from constrain.language.regions import Coordinate
@@ -46,7 +46,7 @@ def conditions(
                 "E118",
                 f"{word}(..., by=) needs columns with one value per row, got {shown(item)}",
                 at=here(),
-                fix="by=D.sex, or by=(D.sex, D.race) for their combinations",
+                fix=hidden_column(item) or "by=D.sex, or by=(D.sex, D.race) for their combinations",
             )
         if node.data is not population:
             raise ModelingError(

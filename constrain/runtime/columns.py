@@ -7,7 +7,7 @@ objects on the way, so that integers beyond 2^53 next to missing values stay wha
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, cast
@@ -118,6 +118,8 @@ def read_column(value: Any, shown: str) -> Column:
         return _of_frame(cast("Any", frame), shown)
     if isinstance(value, (list, tuple)):
         return _of_list(list(cast("Sequence[Any]", value)), shown)
+    if isinstance(value, np.ma.MaskedArray):
+        return _of_masked(cast("Any", value), shown)
     return _of_array(np.asarray(value), shown)
 
 
@@ -145,6 +147,10 @@ def _of_series(series: Any, shown: str) -> Column:
     """A column of a frame."""
     kind = type(series.dtype).__name__
     missing = series.is_null().to_numpy().astype(bool) if series.null_count() else None
+    if missing is not None and missing.all():
+        return Column(np.zeros(len(series)), missing=missing)
+    if kind in ("Int128", "UInt128"):
+        raise _too_large(shown)
     if kind in ("Categorical", "Enum"):
         return _of_levels(series.to_list(), declared_levels(series), missing, shown)
     if kind == "Boolean" or series.dtype.is_integer():
@@ -161,7 +167,18 @@ def _of_series(series: Any, shown: str) -> Column:
         return _encoded(series.to_list(), None, missing)
     if kind == "Unknown":
         return _of_array(np.asarray(series.to_numpy()), shown)
+    if kind == "Array":
+        array = np.asarray(series.to_numpy())
+        return _finite(array, missing) if array.dtype.kind in "biuf" else _of_objects(list(array), shown)
     return _of_objects(series.to_list(), shown)
+
+
+def _of_masked(array: Any, shown: str) -> Column:
+    """A masked array of NumPy: what is masked is missing."""
+    column = _of_array(np.asarray(array.data), shown)
+    masked = _any(np.ma.getmaskarray(array).reshape(len(array), -1), 1)
+    missing = masked if column.missing is None else np.logical_or(masked, column.missing)
+    return replace(column, missing=missing if missing.any() else None)
 
 
 def _of_levels(
@@ -234,8 +251,12 @@ def _of_table(array: NDArray[Any], shown: str) -> Column:
 def _of_integers(array: NDArray[Any], shown: str) -> Column:
     large = array.dtype.kind == "u" and array.size and int(array.max()) > _LARGEST
     if large or array.dtype.kind not in "iu":
-        raise DataError("E167", f"{shown} holds integers of more than 64 bits", fix="floating-point numbers")
+        raise _too_large(shown)
     return Column(array)
+
+
+def _too_large(shown: str) -> DataError:
+    return DataError("E167", f"{shown} holds integers of more than 64 bits", fix="floating-point numbers")
 
 
 def _of_objects(entries: list[Any], shown: str) -> Column:
@@ -266,9 +287,7 @@ def _of_objects(entries: list[Any], shown: str) -> Column:
     try:
         return Column(np.array([int(v) for v in numbers], dtype=np.int64), missing=missing)
     except OverflowError:
-        raise DataError(
-            "E167", f"{shown} holds integers of more than 64 bits", fix="floating-point numbers"
-        ) from None
+        raise _too_large(shown) from None
 
 
 def _any(flags: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:

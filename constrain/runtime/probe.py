@@ -23,6 +23,7 @@ from torch.nn.parameter import is_lazy
 
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
+from constrain.language.frames import as_series
 from constrain.language.types import type_of
 from constrain.runtime import rowwise
 
@@ -164,6 +165,10 @@ def _dtype(arg: n.Node, floating: torch.dtype) -> torch.dtype:
             value = symbol.value
         case _:
             return floating
+    series = as_series(value)
+    if series is not None:
+        whole = series.dtype.is_integer() or type(series.dtype).__name__ == "Boolean"
+        return torch.int64 if whole else floating
     while type(value) in (list, tuple) and len(value) > 0:
         value = value[0]
     if isinstance(value, Tensor):
