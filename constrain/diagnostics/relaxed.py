@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from constrain.language import nodes as n
-from constrain.runtime.binding import parameter_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -67,16 +66,9 @@ class Cost:
 
 def cost_of(evaluator: Evaluator, relaxation: Relaxation) -> Cost:
     """The cost with the current values of its weights."""
-    values = parameter_values(evaluator.program.parameters, evaluator.params)
     found = {"linear": 0.0, "squared": 0.0}
     for kind, weight in zip(relaxation.cost, relaxation.weights, strict=True):
-        match weight:
-            case n.Knob(symbol=symbol):
-                found[kind] += float(values[symbol])
-            case n.Constant(value=value):
-                found[kind] += float(value)
-            case _:
-                raise AssertionError(type(weight))
+        found[kind] += evaluator.constant(weight)
     return Cost(**found)
 
 

@@ -21,6 +21,7 @@ from constrain.diagnostics.table import (
     wrapped,
 )
 from constrain.errors import ModelingError
+from constrain.solution.storage import plain_dict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,9 @@ SHOWN = 6
 
 WIDTH = 110
 """Columns of a report."""
+
+JSON_NUMBERS = 10_000
+"""Largest array that a JSON report holds; `Solution.to_dict` and `Solution.save` hold all."""
 
 
 # ------------------------------------------------------------------------------------------ records
@@ -59,6 +63,8 @@ def constraint_rows(c: ConstraintResult) -> list[dict[str, Any]]:
         "violation": spread(c.violation),
         "verdict": list(c.train.verdicts) or [c.train.verdict] * size,
     }
+    if c.relaxation is not None:
+        columns |= {"relaxation": spread(c.relaxation)}
     if c.train.share is None:
         columns |= {"interval_lower": spread(c.train.lower), "interval_upper": spread(c.train.upper)}
     if c.holdout is not None and c.holdout.share is None:
@@ -73,7 +79,10 @@ def constraint_rows(c: ConstraintResult) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-HEADER = ("constraint", "as written", "value", "bound", "hold-out", "verdict", "multiplier", "shadow price")
+HEADER = (
+    *("constraint", "as written", "value", "bound", "relaxed by"),
+    *("hold-out", "verdict", "multiplier", "shadow price"),
+)
 
 
 def _table(s: Solution) -> list[tuple[str, ...]]:
@@ -114,6 +123,7 @@ def _block(s: Solution, c: ConstraintResult) -> list[tuple[str, ...]]:
                 c.text if position == 0 else "",
                 number(record["value"]),
                 bound,
+                _relaxed_by(record.get("relaxation", 0.0), s.record.tolerance),
                 shown,
                 record["holdout_verdict"] if held else record["verdict"],
                 number(record["multiplier"]) + mark if "multiplier" in record else "-",
@@ -121,21 +131,34 @@ def _block(s: Solution, c: ConstraintResult) -> list[tuple[str, ...]]:
             )
         )
     if len(records) > SHOWN:
-        rows.append((f"  ... and {len(records) - SHOWN} more", "", "", "", "", "", "", ""))
+        rows.append((f"  ... and {len(records) - SHOWN} more", *("" for _ in HEADER[1:])))
     return rows
 
 
+def _relaxed_by(size: float, tolerance: float) -> str:
+    return number(size) if size > tolerance else ""
+
+
+def _share(estimate: Estimate) -> str:
+    """`3.1% off`, or for a relaxed constraint `3.1% relaxed`."""
+    share = estimate.share or 0.0
+    if share == 0.0 and estimate.relaxed is not None:
+        return f"{100 * estimate.relaxed:.3g}% relaxed"
+    return f"{100 * share:.3g}% off"
+
+
 def _summary(s: Solution, c: ConstraintResult) -> tuple[str, ...]:
-    """One line for a constraint per row: shares of violated rows, largest multiplier."""
-    del s
-    held = "" if c.holdout is None else f"{100 * (c.holdout.share or 0.0):.3g}% off"
+    """One line for a constraint per row: shares of violated or relaxed rows, largest multiplier."""
+    held = "" if c.holdout is None else _share(c.holdout)
+    most = float(np.max(np.asarray(c.relaxation), initial=0.0)) if c.relaxation is not None else 0.0
     bounds = np.zeros(0) if isinstance(c.bound, tuple) else np.ravel(c.bound)
     bound = limit_text(float(bounds[0])) if bounds.size and np.ptp(bounds) == 0 else ""
     return (
         cut(f"{c.name} ({np.shape(c.value)[0]} rows)", 26),
         c.text,
-        f"{100 * (c.train.share or 0.0):.3g}% off",
+        _share(c.train),
         bound,
+        f"max {number(most)}" if most > s.record.tolerance else "",
         held,
         (c.holdout or c.train).verdict,
         f"max {number(float(np.max(np.abs(c.multiplier), initial=0.0)))}" if c.has_duals else "-",
@@ -167,13 +190,54 @@ def _status_text(s: Solution) -> str:
         words.append(f"on the hold-out {len(open_ones)} of {len(held)} constraints not confirmed")
     if not s.status.solved and s.message:
         words.append(s.message)
+    relaxed = _relaxed_words(s)
+    if relaxed:
+        words.append(f"relaxed: {', '.join(relaxed)}")
     return "; ".join(words)
 
 
+def _relaxed_words(s: Solution) -> list[str]:
+    """`parity by 0.013`, `fit in 12% of its rows by up to 1.3`, for constraints that gave way."""
+    words: list[str] = []
+    for name in s.names:
+        c = s[name]
+        sizes = np.zeros(0) if c.relaxation is None else np.ravel(np.asarray(c.relaxation))
+        most = float(np.max(sizes, initial=0.0))
+        if most <= s.record.tolerance:
+            continue
+        if c.rows is not None:
+            words.append(
+                f"{name} in {100 * (c.train.relaxed or 0.0):.3g}% of its rows by up to {number(most)}"
+            )
+        else:
+            words.append(f"{name} by {'up to ' if sizes.size > 1 else ''}{number(most)}")
+    return words
+
+
+def _row_lines(s: Solution) -> list[str]:
+    """Per constraint per row its quantiles, worst rows, and how many rows have a multiplier."""
+    lines: list[str] = []
+    for name in s.names:
+        summary = s[name].summary
+        if summary is None or not summary.rows:
+            continue
+        room = ", ".join(f"{100 * share:g}% {number(value, 3)}" for share, value in summary.quantiles.items())
+        pairs = zip(summary.worst_rows.tolist(), summary.worst_room.tolist(), strict=True)
+        worst = ", ".join(f"{row} ({number(value, 3)})" for row, value in pairs)
+        text = f"{name}: least room in rows {worst}; quantiles of the room {room}"
+        if summary.support is not None:
+            text += f"; {summary.support} rows with a multiplier"
+        lines.append(text)
+    return lines
+
+
 def _objective_text(s: Solution) -> str:
+    cost = s.relaxation_cost
     if s.sense == "find":
-        return "none (feasibility problem)"
+        return "none (feasibility problem)" + (f", cost of relaxing {number(cost, 6)}" if cost else "")
     shown = f"{s.sense} {number(s.objective, 6)}"
+    if cost:
+        shown += f" ({'after' if s.sense == 'maximize' else 'with'} {number(cost, 6)} for relaxing)"
     if s.holdout is not None:
         shown += f"   hold-out {plus_minus(s.holdout.objective, *s.holdout.interval)}"
     if s.bound is not None:
@@ -222,6 +286,8 @@ def _text(s: Solution) -> str:
     lines += wrapped("objective", _objective_text(s))
     if s.names:
         lines += aligned(fitted(_table(s), 1, WIDTH), left=2)
+    for text in _row_lines(s):
+        lines += wrapped("rows", text)
     first, second = _kkt_lines(s.record)
     lines += [*wrapped("KKT", first), *wrapped("", second)]
     for warning in s.warnings:
@@ -236,6 +302,8 @@ def _markdown(s: Solution) -> str:
     lines += [f"- route: {s.provenance.route}"] if s.provenance.route else []
     if s.names:
         lines += ["", *markdown(_table(s), left=2)]
+    if rows := _row_lines(s):
+        lines += ["", "## Rows", "", *(f"- {line}" for line in rows)]
     lines += ["", "## KKT", "", *(f"- {line}" for line in _kkt_lines(s.record))]
     if s.warnings:
         lines += ["", "## Warnings", "", *(f"- {warning}" for warning in s.warnings)]
@@ -252,7 +320,7 @@ def finite(value: Any) -> Any:
 
 
 def _json(s: Solution) -> str:
-    return json.dumps(finite(s.to_dict()), indent=1, ensure_ascii=False, allow_nan=False)
+    return json.dumps(finite(plain_dict(s, JSON_NUMBERS)), indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def report(s: Solution, path: str | Path | None = None, format: str | None = None) -> str:
@@ -335,7 +403,9 @@ def evaluation_text(e: Evaluation) -> str:
 
 def _estimate_rows(name: str, text: str, estimate: Estimate) -> list[tuple[str, ...]]:
     if estimate.share is not None:
-        shown = f"{estimate.share:.2%} of {estimate.smallest} rows violated"
+        relaxed = estimate.relaxed is not None and not estimate.share
+        share, word = (estimate.relaxed or 0.0, "relaxed") if relaxed else (estimate.share, "violated")
+        shown = f"{share:.2%} of {estimate.smallest} rows {word}"
         return [(name, text, shown, "", estimate.verdict)]
     shape = np.shape(estimate.value)
     values, lower, upper = (

@@ -186,6 +186,26 @@ class Evaluator:
                         fix=fix,
                     )
 
+    def per_row(self, node: n.Node, data: Data) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        """An expression per row of a sample of the problem, as a function of columns, with gradient.
+
+        Raises:
+            DataError: E184 when it needs a column that the problem does not use and rows do not carry.
+        """
+        population = self.populations[data]
+        wanted = {x.name for x in n.postorder(node) if isinstance(x, n.Column)}
+        missing = sorted(wanted - set(population.columns))
+        if missing:
+            raise DataError(
+                "E184",
+                f"{language_printing().text(node, limit=80)} needs the column {missing[0]!r} of "
+                f"{data.name!r}, which no term of the problem uses",
+                at=node.loc,
+                fix=f"columns among {', '.join(population.columns)}",
+            )
+        function = generate("per_row", self.tables, [(node, "exact")]).function
+        return lambda columns: self._run(function, columns, [], population)[0]
+
     def _event(self, event: n.Node, population: Population) -> Callable[[Mapping[str, Tensor]], Tensor]:
         """Which of some rows satisfy an event of the data alone: columns -> (rows,) bool."""
         function = generate("event", self.tables, [(event, "exact")]).function
@@ -220,6 +240,13 @@ class Evaluator:
             torch.as_tensor(as_array(self._parameters[s]).copy(), dtype=self.dtype, device=self.device)
             for s in self.tables.parameters
         ]
+
+    def constant(self, node: n.Node) -> float:
+        """The value of a number or a scalar parameter."""
+        if isinstance(node, n.Knob):
+            return float(self._parameters[node.symbol])
+        assert isinstance(node, n.Constant)  # what callers have
+        return float(node.value)
 
     def set_parameters(self, params: Mapping[str, Any] | None = None) -> None:
         """Takes the current values of parameters (or these overrides) without recompiling."""
@@ -437,10 +464,9 @@ class Evaluator:
     def _row_sides(self, data: Data, nodes: tuple[n.Node, ...]) -> list[Any]:
         function = generate("row_sides", self.tables, [(x, "exact") for x in nodes]).function
         population = self.populations[data]
-        pieces: list[list[Any]] = []
         with torch.no_grad():
-            for rows in population.chunks(self.chunk):
-                pieces.append(self._run(function, rows.columns, [], population))
+            chunks = population.chunks(self.chunk)
+            pieces = [self._run(function, rows.columns, [], population) for rows in chunks]
         return [
             torch.cat(list(column)) if isinstance(column[0], Tensor) and column[0].dim() else column[0]
             for column in zip(*pieces, strict=True)

@@ -8,6 +8,7 @@ from constrain.solution.answer import Evaluation, Solution
 from constrain.solution.constraint import ConstraintResult, PartResult
 from constrain.solution.loading import load
 from constrain.solution.records import KKT, Estimate, Number, Provenance, Status, Warn
+from constrain.solution.summary import Summary, summarize
 
 __all__ = [
     "KKT",
@@ -19,6 +20,8 @@ __all__ = [
     "Provenance",
     "Solution",
     "Status",
+    "Summary",
     "Warn",
     "load",
+    "summarize",
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from constrain.errors import NoDualsError
+from constrain.solution.summary import least, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from constrain.solution.records import Estimate, Number
+    from constrain.solution.summary import Summary
 
 __all__ = ["ConstraintResult", "PartResult", "labels_of", "slack_of", "violation_of"]
 
@@ -162,7 +164,7 @@ class ConstraintResult:
 
     @property
     def verdict(self) -> str:
-        """`holds`, `violated`, `undecided` or `compatible`: on the hold-out when there is one."""
+        """`holds`, `violated`, `undecided`, `compatible`, `relaxed`: on the hold-out when there is one."""
         return (self.holdout or self.train).verdict
 
     @property
@@ -187,12 +189,27 @@ class ConstraintResult:
         size = 1e-6 * (1 + np.abs(np.asarray(self.value, dtype=np.float64)))
         return float(np.mean(np.asarray(self.violation) > size)) if np.size(self.violation) else 0.0
 
+    @property
+    def summary(self) -> Summary | None:
+        """Of a constraint per row: shares, quantiles of the room, worst rows; None for other constraints.
+
+        `summarize(solution["fit"], worst=20)` of `constrain.solution` lists more rows.
+        """
+        return None if self.rows is None else summarize(self)
+
     def worst(self, count: int = 5) -> list[tuple[str, float]]:
-        """Names and slacks of the entries with the least slack."""
-        violation, slack = np.ravel(self.violation), np.ravel(self.slack)
-        order = np.lexsort((slack, -violation))[:count]
-        labels = self.labels
-        return [(labels[i], float(slack[i])) for i in order]
+        """Names and slacks of the entries with the least slack (of an equality, the largest residuals)."""
+        slack = np.ravel(np.asarray(self.slack, dtype=np.float64))
+        room = -np.abs(slack) if self.op == "==" else slack
+        return [(self._label(i), float(slack[i])) for i in least(room, count).tolist()]
+
+    def _label(self, i: int) -> str:
+        """The name of entry `i`, counted through all of `value`."""
+        shape = np.shape(self.value)
+        if self.rows is None:
+            return self.labels[i]
+        size = int(np.prod(shape[1:]))
+        return labels_of(f"{self.name}[row {self.rows[i // size]}]", (), (), shape[1:])[i % size]
 
     def __str__(self) -> str:
         shown = f"{self.name}: {self.text}; value {_short(self.value)}, {self.verdict}"

@@ -96,19 +96,30 @@ def save(solution: Solution, folder: str | Path) -> Path:
     return target
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, limit: int | None) -> Any:
     if isinstance(value, (np.ndarray, np.generic)):
-        return _plain(cast("np.ndarray[Any, Any]", value).tolist())
+        array = cast("np.ndarray[Any, Any]", value)
+        if limit is not None and array.size > limit:
+            return {"left_out": int(array.size)}
+        return _plain(array.tolist(), limit)
     if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        found = {f.name: _plain(getattr(value, f.name), limit) for f in fields(value)}
+        summary = getattr(value, "summary", None)
+        return found if summary is None else found | {"summary": _plain(summary, limit)}
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in cast("dict[Any, Any]", value).items()}
+        return {str(key): _plain(item, limit) for key, item in cast("dict[Any, Any]", value).items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in cast("list[Any]", value)]
+        return [_plain(item, limit) for item in cast("list[Any]", value)]
     return str(value) if isinstance(value, records.Status) else value
 
 
-def plain_dict(solution: Solution) -> dict[str, Any]:
-    """Everything but the decisions and the problem, as dictionaries, lists, numbers and text."""
+def plain_dict(solution: Solution, limit: int | None = None) -> dict[str, Any]:
+    """Everything but the decisions and the problem, as dictionaries, lists, numbers and text.
+
+    Args:
+        solution: of a solve.
+        limit: arrays with more numbers are left out, and only their size is told.
+    """
     skipped = (*_SKIPPED, "variables", "weights", "hidden")
-    return {f.name: _plain(getattr(solution, f.name)) for f in fields(solution) if f.name not in skipped}
+    kept = [f.name for f in fields(solution) if f.name not in skipped]
+    return {name: _plain(getattr(solution, name), limit) for name in kept}

@@ -7,7 +7,11 @@ residual of a part divided by its gradient norm and f the objective divided by i
 
 is minimized over the decisions (bounds kept exactly), then y <- y + rho r, clipped at 0 for inequalities.
 Rows of constraints per row are treated alike. Division by gradient norms makes the run independent of the
-units of the objective and of every constraint.
+units of the objective and of every constraint; where the user gave a unit (`.scale(s)`), that one is used.
+
+A constraint per row relaxed at a cost with a kink, h(z) = a z + b/2 z^2 with a > 0, stays a constraint
+here: minimized over its slack, its term of A is that above less max(0, |y + rho r| - a)^2 / (2 (b + rho)),
+which is smooth, and its multiplier is capped accordingly.
 
 Rates: the inner problem uses the differentiable surrogate, shifted by the difference to the exact rate at the
     last
@@ -26,6 +30,7 @@ import torch
 from scipy.optimize import minimize as _minimize  # pyright: ignore[reportUnknownVariableType]  # untyped
 from torch import Tensor
 
+from constrain.lowering.relaxation import rows_of
 from constrain.runtime.lagrangian import part_shapes
 from constrain.runtime.result import Ending, RawResult
 from constrain.solvers.newton import projected_gradient, projected_newton
@@ -35,12 +40,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from constrain.lowering.program import Part
-    from constrain.runtime.evaluator import Evaluator, Outer, Rows
+    from constrain.lowering.program import Part, Program, Relaxation
+    from constrain.runtime.evaluator import Evaluator, Outer
     from constrain.solvers.progress import Progress
 
 __all__ = ["AugmentedLagrangian"]
 
+SETTLED = 5
+"""Inner problems solved to tolerance after which a feasible point is taken, though rates jump across bounds."""
 SECOND_ORDER_SIZE = 1_000
 SECOND_ORDER_NUMBERS = 10_000_000
 """Most decisions, and decisions times rows, for which a dense Hessian is formed."""
@@ -123,6 +130,11 @@ class _Run:
     history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
     def __post_init__(self) -> None:
+        self.original = self.evaluator
+        self.costs: dict[str, tuple[float, float]] = {}
+        if any("linear" in relaxation.cost for relaxation in _row_relaxations(self.evaluator.program)):
+            self.evaluator = self.original.viewed(self.original.program.judged)
+            self.costs = _row_costs(self.original)
         self.parts: list[Part] = list(self.evaluator.program.parts)
         self.shapes = part_shapes(self.evaluator)
         self.dtype = torch.float64
@@ -156,6 +168,11 @@ class _Run:
         objective, residuals = self.residuals("exact")
         violation = scaled = complementarity = 0.0
         for part, r, y, scale in zip(self.parts, residuals, self.y, self.c_scale, strict=True):
+            if part.key in self.costs:
+                objective += self._relaxed(part, r)
+                step = self._multiplier(part, y + r / scale, 1.0, scale) - y
+                complementarity = max(complementarity, float(step.abs().amax()) if r.numel() else 0.0)
+                continue
             worst = float((r.abs() if part.kind == "==" else r.clamp(min=0)).amax()) if r.numel() else 0.0
             violation = max(violation, worst)
             scaled = max(scaled, worst / scale)
@@ -185,14 +202,39 @@ class _Run:
                 total = total + self._augmented(i, residual.to(self.dtype), self.y[i])
         return total
 
-    def _row_term(self, i: int, residual: Tensor, index: Rows) -> Tensor:
+    def _row_term(self, i: int, residual: Tensor, index: Tensor | slice) -> Tensor:
         return self._augmented(i, residual.to(self.dtype), self.y[i][index])
 
     def _augmented(self, i: int, residual: Tensor, y: Tensor) -> Tensor:
         scaled = residual / self.c_scale[i] + self.shift[i]
-        if self.parts[i].kind == "==":
-            return (y * scaled + 0.5 * self.rho * scaled.square()).sum()
-        return ((y + self.rho * scaled).clamp(min=0).square() - y.square()).sum() / (2 * self.rho)
+        part = self.parts[i]
+        moved = y + self.rho * scaled
+        reached = moved.abs() if part.kind == "==" else moved.clamp(min=0)
+        total = (reached.square() - y.square()).sum() / (2 * self.rho)
+        if part.key not in self.costs:
+            return total
+        cap, curvature = self._cost(part, self.c_scale[i])
+        return total - (reached - cap).clamp(min=0).square().sum() / (2 * (curvature + self.rho))
+
+    # ------------------------------------------------------------------------------------- relaxations
+    def _cost(self, part: Part, scale: float) -> tuple[float, float]:
+        """h'(0) and h'' of a relaxed part on the scaled problem."""
+        linear, squared = self.costs[part.key]
+        return linear * scale / self.f_scale, squared * scale**2 / self.f_scale
+
+    def _relaxed(self, part: Part, residual: Tensor) -> float:
+        """What relaxing a part costs at these residuals."""
+        linear, squared = self.costs[part.key]
+        z = residual.abs() if part.kind == "==" else residual.clamp(min=0)
+        return float((linear * z + 0.5 * squared * z.square()).sum())
+
+    def _multiplier(self, part: Part, moved: Tensor, rho: float, scale: float) -> Tensor:
+        """The multiplier after a step to `moved` = y + rho r, on the scaled problem."""
+        reached = moved if part.kind == "==" else moved.clamp(min=0)
+        if part.key not in self.costs:
+            return reached
+        cap, curvature = self._cost(part, scale)
+        return reached - reached.sign() * (reached.abs() - cap).clamp(min=0) * rho / (curvature + rho)
 
     # ------------------------------------------------------------------------------------------ setup
     def calibrate(self) -> None:
@@ -214,11 +256,11 @@ class _Run:
             else:
                 sign = signs[i]
 
-                def term(j: int, r: Tensor, index: Rows, i: int = i, sign: Tensor = sign) -> Tensor:
+                def term(j: int, r: Tensor, index: Tensor | slice, i: int = i, sign: Tensor = sign) -> Tensor:
                     return (r * sign[index].to(r.dtype)).sum() if j == i else r.sum() * 0
 
                 norm = self._norm(self.evaluator.pull([lambda outer: outer.objective * 0], term)[0][1])
-            self.c_scale[i] = norm if 1e-8 < norm < 1e8 else 1.0
+            self.c_scale[i] = part.scale or (norm if 1e-8 < norm < 1e8 else 1.0)
 
     @staticmethod
     def _norm(gradient: list[Tensor]) -> float:
@@ -255,6 +297,8 @@ class _Run:
         if not np.isfinite(self.evaluator.decisions.get()).all():
             self.evaluator.decisions.set(kept)
             ending, message = "diverged", "non-finite decisions; the start is returned"
+        if self.original is not self.evaluator:
+            self.original.refresh_scales(decisions=False)
         scale = [self.f_scale / c for c in self.c_scale]
         found = {p.key: (y * s).cpu().numpy() for p, y, s in zip(self.parts, self.y, scale, strict=True)}
         inner = "projected Newton" if self.second_order else f"L-BFGS-B, scipy {scipy.__version__}"
@@ -268,7 +312,7 @@ class _Run:
         point = self.point()
         self.rho = self.first_penalty(point)
         best = point.scaled_violation
-        tolerance = 1e-2
+        tolerance, settled = 1e-2, 0
         for outer in range(options.outer):
             self._shift()
             tolerance = max(0.1 * options.tolerance, tolerance)
@@ -283,9 +327,10 @@ class _Run:
                 return "unbounded", "the objective falls without bound"
             decisions.set(x)
             stationarity = float(np.abs(projected_gradient(x, gradient, low, high)).max(initial=0.0))
-            if self.evaluator.program.has_rates:
-                self.evaluator.refresh_scales()
-            point = self._update()
+            inner = self._update()
+            if self.evaluator.program.has_rates or self.evaluator.program.tails:
+                self.evaluator.refresh_scales(decisions=False)  # thresholds are minimized over, too
+            point = self.point()
             self._record(outer, point, stationarity)
             worst = max(point.scaled_violation, point.complementarity)
             if stationarity <= max(options.tolerance, tolerance) and worst <= options.tolerance:
@@ -293,11 +338,14 @@ class _Run:
                     return "converged", ""
                 tolerance = 0.1 * options.tolerance
                 continue
-            if stationarity <= 10 * tolerance and worst > options.decrease * best:
+            settled += max(stationarity, inner) <= options.tolerance
+            if settled >= SETTLED and point.scaled_violation <= options.tolerance:
+                return "converged", "up to the steps in which rates move"
+            if stationarity <= 10 * tolerance and inner > max(options.decrease * best, options.tolerance):
                 self.rho = min(self.rho * options.growth, options.max_penalty)
                 if self.rho >= options.max_penalty and point.scaled_violation > 1e3 * options.tolerance:
                     return "likely_infeasible", "the penalty reached its limit while the violation stays"
-            best = min(best, worst)
+            best = min(best, inner)
             tolerance *= 0.2
         return "limit", f"{options.outer} multiplier updates"
 
@@ -334,13 +382,26 @@ class _Run:
         exact, primal = self.residuals("exact")[1], self.residuals("primal")[1]
         self.shift = [(a - b) / s for a, b, s in zip(exact, primal, self.c_scale, strict=True)]
 
-    def _update(self) -> _Point:
-        """Y <- y + rho r from exact residuals."""
-        _, residuals = self.residuals("exact")
+    def _update(self) -> float:
+        """Y <- y + rho r from the residuals of the inner problem, whose gradients these multipliers balance.
+
+        Of rates they are the surrogates', shifted to be exact where the inner problem began; the shift of the
+        next inner problem takes up what has changed since.
+
+        Returns:
+            The largest violation of the inner problem, scaled, or failure of complementarity in it.
+        """
+        _, residuals = self.residuals("primal")
+        worst = 0.0
         for i, part in enumerate(self.parts):
-            y = self.y[i] + self.rho * residuals[i] / self.c_scale[i]
-            self.y[i] = y if part.kind == "==" else y.clamp(min=0)
-        return self.point()
+            scaled = residuals[i] / self.c_scale[i] + self.shift[i]
+            self.y[i] = self._multiplier(part, self.y[i] + self.rho * scaled, self.rho, self.c_scale[i])
+            if part.key in self.costs:
+                off = self._multiplier(part, self.y[i] + scaled, 1.0, self.c_scale[i]) - self.y[i]
+            else:
+                off = scaled if part.kind == "==" else torch.maximum(scaled, torch.minimum(self.y[i], -scaled))
+            worst = max(worst, float(off.abs().amax()) if off.numel() else 0.0)
+        return worst
 
     def _record(self, outer: int, point: _Point, stationarity: float) -> None:
         row: dict[str, Any] = {
@@ -368,6 +429,23 @@ def _combination(i: int, signs: Tensor) -> Callable[[Outer], Tensor]:
         return (residual * signs).sum()
 
     return combined
+
+
+def _row_relaxations(program: Program) -> list[Relaxation]:
+    """The relaxations of constraints per row whose costs are a sum over rows."""
+    found = [form.relaxation for form in program.forms if form.relaxation is not None]
+    return [r for r in found if r.parts and all(p.rows is not None and rows_of(p.rows) for p in r.parts)]
+
+
+def _row_costs(evaluator: Evaluator) -> dict[str, tuple[float, float]]:
+    """By part key the weights of the linear and the squared term of h."""
+    found: dict[str, tuple[float, float]] = {}
+    for relaxation in _row_relaxations(evaluator.program):
+        terms = {"linear": 0.0, "squared": 0.0}
+        for kind, weight in zip(relaxation.cost, relaxation.weights, strict=True):
+            terms[kind] += evaluator.constant(weight)
+        found |= {part.key: (terms["linear"], terms["squared"]) for part in relaxation.parts}
+    return found
 
 
 def _widen(mask: Tensor, like: Tensor) -> Tensor:
