@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -36,6 +37,7 @@ w, t, M = cn.Variable(3, "w"), cn.Variable((), "t"), cn.Variable((3, 3), "M")
 eps = cn.Parameter("eps", 0.05)
 tensor, array, rows, matrix = numbers(3), numbers(3).numpy(), [0.5, 1.5, 2.5], numbers(3, 3)
 series = pd.Series([0.5, 1.5, 2.5])
+r, s = cn.Uniform("r", 0.0, 1.0), cn.Box("s", [0.0, 0.0], [1.0, 2.0])
 
 # what is written; its text; its LaTeX
 WRITTEN = [
@@ -250,6 +252,14 @@ P(rows < D.x) ; D['columns'] * 2 ; D['x'] @ w ; E(D.y) <= 1 ; 1 >= E(D.y) ; E(D.
 tensor >= E(D.x) ; E(D.x) == array ; array <= E(D.x) ; cn.between(E(D.y), t, 2)
 forall(D, cn.between(-1, D.y * t, D.q)) ; forall(D, D.x @ w == D.y) ; f(D.x) * f(D.z) ; f(tensor)
 f(D.x + rows) ; eps * t ; -eps ; E(D.y) / E(D.q) - eps ; cn.between(0, t, 1).scale(3).relax(cost=cn.squared())
+cn.Var(D.y * t) ; cn.Cov(D.y, D.q * t, given=D.q > 1) ; cn.Corr(D.y, D.q, by=D.sex) ; cn.Var(D.x, by=D.c)
+cn.CVaR(D.y * t, 0.9) <= eps ; cn.Quantile(f(D.x), 0.5, given=D.sex == 'F', by=(D.sex, D.c))
+P(D.y > 0, surrogate=cn.surrogate.Power(order=3.0)) ; cn.indicator(D.y > 0, surrogate='hinge')
+cn.diff(torch.sin(r * t), r) ; cn.diff(torch.sin(r * t), r, 2) ; -cn.diff(r**3 * t, r, 3) * 2
+cn.diff(cn.sum(s**2, axis=-1) * t, s[..., 0]) ; cn.grad(cn.sum(s**3, axis=-1), s) ; cn.jacobian(s**2, s)
+cn.laplacian(cn.sum(s**4, axis=-1), s) ; cn.div(s**2, s) ; cn.hessian(cn.sum(s**3, axis=-1), s)
+E(r * t) ; forall(r, r * t <= 1) ; forall(r.where(r > 0.5), r * t <= 1) ; cn.weak(r * t, tests=3) == 0
+(E(D.y * t) >= 1).relax(cost=cn.linear(eps) + cn.squared(2.0)) ; forall(D, D.y * t >= 1).scale(2.0)
 """
 ALL = [row[0] for row in WRITTEN] + [s.strip() for s in ROUND.replace("\n", ";").split(";") if s.strip()]
 
@@ -257,6 +267,20 @@ ALL = [row[0] for row in WRITTEN] + [s.strip() for s in ROUND.replace("\n", ";")
 @pytest.mark.parametrize("written", ALL)
 def test_an_expression_evaluates_back(written):
     assert back(eval(written))
+
+
+def test_every_class_of_nodes_is_printed_above():
+    """A new class of nodes needs a text, LaTeX and source: add an expression that has it."""
+    codes = n.Codes(D, ("sex",))
+    pinned = n.Pinned(n.ArraySymbol("(median of y)", (), 0.5))
+    made = [n.Moment(D, (D.y * t).node, (D.y > 0).node, (D.sex.node,)), codes, pinned]
+    written = [eval(row).node for row in ALL]
+    assert {type(node) for node in n.postorder(*written, *made)} == set(get_args(n.AnyNode))
+    for node in [*written, *made]:
+        assert text(node)
+        assert latex(node)
+        assert repr(node).startswith(f"<{type(node).__name__}: ")
+        assert text(node, limit=3) == text(node)[:2] + "…" or len(text(node)) <= 3
 
 
 def test_numbers_keep_their_type():
