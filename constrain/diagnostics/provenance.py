@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import constrain
-from constrain.runtime.binding import as_array
+from constrain.runtime.columns import column_array
 from constrain.runtime.streams import StreamPopulation
 from constrain.solution.records import Provenance, plain
 
@@ -49,7 +49,9 @@ def fingerprint(population: Population) -> str:
         return population.digest
     digest = hashlib.sha256()
     for name in sorted(population.columns):
-        array = as_array(population.data.values(name))
+        if name.startswith("#"):  # level codes, derived from columns
+            continue
+        array = column_array(population.data, name)
         digest.update(f"{name}|{array.dtype.kind}|{array.shape}|".encode())
         if array.dtype.kind in "OUS":
             digest.update("\x1f".join(map(str, array.ravel().tolist())).encode())

@@ -84,6 +84,7 @@ def frame_columns(frame: Any, roles: Mapping[str, str | Sequence[str]]) -> dict[
             at=here(),
             fix="a frame of pandas, polars or arrow; cn.Data(name, x=..., y=...) takes arrays and tensors",
         )
+    column = attribute("narwhals.stable.v2:col")
     names = {str(c): c for c in cast("list[Any]", found.collect_schema().names())}  # pandas takes any name
     chosen = dict(roles) or {c: c for c in names}
     wanted: dict[str, None] = {}
@@ -97,12 +98,12 @@ def frame_columns(frame: Any, roles: Mapping[str, str | Sequence[str]]) -> dict[
             raise _twice(f"a column made of {several}")
         wanted.update(dict.fromkeys(several))
     if isinstance(found, attribute("narwhals.stable.v2:LazyFrame")):
-        found = found.select(*(names[c] for c in wanted)).collect()
+        found = found.select(*(column(names[c]) for c in wanted)).collect()
     return {
         role: (
             found.get_column(names[source])
             if isinstance(source, str)
-            else found.select(*(names[c] for c in source))
+            else found.select(*(column(names[c]) for c in source))
         ).to_native()
         for role, source in chosen.items()
     }

@@ -21,7 +21,7 @@ from constrain.backends.cvxpy.package import cp
 from constrain.errors import RouteError
 from constrain.language import nodes as n
 from constrain.language.types import type_of
-from constrain.runtime.binding import as_array
+from constrain.runtime.columns import read_column
 from constrain.runtime.result import Ending, RawResult
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _width(node: n.Node) -> int:
     if not kind.random or not kind.shape:
         return 1
     if isinstance(node, n.Column):
-        values = as_array(node.data.values(node.name))
+        values = read_column(node.data.values(node.name), node.name).values
         return math.ceil(np.count_nonzero(values) / len(node.data))
     return math.prod(kind.shape)
 
