@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from torch import Tensor
 
 from constrain._lazy import language_printing
 from constrain.errors import ModelingError
@@ -22,6 +21,8 @@ from constrain.lowering.orientation import direction
 from constrain.lowering.program import Tail
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from constrain.analysis.fact import Fact
     from constrain.language.data import Data
     from constrain.lowering.program import Trace
@@ -53,20 +54,7 @@ def sides_of(root: n.Node, side: int) -> dict[int, int]:
     return {id(x): found[id(x)] for x in order if isinstance(x, n.Statistic)}
 
 
-# --------------------------------------------------------------------------------------------- levels
-def _level_count(data: Data, columns: tuple[n.Column, ...]) -> int:
-    """Number of levels of a column, or of the combinations of several that occur."""
-    codes: list[np.ndarray[Any, Any]] = []
-    for column in columns:
-        value = data.values(column.name)
-        if isinstance(value, Tensor):
-            value = value.detach().cpu().numpy()
-        array = np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
-        array = array.astype(str) if array.dtype.kind in "OUS" else array
-        codes.append(np.unique(array, return_inverse=True)[1].reshape(-1))
-    return len(np.unique(np.stack(codes), axis=1).T)
-
-
+# --------------------------------------------------------------------------------------------- shapes
 def _shape(node: n.Node, word: str) -> tuple[int, ...]:
     shape = type_of(node).shape
     if shape is None:
@@ -90,10 +78,12 @@ class Tails:
 
     Args:
         trace: what was rewritten is recorded there.
+        bound: samples that replace those of the problem, by name: they have the levels.
     """
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, bound: Mapping[str, Data]) -> None:
         self.trace = trace
+        self.bound = bound
         self.hidden: list[n.VariableSymbol] = []
         self._made: dict[Any, Tail] = {}
         self._targets: dict[Any, list[str]] = {}
@@ -234,7 +224,8 @@ class Tails:
             name = f"({word} of {target})" if count == 1 else f"({word} {count} of {target})"
             shape = _shape(g, f"cn.{node.kind}")
             if node.by:
-                shape = (_level_count(data, node.by), *shape)
+                sample = self.bound.get(data.name, data)
+                shape = (len(sample.levels(*(c.name for c in node.by))), *shape)
             self._made[key] = self._new(node, kind, data, g, name, shape, decided=decided)
             self._targets[key] = []
         targets = self._targets[key]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from constrain.runtime.binding import Population, Rows
     from constrain.runtime.evaluator import Evaluator
 
-__all__ = ["Sample", "TailNumbers", "numbers", "set_thresholds", "thresholds"]
+__all__ = ["Sample", "TailNumbers", "numbers", "set_thresholds", "thresholds", "values_at_risk"]
 
 LOGISTIC = 3.0**0.5 / torch.pi
 """Width of the logistic density with standard deviation one."""
@@ -148,10 +148,12 @@ def _width(sample: Sample, spread: Tensor) -> Tensor:
     """Width of the surrogate of a quantile: Silverman's rule, per level and entry."""
     middle = (sample.quantiles(0.75) - sample.quantiles(0.25)) / 1.34
     robust = torch.where(middle > 0, torch.minimum(spread, middle), spread)
+    largest = sample.flat.abs().amax().double()
+    alone = torch.where(largest > 0, largest, torch.ones_like(largest))  # all values are the same
+    robust = torch.where(robust > 0, robust, alone)
     squares = Sample(sample.values, sample.weight.square(), sample.codes, sample.levels).totals
     rows = (sample.totals.square() / squares).clamp(min=1.0)
-    least = LEAST_WIDTH * sample.flat.abs().amax().double().clamp(min=1e-30)
-    return (LOGISTIC * 0.9 * robust * rows**-0.2).clamp(min=float(least))
+    return (LOGISTIC * 0.9 * robust * rows**-0.2).clamp(min=LEAST_WIDTH * float(largest))
 
 
 # ------------------------------------------------------------------------------------------ evaluation
@@ -254,6 +256,21 @@ def _weights(population: Population, rows: Rows, event: Any) -> Tensor:
     if population.base is not None and rows.index is not None:
         weight = weight * population.base[rows.index]
     return weight if rows.weight is None else weight * rows.weight
+
+
+def values_at_risk(evaluator: Evaluator) -> dict[str, Any]:
+    """By term the current thresholds of its `CVaR`s as numbers or arrays; a tuple of them when several."""
+    found: dict[str, list[Any]] = {}
+    for tail in evaluator.program.tails:
+        if tail.kind != "CVaR":
+            continue
+        hidden = isinstance(tail.threshold, n.VariableSymbol)
+        tensor = evaluator.decisions.variables[tail.threshold] if hidden else evaluator.held(tail.threshold)
+        assert tensor is not None  # generated code reads it
+        value = tensor.detach().cpu().double().numpy().copy()
+        for target in tail.targets:
+            found.setdefault(target, []).append(value if value.ndim else float(value))
+    return {target: own[0] if len(own) == 1 else tuple(own) for target, own in found.items()}
 
 
 @contextmanager

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["AugmentedLagrangian"]
 
 SETTLED = 5
-"""Inner problems solved to tolerance after which a feasible point is taken, though rates jump across bounds."""
+"""Inner problems solved to tolerance after which a feasible point is taken: rates jump across bounds."""
 SECOND_ORDER_SIZE = 1_000
 SECOND_ORDER_NUMBERS = 10_000_000
 """Most decisions, and decisions times rows, for which a dense Hessian is formed."""
@@ -399,7 +399,8 @@ class _Run:
             if part.key in self.costs:
                 off = self._multiplier(part, self.y[i] + scaled, 1.0, self.c_scale[i]) - self.y[i]
             else:
-                off = scaled if part.kind == "==" else torch.maximum(scaled, torch.minimum(self.y[i], -scaled))
+                slack = torch.minimum(self.y[i], -scaled)
+                off = scaled if part.kind == "==" else torch.maximum(scaled, slack)
             worst = max(worst, float(off.abs().amax()) if off.numel() else 0.0)
         return worst
 

@@ -420,7 +420,7 @@ LOWERINGS: dict[str, Lowering] = {
     "mean_levels": _mean_levels,
     "logsumexp_levels": _over_levels(cp.log_sum_exp),
     "norm_levels": _norm_levels,
-    "sum_squares_levels": _over_levels(lambda x, axis: cp.sum(cp.square(x), axis=axis)),
+    "sum_squares_levels": _over_levels(_squares),
     "take": _take,
     "variance": _squares_of_rows,
     "deviation": _norms_of_rows,
