@@ -10,6 +10,7 @@ from constrain.driver.routes import Route, choose, routes
 from constrain.errors import RouteError
 from constrain.lowering.classify import classify
 from constrain.lowering.lower import lower
+from constrain.runtime.estimates import ESTIMATORS, estimators
 
 if TYPE_CHECKING:
     from constrain.language.problem import Problem
@@ -40,7 +41,14 @@ class Explanation:
     program: Program
 
     def __str__(self) -> str:
-        blocks = [self.problem, self._sizes(), self._terms(), self._rewrites(), self._routes()]
+        blocks = [
+            self.problem,
+            self._sizes(),
+            self._terms(),
+            self._rewrites(),
+            self._estimates(),
+            self._routes(),
+        ]
         return "\n\n".join(block for block in blocks if block)
 
     def _sizes(self) -> str:
@@ -80,6 +88,25 @@ class Explanation:
         )
         return "\n".join(["rewritten", *steps]) if steps else ""
 
+    def _estimates(self) -> str:
+        """How minibatches estimate the terms, where the method of `auto` takes minibatches."""
+        if self.method != "lagrangian":
+            return ""
+        groups: dict[str, list[str]] = {}
+        for key, kind in estimators(self.program):
+            groups.setdefault(ESTIMATORS[kind], []).append(key)
+        rows = [part.key for part in self.program.parts if part.rows is not None]
+        if rows:
+            groups["the rows of the batch, each with its own multiplier"] = rows
+        lines = [f"  {', '.join(keys)}: {words}" for words, keys in groups.items()]
+        conditions = sum(m.given is not None or bool(m.by) for m in self.program.moments)
+        if conditions:
+            lines.append(
+                f"  {conditions} of {len(self.program.moments)} averages have a condition or groups: "
+                "weighted by their shares of the whole sample"
+            )
+        return "\n".join(["estimates", *lines])
+
     def _routes(self) -> str:
         lines = ["routes"]
         for route in self.routes:
@@ -105,6 +132,7 @@ class Explanation:
                 {"rule": s.rule, "target": s.target, "formula": s.formula, "exact": s.exact}
                 for s in self.program.trace
             ],
+            "estimators": dict(estimators(self.program)),
             "routes": [{"method": r.method, "open": r.open, "reason": r.reason} for r in self.routes],
             "method": self.method,
             "reason": self.reason,

@@ -16,6 +16,7 @@ from constrain.lowering.lower import lower
 from constrain.runtime.binding import as_array
 from constrain.runtime.decisions import precision
 from constrain.runtime.lagrangian import Lagrangian
+from constrain.runtime.multipliers import multiplier_functions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["compile", "kkt", "to_cooper", "to_cvxpy"]
 
 
-def compile(  # the public word
+def compile(  # noqa: PLR0913  # the public word and options
     problem: Problem,
     *,
     data: Data | Mapping[str, Data] | None = None,
@@ -38,6 +39,8 @@ def compile(  # the public word
     seed: int = 0,
     rate: float = 0.03,
     gain: float = 0.3,
+    estimator: Mapping[str, str] | str = "auto",
+    multipliers: Mapping[str, Any] | None = None,
 ) -> Lagrangian:
     """The Lagrangian as a module for a training loop of your own.
 
@@ -50,6 +53,10 @@ def compile(  # the public word
         seed: of the calibration of multiplier steps.
         rate: integral step of the multipliers per `ascend()`, dimensionless.
         gain: proportional gain, dimensionless; 0 gives plain gradient ascent.
+        estimator: "auto", or "batch", "halves" or "running" for all terms, or by term ("objective", names of
+            constraints); see `constrain.runtime.estimates`.
+        multipliers: by name of a constraint per row, an expression such as `lam(D.x)` with a model of its own
+            that gives its multipliers instead of a table.
 
     Returns:
         A module: `forward(batch)` gives the scalar to descend, `ascend()` moves the multipliers,
@@ -59,7 +66,8 @@ def compile(  # the public word
     kind = floating_type(program) if dtype is None else dtype
     chosen = place(program, device)
     setup = prepare(program, device=chosen, dtype=kind, data=data, params=params, reach=True)
-    lagrangian = Lagrangian(setup.evaluator, rate=rate, gain=gain)
+    functions = multiplier_functions(setup.evaluator, multipliers or {}, lr=1e-2)
+    lagrangian = Lagrangian(setup.evaluator, rate=rate, gain=gain, estimator=estimator, functions=functions)
     lagrangian.calibrate(torch.Generator().manual_seed(seed))
     return lagrangian
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from constrain._lazy import backend
 from constrain.errors import ModelingError, RouteError
-from constrain.language import nodes as n
+from constrain.runtime.estimates import estimators
 from constrain.solvers.augmented import AugmentedLagrangian
 from constrain.solvers.primal_dual import PrimalDual
 
@@ -22,6 +22,8 @@ __all__ = ["BUILT_IN", "METHODS", "Route", "choose", "make_solver", "routes"]
 
 BUILT_IN: dict[str, Any] = {"augmented": AugmentedLagrangian, "lagrangian": PrimalDual}
 METHODS = ("auto", "cvxpy", "augmented", "lagrangian", "cooper")
+TRAINING = ("batch", "epochs", "optimizer", "estimator", "sampling", "multipliers")
+"""Options that only minibatch training has."""
 FULL_DATA_WORK = 100_000_000
 """Rows times trainable parameters up to which exact full-data gradients are the default for models."""
 
@@ -78,37 +80,12 @@ def _lagrangian(program: Program, facts: Facts) -> Route:
     if not program.populations:
         return Route("lagrangian", False, "the problem has no data: there are no minibatches to draw")
     text = "minibatches, exact values for the multipliers"
-    biased = _not_affine(program)
-    if biased:
-        text += f"; {biased} is not affine in the averages: its minibatch gradient is biased"
+    for kind, how in (("halves", "two half batches"), ("running", "running averages")):
+        names = [key for key, found in estimators(program) if found == kind]
+        if names:
+            listed = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+            text += f"; {listed} is not affine in the averages: {how}"
     return Route("lagrangian", True, text)
-
-
-def _not_affine(program: Program) -> str | None:
-    """Name of a term in which averages are divided, multiplied or otherwise bent."""
-    bent = {
-        "div",
-        "mul",
-        "pow",
-        "square",
-        "abs",
-        "maximum",
-        "max",
-        "max_levels",
-        "norm",
-        "sum_squares",
-        "exp",
-        "log",
-    }
-    for key, root in (("objective", program.objective), *((p.key, p.residual) for p in program.parts)):
-        for node in n.postorder(root):
-            if isinstance(node, n.Apply) and node.atom in bent:
-                random = [x for x in node.args if n.mentions(x, n.Moment)]
-                if random and not (
-                    node.atom in ("div", "mul") and len(random) == 1 and random[0] is node.args[0]
-                ):
-                    return key
-    return None
 
 
 def _cooper(program: Program, facts: Facts) -> Route:
@@ -130,7 +107,7 @@ def choose(program: Program, facts: Facts, options: Mapping[str, Any]) -> tuple[
         RouteError: E125 when no method takes the problem; the message lists each one's reason.
     """
     answers = {route.method: route for route in routes(program, facts)}
-    asked = [name for name in ("batch", "epochs", "optimizer") if options.get(name) is not None]
+    asked = [name for name in TRAINING if options.get(name) is not None]
     if asked and answers["lagrangian"].open:
         return "lagrangian", f"{asked[0]}= asks for minibatch training"
     if answers["cvxpy"].open:

@@ -7,7 +7,7 @@ from constrain.language.atoms import ATOMS
 
 __all__ = ["degree"]
 
-_SQUARES = frozenset(("square", "sum_squares"))
+_SQUARES = frozenset(("square", "sum_squares", "sum_squares_levels"))
 _DIVISIONS = frozenset(("div",))
 
 
@@ -44,6 +44,8 @@ def _apply(node: n.Apply, parts: list[int]) -> int | None:
     if atom == "pow":
         exponent = node.args[1]
         return 2 * parts[0] if isinstance(exponent, n.Constant) and exponent.value == 2 else None
+    if atom == "variance":  # second moment minus the square of the first
+        return max(parts[0], 2 * parts[1])
     if atom == "quad_form":
         return 2 * parts[0] + parts[1]
     if atom == "linear":

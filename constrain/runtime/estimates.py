@@ -19,7 +19,7 @@ unbiased for any u; a group that the batch lacks leaves its average where it was
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from constrain.runtime.compiled import Job
     from constrain.runtime.evaluator import Evaluator
 
-__all__ = ["ESTIMATORS", "Estimate", "Estimator", "Kind", "describe", "estimator_of"]
+__all__ = ["ESTIMATORS", "Estimate", "Estimator", "Kind", "describe", "estimator_of", "estimators"]
 
 Kind = Literal["batch", "halves", "running"]
 ESTIMATORS: dict[Kind, str] = {
@@ -60,13 +60,17 @@ def estimator_of(root: n.Node) -> Kind:
     return "halves" if found == 2 else "batch"
 
 
+def estimators(program: Program) -> list[tuple[str, Kind]]:
+    """Estimator of the objective and of every part that is no constraint per row, by key."""
+    averaged = ((part.key, part.residual) for part in program.parts if part.rows is None)
+    return [(key, estimator_of(root)) for key, root in (("objective", program.objective), *averaged)]
+
+
 def describe(program: Program) -> list[tuple[str, str]]:
     """Per term, "objective" or the constraint's part, its estimator in words."""
-    lines = [("objective", ESTIMATORS[estimator_of(program.objective)])]
-    for part in program.parts:
-        text = "every row of the batch" if part.rows is not None else ESTIMATORS[estimator_of(part.residual)]
-        lines.append((part.key, text))
-    return lines
+    words = {key: ESTIMATORS[kind] for key, kind in estimators(program)}
+    keys = ["objective", *(part.key for part in program.parts)]
+    return [(key, words.get(key, "every row of the batch")) for key in keys]
 
 
 @dataclass
@@ -144,7 +148,8 @@ class Estimator(nn.Module):
         """The running averages, one tensor per moment."""
         flat = self.primal if mode == "primal" else self.exact
         sizes = [shape.numel() for shape in self.shapes]
-        return [x.reshape(shape) for x, shape in zip(flat.split(sizes), self.shapes, strict=True)]
+        pieces = cast("tuple[Tensor, ...]", flat.split(sizes))
+        return [x.reshape(shape) for x, shape in zip(pieces, self.shapes, strict=True)]
 
     # -------------------------------------------------------------------------------------- estimates
     def forward(self, batches: Mapping[str, Rows]) -> Estimate:
@@ -243,6 +248,11 @@ class Estimator(nn.Module):
         return [v + c for v, c in zip(values, changes, strict=True) if v is not None]
 
     # ---------------------------------------------------------------------------------- running state
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in ("primal", "exact"):
+            destination[prefix + name] = destination[prefix + name].clone()  # a snapshot is a copy
+
     @torch.no_grad()
     def learn(self, estimate: Estimate) -> None:
         """Moves the running averages towards those of a batch."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -356,7 +356,8 @@ class Evaluator:
             flat = torch.cat([x.reshape(count, -1).to(kind) for x in integrands], 1)
             sums = self._segments(flat, weight, codes, stratum) / over
             widths = [x[0].numel() if count else 1 for x in integrands]
-            for p, x, piece in zip(places, integrands, sums.split(widths, -1), strict=True):
+            pieces = cast("tuple[Tensor, ...]", sums.split(widths, -1))
+            for p, x, piece in zip(places, integrands, pieces, strict=True):
                 result[p] = piece.reshape((*piece.shape[:-1], *x.shape[1:]))
         return result
 

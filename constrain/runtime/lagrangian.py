@@ -16,7 +16,7 @@ other units keeps its pace, and so does a rare group, whose multiplier is small 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -323,7 +323,7 @@ class Lagrangian(nn.Module):
         """Rows by position: a batch, or an index."""
         index, weight = (given.index, given.weight) if isinstance(given, Batch) else (given, None)
         if isinstance(index, Mapping):
-            return population.given(index, weight)
+            return population.given(cast("Mapping[str, Any]", index), weight)
         if weight is not None:
             weight = torch.as_tensor(weight).to(device=self.evaluator.device, dtype=self.evaluator.dtype)
         if isinstance(index, (slice, range)):

@@ -7,10 +7,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from constrain._lazy import language_printing
+from constrain.errors import ModelingError
+from constrain.language import nodes as n
+from constrain.language.data import suggest
+from constrain.language.expr import Expr
+from constrain.language.types import type_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["MultiplierFunction"]
+    from constrain.lowering.program import Part, Program
+    from constrain.runtime.evaluator import Evaluator
+
+__all__ = ["MultiplierFunction", "multiplier_functions"]
 
 
 class MultiplierFunction(nn.Module):
@@ -45,3 +55,63 @@ class MultiplierFunction(nn.Module):
             self.optimizer.zero_grad(set_to_none=True)
             (value * gradient.to(value.dtype)).sum().backward()
         self.optimizer.step()
+
+
+def multiplier_functions(
+    evaluator: Evaluator, given: Mapping[str, Any], lr: float
+) -> dict[str, MultiplierFunction]:
+    """The functions that give the multipliers of constraints per row.
+
+    Args:
+        evaluator: the program with data.
+        given: by constraint name an expression per row, such as `lam(D.x)` with a model of its own.
+        lr: step of their ascent.
+
+    Raises:
+        ModelingError: E183 for a name that is no constraint per row, an expression of other rows or of
+            another shape, or a model that the problem trains.
+    """
+    return {name: _function(evaluator, name, value, lr) for name, value in given.items()}
+
+
+def _function(evaluator: Evaluator, name: str, value: Any, lr: float) -> MultiplierFunction:
+    part = _part(evaluator.program, name)
+    node = value.node if isinstance(value, Expr) else None
+    shown = language_printing().text(node, limit=80) if node is not None else repr(value)
+    fix = f"multipliers={{{name!r}: lam(...)}} with lam = cn.Model(net, 'lam')"
+    assert part.rows is not None  # checked in _part
+    if node is None or type_of(node).rows is not part.rows:
+        raise ModelingError(
+            "E183", f"{shown} is no expression per row of {part.rows.name!r}, the rows of {name!r}", fix=fix
+        )
+    own, wanted = type_of(node).shape, type_of(part.residual).shape
+    if own is not None and wanted is not None and own != wanted:
+        raise ModelingError(
+            "E183", f"{shown} has shape {own} per row, the constraint {name!r} has {wanted}", fix=fix
+        )
+    models = list(dict.fromkeys(x.model for x in n.postorder(node) if isinstance(x, n.Call)))
+    if not models or any(m in evaluator.program.models for m in models):
+        raise ModelingError(
+            "E183", f"{shown} has no model of its own whose parameters could ascend", at=node.loc, fix=fix
+        )
+    module = nn.ModuleList([m.module for m in models])
+    return MultiplierFunction(evaluator.per_row(node, part.rows), module.to(evaluator.device), lr)
+
+
+def _part(program: Program, name: str) -> Part:
+    rowwise = [p for p in program.parts if p.rows is not None]
+    own = [p for p in rowwise if p.constraint == name]
+    if not own:
+        names = [p.constraint for p in rowwise]
+        raise ModelingError(
+            "E183",
+            f"{name!r} is no constraint per row{suggest(name, names)}",
+            fix=f"one of {', '.join(names)}" if names else "forall(D, relation)",
+        )
+    if len(own) > 1:
+        raise ModelingError(
+            "E183",
+            f"{name!r} has {len(own)} one-sided parts per row, and one function gives one multiplier",
+            fix="one constraint for each side",
+        )
+    return own[0]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from constrain.runtime.lagrangian import Lagrangian
+from constrain.runtime.multipliers import multiplier_functions
 from constrain.solvers.sampling import BatchSampler, Sampling
 from constrain.solvers.training import IterateJudge, epochs_or_default, half_cosine, train
 
@@ -56,6 +57,9 @@ class PrimalDual:
         estimator: "auto", or "batch", "halves" or "running" for all terms, or by term ("objective", names of
             constraints); see `constrain.runtime.estimates`.
         sampling: "shuffle", "stratified", or "auto": stratified where a group would be rare in a batch.
+        multipliers: by name of a constraint per row, an expression such as `lam(D.x)` with a model of its own
+            that gives its multipliers instead of a table; serves fresh samples and streams as well.
+        multiplier_lr: learning rate of these models.
         refresh: steps between exact passes over the full data that reset the running averages and residuals;
             None makes one after every epoch.
         seed: of batches and calibration.
@@ -73,6 +77,8 @@ class PrimalDual:
     warmup: int = 1
     estimator: Mapping[str, str] | str = "auto"
     sampling: Sampling = "auto"
+    multipliers: Mapping[str, Any] | None = None
+    multiplier_lr: float = 1e-2
     refresh: int | None = None
     seed: int = 0
     tolerance: float = 1e-4
@@ -114,11 +120,13 @@ class _Training:
             if options.gain is None
             else options.gain
         )
-        self.lagrangian = Lagrangian(evaluator, gain=gain, estimator=options.estimator)
+        functions = multiplier_functions(evaluator, options.multipliers or {}, options.multiplier_lr)
+        self.lagrangian = Lagrangian(evaluator, gain=gain, estimator=options.estimator, functions=functions)
         tensors = evaluator.decisions.tensors
         make = options.optimizer
         self.optimizer = torch.optim.Adam(tensors, lr=options.lr) if make is None else make(tensors)
-        rows = [p.rows.name for p in evaluator.program.parts if p.rows is not None]
+        tables = [p for p in evaluator.program.parts if p.rows is not None and p.constraint not in functions]
+        rows = [p.rows.name for p in tables if p.rows is not None]
         self.sampler = BatchSampler(evaluator, options.batch, self.generator, options.sampling, rows)
         self.epochs = epochs_or_default(options.epochs, self.sampler.per_epoch)
         self.total = max(self.epochs * self.sampler.per_epoch, 1)

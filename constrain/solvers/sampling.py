@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor
@@ -71,15 +71,21 @@ def strata(population: Population, size: int, wanted: Sampling = "auto") -> Stra
         if stratum.mask is not None:
             own = 2 * own + stratum.mask.cpu().to(torch.int64)
         codes = codes * (int(own.max()) + 1) + own
-        codes = torch.unique(codes, return_inverse=True)[1]
+        codes = _compact(codes)
     cells = int(codes.max()) + 1
     if cells == 1 or 2 * cells > size:
         return None
-    counts = torch.bincount(codes, minlength=cells).tolist()
+    counts = cast("list[int]", torch.bincount(codes, minlength=cells).tolist())
     sizes = _allocation(counts, size)
     drawn = sum(sizes)
     weights = [c / population.rows * drawn / s for c, s in zip(counts, sizes, strict=True)]
     return Strata(codes, counts, sizes, weights)
+
+
+def _compact(codes: Tensor) -> Tensor:
+    """The codes without gaps."""
+    _, found = cast("tuple[Tensor, Tensor]", torch.unique(codes, return_inverse=True))
+    return found
 
 
 def _allocation(counts: Sequence[int], size: int) -> list[int]:
@@ -94,7 +100,7 @@ class _Cycle:
     """Positions of some rows, shuffled again whenever they are used up."""
 
     def __init__(self, positions: Tensor, generator: torch.Generator) -> None:
-        self.positions = positions
+        self.positions: Tensor = positions
         self.generator = generator
         self.place = len(positions)
 
@@ -103,7 +109,8 @@ class _Cycle:
         found: list[Tensor] = []
         while count > 0:
             if self.place >= len(self.positions):
-                self.positions = self.positions[torch.randperm(len(self.positions), generator=self.generator)]
+                order = torch.randperm(len(self.positions), generator=self.generator)
+                self.positions = self.positions[order]
                 self.place = 0
             piece = self.positions[self.place : self.place + count]
             self.place += len(piece)
@@ -142,7 +149,8 @@ class _Stratified:
         self.population = population
         self.sizes = cells.sizes
         order = torch.argsort(cells.codes, stable=True)
-        self.cycles = [_Cycle(p, generator) for p in order.split(cells.counts)]
+        pieces = cast("tuple[Tensor, ...]", order.split(cells.counts))
+        self.cycles = [_Cycle(p, generator) for p in pieces]
         weights = torch.tensor(cells.weights, dtype=population.dtype)
         self.weight = weights.repeat_interleave(torch.tensor(cells.sizes)).to(population.device)
 
