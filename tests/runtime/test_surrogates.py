@@ -429,6 +429,35 @@ def test_a_spread_never_falls_below_a_quarter_of_the_largest():
     assert float(spreads[0]) == pytest.approx(10 * first)
 
 
+def test_margins_far_on_one_side_keep_a_gradient():
+    """All rows raise the alarm, a hundred deviations from the threshold: the surrogate reaches them."""
+    far = Bench()
+    D = cn.Data("far", m=100.0 + far.margins[:, 0])
+    w = cn.Variable((), "w")
+    w.value = 0.0
+    program = lower(cn.minimize(P(D.m + w > 0) + 0 * w))
+    decisions = Decisions(program, torch.device("cpu"), torch.float64)
+    evaluator = Evaluator(program, decisions, dtype=torch.float64)
+    ((value, (slope,)),) = evaluator.pull([lambda outer: outer.objective])
+    assert value == pytest.approx(1 / (1 + math.exp(-1 / (4 * DEFAULT.temperature))), abs=0.02)
+    assert float(slope) > 1e-4
+
+
+@pytest.mark.parametrize("quantile", [0.5, 0.84, 0.97])
+def test_a_threshold_inside_of_the_margins_has_their_own_spread(quantile):
+    margin = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    spreads, widest = torch.ones(1), torch.zeros(1)
+    functions.update_spreads(spreads, widest, [margin - torch.quantile(margin, quantile)])
+    assert float(spreads[0]) == pytest.approx(1.0, rel=0.03)
+
+
+def test_the_nearest_rows():
+    margin = torch.cat([torch.full((98,), -7.0), torch.tensor([0.5, 3.0])])
+    assert float(functions.nearest(margin)) == 3.0
+    assert float(functions.nearest(margin, 0.01)) == 0.5
+    assert float(functions.nearest(torch.tensor([4.0]))) == 4.0
+
+
 # ------------------------------------------------------------------------------------------- objects
 def test_surrogates_are_values():
     assert Sigmoid() == Sigmoid(temperature=0.25)
