@@ -108,7 +108,8 @@ class Estimator(nn.Module):
         kinds: estimator by term ("objective", constraint name or part key), or one for all terms; "auto"
             chooses by the degree in the averages.
 
-    State: the running averages, of the surrogates (`primal`) and of the exact events (`exact`), flat.
+    State: the running averages, of the exact events (`exact`) and, where the problem has rates, of their
+    surrogates (`primal`), flat.
 
     Raises:
         ModelingError: E141 for an unknown estimator or term.
@@ -128,9 +129,9 @@ class Estimator(nn.Module):
         self._samples = [{m.data.name for m in _moments(root)} for root in roots]
         self._used = [{evaluator.program.moments.index(m) for m in _moments(root)} for root in roots]
         self._groups: dict[frozenset[str], dict[Kind, tuple[int, ...]]] = {}
-        self.shapes: list[torch.Size] = []
+        self._views: dict[str, tuple[Tensor, list[Tensor]]] = {}
         exact = evaluator.moments("exact")
-        self.shapes = [m.shape for m in exact]
+        self.shapes: list[torch.Size] = [m.shape for m in exact]
         dtype = torch.promote_types(evaluator.dtype, torch.float32)
         flat = self._flat(exact).to(dtype)
         self.register_buffer("exact", flat)
@@ -146,10 +147,13 @@ class Estimator(nn.Module):
 
     def running(self, mode: str) -> list[Tensor]:
         """The running averages, one tensor per moment."""
-        flat = self.primal if mode == "primal" else self.exact
-        sizes = [shape.numel() for shape in self.shapes]
-        pieces = cast("tuple[Tensor, ...]", flat.split(sizes))
-        return [x.reshape(shape) for x, shape in zip(pieces, self.shapes, strict=True)]
+        flat = self.primal if mode == "primal" and self.rates else self.exact
+        held, views = self._views.get(mode, (None, []))
+        if held is not flat:
+            pieces = cast("tuple[Tensor, ...]", flat.split([shape.numel() for shape in self.shapes]))
+            views = [x.view(shape) for x, shape in zip(pieces, self.shapes, strict=True)]
+            self._views[mode] = (flat, views)
+        return views
 
     # -------------------------------------------------------------------------------------- estimates
     def forward(self, batches: Mapping[str, Rows]) -> Estimate:
@@ -196,22 +200,20 @@ class Estimator(nn.Module):
     ) -> None:
         """Batch averages of one sample's moments, centered at the running ones."""
         running = self.running(mode)
-        found = self.evaluator.reduce_all(job, values[: len(job.moments)], batch, batch.count)
-        shares = self.evaluator.shares(job, batch)
-        for i, m, share in zip(job.moments, found, shares, strict=True):
-            means.all[i] = _centered(m, running[i], share)
+        centers = [running[i] for i in job.moments]
+        evaluator = self.evaluator
+        found = evaluator.reduce_all(job, values, batch, batch.count, centers=centers)
+        for i, m in zip(job.moments, found, strict=True):
+            means.all[i] = m
         if halves.isdisjoint(job.moments) or batch.whole:
             return
-        half = batch.every_other()
         count = batch.count // 2
         if count == 0:
             raise ModelingError("E182", "two half batches need a batch of at least two rows", fix="batch=2")
-        found = self.evaluator.reduce_all(job, values[: len(job.moments)], batch, count, half)
-        shares = self.evaluator.shares(job, batch, half)
-        for i, m, share in zip(job.moments, found, shares, strict=True):
-            means.first[i] = _centered(m, running[i], share)
-            rest = batch.count - count
-            means.second[i] = (means.all[i] * batch.count - means.first[i] * count) / rest
+        found = evaluator.reduce_all(job, values, batch, count, batch.every_other(), centers)
+        for i, m in zip(job.moments, found, strict=True):
+            means.first[i] = m
+            means.second[i] = (means.all[i] * batch.count - m * count) / (batch.count - count)
 
     def _outer(self, groups: Mapping[Kind, tuple[int, ...]], means: _Means, mode: str) -> Outer:
         """Objective and residuals, every term by its estimator."""
@@ -257,18 +259,15 @@ class Estimator(nn.Module):
     def learn(self, estimate: Estimate) -> None:
         """Moves the running averages towards those of a batch."""
         primal, exact = estimate.moments
-        self.primal.lerp_(self._flat(primal).to(self.primal.dtype), LEARN)
-        self.exact.lerp_(self._flat(exact).to(self.exact.dtype), LEARN) if self.rates else self.exact.copy_(
-            self.primal
-        )
+        self.exact.lerp_(self._flat(exact).to(self.exact.dtype), LEARN)
+        if self.rates:
+            self.primal.lerp_(self._flat(primal).to(self.primal.dtype), LEARN)
 
     @torch.no_grad()
     def observe(self, exact: Sequence[Tensor]) -> None:
         """Replaces the running averages by exact ones of the full data."""
         self.exact.copy_(self._flat(exact))
-        if not self.rates:
-            self.primal.copy_(self.exact)
-        elif "running" in self.kinds:
+        if self.rates:
             self.primal.copy_(self._flat(self.evaluator.moments("primal")))
 
 
@@ -305,14 +304,6 @@ def _directional(
             materialize_grads=True,
         )
     )
-
-
-def _centered(mean: Tensor, running: Tensor, share: Tensor | None) -> Tensor:
-    """Mean of weight * (g - running), plus running; `share` is the mean weight."""
-    if share is None:
-        return mean
-    wide = share.reshape((*share.shape, *(1 for _ in range(mean.dim() - share.dim()))))
-    return mean + running.to(mean.dtype) * (1 - wide.to(mean.dtype))
 
 
 def _moments(root: n.Node) -> list[n.Moment]:

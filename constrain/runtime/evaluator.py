@@ -266,6 +266,8 @@ class Evaluator:
                 return
 
     _knob_tensors: list[Tensor] | None = None
+    _size: tuple[int, ...] = ()
+    _named: tuple[Any, ...] = ()
 
     def _run(
         self,
@@ -274,17 +276,17 @@ class Evaluator:
         moments: Sequence[Any],
         population: Any,
     ) -> list[Any]:
-        if self._knob_tensors is None or len(self._knob_tensors) != len(self.tables.parameters):
+        tables = self.tables
+        size = (len(tables.variables), len(tables.models), len(tables.arrays), len(tables.parameters))
+        if size != self._size or self._knob_tensors is None:
             self._knob_tensors = self._knobs()
-        variables = [self.decisions.variables[s] for s in self.tables.variables]
-        modules = [model.module for model in self.tables.models]
-        flat = _Flattened(self.tables.models)
+            variables = [self.decisions.variables[s] for s in tables.variables]
+            modules = [model.module for model in tables.models]
+            flat = _Flattened(tables.models)
+            self._named = (variables, modules, flat, self._knob_tensors, self._constants())
+            self._size = size
         code = None if population is None else population.level_code
-        scales = self.scales
-        return function(
-            columns, variables, modules, flat, self._knob_tensors, self._constants(), moments, scales,
-            self.dtype, self.number, code,
-        )  # fmt: skip
+        return function(columns, *self._named, moments, self.scales, self.dtype, self.number, code)
 
     def held(self, symbol: n.ArraySymbol) -> Tensor | None:
         """The tensor that generated code reads for a constant, to be written to; None when it reads none."""
@@ -322,10 +324,16 @@ class Evaluator:
         population = self.populations[moment.data]
         stratum = population.stratum(moment.given, moment.by)
         weight, codes = population.conditions(stratum, rows)
-        return self._segments(self._real(integrand), weight, codes, stratum) / over
+        return self._segments(self._real(integrand), weight, codes, stratum, over)
 
     def reduce_all(
-        self, job: Job, values: Sequence[Tensor], rows: Rows, over: float, half: slice | None = None
+        self,
+        job: Job,
+        values: Sequence[Tensor],
+        rows: Rows,
+        over: float,
+        half: slice | None = None,
+        centers: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
         """Contributions of some rows to all moments of a sample; one sum for those with one condition.
 
@@ -335,6 +343,7 @@ class Evaluator:
             rows: the rows that they were computed on.
             over: number that sums are divided by.
             half: only these of the rows.
+            centers: per moment a value u; weighted means become mean(weight * (integrand - u)) + u.
         """
         population = self.populations[job.data]
         result: list[Any] = [None] * len(job.moments)
@@ -346,15 +355,19 @@ class Evaluator:
                 integrands = [x[half] for x in integrands]
                 weight = None if weight is None else weight[half]
                 codes = None if codes is None else codes[half]
+            own = None if centers is None or weight is None else [centers[p] for p in places]
             if len(places) == 1:
-                result[places[0]] = self._segments(integrands[0], weight, codes, stratum) / over
+                u = None if own is None else own[0]
+                result[places[0]] = self._segments(integrands[0], weight, codes, stratum, over, u)
                 continue
             count = integrands[0].shape[0]
             kind = integrands[0].dtype
             for x in integrands[1:]:
                 kind = torch.promote_types(kind, x.dtype)
             flat = torch.cat([x.reshape(count, -1).to(kind) for x in integrands], 1)
-            sums = self._segments(flat, weight, codes, stratum) / over
+            lead = 0 if codes is None else 1
+            u = None if own is None else torch.cat([c.reshape((*c.shape[:lead], -1)) for c in own], -1)
+            sums = self._segments(flat, weight, codes, stratum, over, u)
             widths = [x[0].numel() if count else 1 for x in integrands]
             pieces = cast("tuple[Tensor, ...]", sums.split(widths, -1))
             for p, x, piece in zip(places, integrands, pieces, strict=True):
@@ -367,35 +380,28 @@ class Evaluator:
         return integrand
 
     @staticmethod
-    def _segments(values: Tensor, weight: Tensor | None, codes: Tensor | None, stratum: Stratum) -> Tensor:
-        """Sums of weight * values over the rows of each level, or over all rows."""
+    def _segments(
+        values: Tensor,
+        weight: Tensor | None,
+        codes: Tensor | None,
+        stratum: Stratum,
+        over: float,
+        center: Tensor | None = None,
+    ) -> Tensor:
+        """Sums of weight * values over the rows of each level, or over all rows, divided by `over`."""
+        if center is not None:
+            center = center.to(values.dtype)
+            values = values - (center if codes is None else center[codes])
         if weight is not None:
-            wide = weight.reshape((-1, *(1 for _ in range(values.dim() - 1))))
-            values = values * wide.to(values.dtype)  # no matrix product: autocast would take fewer bits
+            if values.dim() > 1:
+                weight = weight.reshape((-1, *(1 for _ in range(values.dim() - 1))))
+            values = values * weight.to(values.dtype)  # no matrix product: autocast would take fewer bits
         if codes is None:
-            return values.sum(0)
-        return values.new_zeros((len(stratum.levels), *values.shape[1:])).index_add(0, codes, values)
-
-    def shares(self, job: Job, rows: Rows, half: slice | None = None) -> list[Tensor | None]:
-        """Per moment of a sample the mean weight of these rows, per level; its expectation is one.
-
-        None where all weights are one.
-        """
-        population = self.populations[job.data]
-        result: list[Tensor | None] = [None] * len(job.moments)
-        for (given, by), places in job.strata.items():
-            stratum = population.strata[given, by]
-            weight, codes = population.conditions(stratum, rows)
-            if weight is None:
-                continue
-            count = rows.count
-            if half is not None:
-                weight, codes = weight[half], None if codes is None else codes[half]
-                count = weight.shape[0]
-            share = self._segments(torch.ones_like(weight), weight, codes, stratum) / count
-            for p in places:
-                result[p] = share
-        return result
+            sums = values.sum(0) / over
+        else:
+            zeros = values.new_zeros((len(stratum.levels), *values.shape[1:]))
+            sums = zeros.index_add(0, codes, values) / over
+        return sums if center is None else sums + center
 
     # -------------------------------------------------------------------------------------- full data
     def accumulator(self, t: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ primal sees `multiplier + gain * step * running residual`, and `ascend` integrat
 proportional part uses a running residual, not the batch's own: the product of a batch residual with its own
 gradient would be biased.
 
+Relaxed averages need no step of their slacks: the multipliers take a proximal one (`slacks.py`).
+
 Steps are scaled by `|grad f| / (|grad c| * spread of c)`, so that a change of units of a constraint or of the
 objective changes nothing. Among the entries of a block they are proportional to 1 / spread^2: an entry in
 other units keeps its pace, and so does a rare group, whose multiplier is small like its share.
@@ -25,6 +27,7 @@ from constrain.errors import ModelingError
 from constrain.language.data import Batch
 from constrain.runtime.binding import Rows
 from constrain.runtime.estimates import Estimator
+from constrain.runtime.slacks import Slacks
 
 if TYPE_CHECKING:
     from constrain.lowering.program import Part
@@ -81,7 +84,10 @@ class Lagrangian(nn.Module):
         self.spreads: dict[str, float] = {}
         self.slope = 0.0
         self.slopes: dict[str, float] = {}
+        self.slacks = Slacks(evaluator)
+        self.slacks.clear()
         self._layout(part_shapes(evaluator))
+        self._turn = self.slacks.turn(self._place)
 
     def _layout(self, shapes: list[tuple[int, ...]]) -> None:
         """One vector holds the multipliers of all averages; each constraint per row has a table."""
@@ -107,14 +113,13 @@ class Lagrangian(nn.Module):
         self.scales: Tensor
         self.low: Tensor
         self.row_scales: Tensor
-        self.weight: Tensor
         zeros = torch.zeros(len(low), dtype=dtype, device=device)
         self.register_buffer("values", zeros)
         self.register_buffer("running", zeros.clone())
         self.register_buffer("scales", torch.ones_like(zeros))
         self.register_buffer("low", torch.tensor(low, dtype=dtype, device=device))
         self.register_buffer("row_scales", torch.ones(len(self.parts), dtype=dtype, device=device))
-        self.register_buffer("weight", torch.zeros((), device=device))
+        self._weight = 0.0  # how much of the running residuals has been seen
 
     # ------------------------------------------------------------------------------------------ state
     def table(self, part: Part) -> Tensor:
@@ -189,7 +194,9 @@ class Lagrangian(nn.Module):
                 destination[f"{prefix}step:{part.key}"] = self.row_scales[i].detach().clone()
                 if part.constraint not in self.functions:
                     destination[f"{prefix}multiplier:{part.key}"] = self.table(part).detach().clone()
-        destination[f"{prefix}weight"] = self.weight.detach().clone()
+        destination[f"{prefix}weight"] = torch.tensor(
+            self._weight, dtype=torch.float32, device=self.values.device
+        )
 
     def _load_from_state_dict(
         self,
@@ -222,7 +229,7 @@ class Lagrangian(nn.Module):
     def _restore(self, key: str, value: Tensor) -> None:
         """Puts one entry of a state dict back."""
         if key == "weight":
-            self.weight.copy_(value)
+            self._weight = float(value)
             return
         name, _, part_key = key.partition(":")
         i = next(i for i, p in enumerate(self.parts) if p.key == part_key)
@@ -249,7 +256,7 @@ class Lagrangian(nn.Module):
         """
         self.evaluator.follow_parameters()
         self._batches = self.batches(batch)
-        estimate = self.estimator(self._batches)
+        estimate = self.estimator.forward(self._batches)
         self._last = estimate
         self.estimator.learn(estimate)
         total = estimate.primal.objective
@@ -269,9 +276,10 @@ class Lagrangian(nn.Module):
         """The multipliers that the primal sees: integral plus proportional part."""
         if not self.gain:
             return self.values
-        correction = self.weight.clamp(min=1e-8).to(self.values.dtype)
-        proportional = self.gain * self.scales * self.running / correction
-        return torch.maximum(self.values + proportional, self.low)
+        part = self.gain / max(self._weight, 1e-8)
+        moved = torch.addcmul(self.values, self.scales, self.running, value=part)
+        moved = torch.maximum(moved, self.low)
+        return moved if self._turn is None else self._turn(moved, self.gain * self.scales)
 
     def _row_term(self, i: int, part: Part, estimate: Estimate) -> Tensor:
         """Mean over the batch of multiplier[row] * residual[row]: estimates the sum over rows / rows."""
@@ -347,12 +355,14 @@ class Lagrangian(nn.Module):
                 "E140", "ascend() without a forward before it", fix="loss = lagrangian(batch) first"
             )
         self._last = None
-        self.weight.mul_(self.memory).add_(1 - self.memory)
+        self._weight = self._weight * self.memory + 1 - self.memory
         if self._vector:
             residual = self._stacked(estimate.exact.residuals).to(self.values.dtype)
             self.running.lerp_(residual, 1 - self.memory)
             self.values.addcmul_(self.scales, residual, value=self.rate)
             torch.maximum(self.values, self.low, out=self.values)
+            if self._turn is not None:
+                self.values.copy_(self._turn(self.values, self.rate * self.scales))
         for i in self._tables:
             self._ascend_rows(i, self.parts[i], estimate)
 
@@ -383,7 +393,7 @@ class Lagrangian(nn.Module):
     @torch.no_grad()
     def observe(self, residuals: Mapping[int, Tensor], moments: list[Tensor] | None = None) -> None:
         """Replaces running residuals (by part position) and averages by exact ones of the full data."""
-        self.weight.fill_(1.0)
+        self._weight = 1.0
         for i, residual in residuals.items():
             place, _ = self._place[self.parts[i].key]
             self.running[place].copy_(residual.reshape(-1))
@@ -432,7 +442,7 @@ class Lagrangian(nn.Module):
             signs = torch.randint(2, tuple(residual.shape), generator=generator).to(residual) * 2 - 1
             scalars.append((signs * residual).sum() / max(residual.numel(), 1) ** 0.5)
         norms: list[float] = []
-        tensors = self.evaluator.decisions.tensors
+        tensors = self.slacks.others(self.evaluator.decisions.tensors)
         for scalar in scalars:
             found: tuple[Tensor | None, ...] = ()
             if scalar.requires_grad:

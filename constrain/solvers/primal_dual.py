@@ -122,7 +122,7 @@ class _Training:
         )
         functions = multiplier_functions(evaluator, options.multipliers or {}, options.multiplier_lr)
         self.lagrangian = Lagrangian(evaluator, gain=gain, estimator=options.estimator, functions=functions)
-        tensors = evaluator.decisions.tensors
+        tensors = self.lagrangian.slacks.others(evaluator.decisions.tensors)
         make = options.optimizer
         self.optimizer = torch.optim.Adam(tensors, lr=options.lr) if make is None else make(tensors)
         tables = [p for p in evaluator.program.parts if p.rows is not None and p.constraint not in functions]

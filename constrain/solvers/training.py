@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from constrain.runtime.result import Ending, RawResult
+from constrain.runtime.slacks import Slacks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,6 +101,7 @@ class IterateJudge:
     def __init__(self, evaluator: Evaluator, epochs: int, tolerance: float) -> None:
         self.evaluator = evaluator
         self.parts = evaluator.program.parts
+        self.slacks = Slacks(evaluator)
         self.epochs = epochs
         self.tolerance = tolerance
         self.history: list[dict[str, Any]] = []
@@ -108,12 +110,19 @@ class IterateJudge:
         self._tail_count = 0
 
     def judge(self, epoch: int, method: Method) -> tuple[dict[int, Tensor], list[Tensor]]:
-        """Judges the current iterate.
+        """Judges the current iterate, with the least slacks that it needs.
 
         Returns:
             Exact residuals by part position (not of constraints per row), and exact averages.
         """
         moments = self.evaluator.moments("exact")
+        with torch.no_grad():
+            outer = self.evaluator.outer(moments, "exact").detach()
+        with self.slacks.settled(outer.residuals):
+            self._judge(epoch, method, moments)
+        return {i: r for i, r in enumerate(outer.residuals) if r is not None}, moments
+
+    def _judge(self, epoch: int, method: Method, moments: list[Tensor]) -> None:
         with torch.no_grad():
             outer = self.evaluator.outer(moments, "exact").detach()
         objective = float(outer.objective)
@@ -138,7 +147,6 @@ class IterateJudge:
                 self._tail[key] = value + self._tail[key] if key in self._tail else value
         row = {"step": method.steps, "epoch": epoch + 1, "objective": self.evaluator.program.sign * objective}
         self.history.append({**row, "violation": violation, **self._entries(exact, multipliers)})
-        return exact, moments
 
     def _keep(self, epoch: int, objective: float, scaled: float) -> None:
         if not math.isfinite(objective):
