@@ -15,6 +15,7 @@ from constrain.lowering.relaxation import check_weights
 from constrain.runtime.binding import parameter_values
 from constrain.runtime.decisions import Decisions
 from constrain.runtime.evaluator import Evaluator
+from constrain.runtime.flat import check_derivatives
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -127,6 +128,7 @@ def prepare(
     evaluator.check_left_out()
     if check:
         evaluator.check_rows()
+        check_derivatives(evaluator)
         _start_epigraph(program, decisions, evaluator)
     return Setup(program, decisions, evaluator)
 

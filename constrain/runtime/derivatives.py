@@ -144,8 +144,14 @@ def hessian(
     if not flat.requires_grad:
         return flat.new_zeros((size, size))
     eye = torch.eye(size, dtype=flat.dtype, device=flat.device)
-    second = torch.autograd.grad(flat, tensors, eye, is_grads_batched=True, materialize_grads=True)
-    return torch.cat([h.reshape(size, -1) for h in second], 1)
+    second: Sequence[Tensor | None] = torch.autograd.grad(
+        flat, tensors, eye, is_grads_batched=True, allow_unused=True
+    )
+    pieces = [
+        t.new_zeros((size, t.numel())) if h is None else h.reshape(size, -1)
+        for t, h in zip(tensors, second, strict=True)
+    ]  # of a decision that is not used; zeros that torch makes lack the axis of the batch
+    return torch.cat(pieces, 1)
 
 
 @dataclass
