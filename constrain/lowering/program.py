@@ -138,6 +138,7 @@ class Tail:
         by: columns of the levels.
         level: of the quantile; None for a mean.
         threshold: where the quantile or mean goes: a hidden decision, or a constant that is set.
+        scale: of a hidden decision, its unit: the spread of the integrand.
         shares: of a quantile, the share of rows above it: exact, and by the surrogate.
         density: of a quantile, the slope of the surrogate share in the threshold, negated.
         width: of a quantile, the width of its surrogate.
@@ -152,6 +153,7 @@ class Tail:
     by: tuple[n.Column, ...]
     level: float | None
     threshold: n.VariableSymbol | n.ArraySymbol
+    scale: n.ArraySymbol | None = None
     shares: tuple[n.ArraySymbol, n.ArraySymbol] | None = None
     density: n.ArraySymbol | None = None
     width: n.ArraySymbol | None = None

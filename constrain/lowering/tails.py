@@ -119,8 +119,9 @@ class Tails:
         """CVaR_a(g) = min_t t + E[(g - t)+] / (1 - a).
 
         Exact. With `decided` the threshold t is a decision: minimizing over it as well gives the same optima
-        because the term increases in the CVaR. Else t is held at the quantile, where the gradient in g is
-        that of the CVaR (Danskin's theorem).
+        because the term increases in the CVaR. It is decided in units of the spread of g, so that its
+        gradient has the size of the others whatever the units of g. Else t is held at the quantile, where the
+        gradient in g is that of the CVaR (Danskin's theorem).
         """
         (g,), level = node.args, node.level or 0.0
         decided = decided and depends_on_decisions(g)
@@ -128,6 +129,8 @@ class Tails:
         held = "a hidden decision" if decided else "held at the exact quantile"
         self.trace.add("cvar", target, f"CVaR(g) = min_t t + E[(g - t)+] / {1 - level:.6g}, t {held}")
         threshold = self._per_row(tail, tail.threshold)
+        if tail.scale is not None:
+            threshold = _apply("mul", self._per_row(tail, tail.scale), threshold, at=node)
         excess = _apply("relu", _apply("sub", g, threshold, at=node), at=node)
         scaled = _apply("div", excess, n.Constant(float(f"{1 - level:.12g}")), at=node)
         return n.Mean(_apply("add", threshold, scaled, at=node), node.given, node.by, loc=node.loc)
@@ -248,15 +251,17 @@ class Tails:
             return n.ArraySymbol(f"{name[:-1]}{suffix})", shape, np.full(shape, fill))
 
         threshold: n.VariableSymbol | n.ArraySymbol = pinned("", 0.0)
+        scale = None
         if decided:
-            threshold = n.VariableSymbol(name, shape)
+            threshold = n.VariableSymbol(f"{name[:-1]}, in spreads)", shape)
             self.hidden.append(threshold)
+            scale = pinned(", spread", 1.0)
         shares = density = width = None
         if kind == "Quantile":
             shares = (pinned(", share", 0.5), pinned(", surrogate share", 0.5))
             density, width = pinned(", density", 1.0), pinned(", width", 1.0)
         given, by, level = node.given, node.by, node.level
-        return Tail(name, kind, data, g, given, by, level, threshold, shares, density, width)
+        return Tail(name, kind, data, g, given, by, level, threshold, scale, shares, density, width)
 
     def _per_row(
         self, tail: Tail, symbol: n.VariableSymbol | n.ArraySymbol, primal: n.ArraySymbol | None = None

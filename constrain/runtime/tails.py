@@ -147,47 +147,48 @@ def numbers(sample: Sample, kind: str, level: float | None) -> TailNumbers:
 def _width(sample: Sample, spread: Tensor) -> Tensor:
     """Width of the surrogate of a quantile: Silverman's rule, per level and entry."""
     middle = (sample.quantiles(0.75) - sample.quantiles(0.25)) / 1.34
-    robust = torch.where(middle > 0, torch.minimum(spread, middle), spread)
-    largest = sample.flat.abs().amax().double()
-    alone = torch.where(largest > 0, largest, torch.ones_like(largest))  # all values are the same
-    robust = torch.where(robust > 0, robust, alone)
+    robust = _apart(sample, torch.where(middle > 0, torch.minimum(spread, middle), spread))
     squares = Sample(sample.values, sample.weight.square(), sample.codes, sample.levels).totals
     rows = (sample.totals.square() / squares).clamp(min=1.0)
-    return (LOGISTIC * 0.9 * robust * rows**-0.2).clamp(min=LEAST_WIDTH * float(largest))
+    return (LOGISTIC * 0.9 * robust * rows**-0.2).clamp(min=LEAST_WIDTH * float(sample.flat.abs().amax()))
+
+
+def _apart(sample: Sample, spread: Tensor) -> Tensor:
+    """A spread, or the size of the values where they are all the same (one where they are 0)."""
+    largest = sample.flat.abs().amax().double()
+    return torch.where(spread > 0, spread, torch.where(largest > 0, largest, torch.ones_like(largest)))
 
 
 # ------------------------------------------------------------------------------------------ evaluation
 @torch.no_grad()
-def set_thresholds(evaluator: Evaluator, *, decisions: bool = True) -> dict[n.VariableSymbol, float]:
+def set_thresholds(evaluator: Evaluator, *, decisions: bool = True) -> None:
     """Sets every threshold and center to its exact value on the sample of an evaluator, at its decisions.
 
     Args:
         evaluator: a program with data.
         decisions: also the hidden decisions, which all evaluators of a program share.
 
-    Returns:
-        The spread (standard deviation) of the integrand by hidden decision: the scale of steps in it.
-
     Raises:
         DataError: E152 when the sample has more levels than the one that the problem was written with.
     """
-    spreads: dict[n.VariableSymbol, float] = {}
     if evaluator.device.type == "meta":
-        return spreads
+        return
     for data in dict.fromkeys(tail.data for tail in evaluator.program.tails):
         tails = [tail for tail in evaluator.program.tails if tail.data is data]
         for tail, sample in zip(tails, _samples(evaluator, data, tails), strict=True):
             found = numbers(sample, tail.kind, tail.level)
             if isinstance(tail.threshold, n.VariableSymbol):
-                spreads[tail.threshold] = float(found.spread.mean())
+                unit = None if tail.scale is None else evaluator.held(tail.scale)
+                assert unit is not None  # made so for hidden decisions
                 if decisions:
-                    _write(evaluator.decisions.variables[tail.threshold], found.threshold, tail)
+                    spread = _apart(sample, found.spread)
+                    _write(unit, spread, tail)
+                    _write(evaluator.decisions.variables[tail.threshold], found.threshold / spread, tail)
                 continue
             for symbol, value in _pairs(tail, tail.threshold, found):
                 target = None if symbol is None else evaluator.held(symbol)
                 if target is not None and value is not None:
                     _write(target, value, tail)
-    return spreads
 
 
 def _pairs(
@@ -264,10 +265,15 @@ def values_at_risk(evaluator: Evaluator) -> dict[str, Any]:
     for tail in evaluator.program.tails:
         if tail.kind != "CVaR":
             continue
-        hidden = isinstance(tail.threshold, n.VariableSymbol)
-        tensor = evaluator.decisions.variables[tail.threshold] if hidden else evaluator.held(tail.threshold)
+        if isinstance(tail.threshold, n.VariableSymbol):
+            tensor, unit = evaluator.decisions.variables[tail.threshold], tail.scale
+        else:
+            tensor, unit = evaluator.held(tail.threshold), None
         assert tensor is not None  # generated code reads it
         value = tensor.detach().cpu().double().numpy().copy()
+        scale = None if unit is None else evaluator.held(unit)
+        if scale is not None:
+            value = value * scale.cpu().double().numpy()
         for target in tail.targets:
             found.setdefault(target, []).append(value if value.ndim else float(value))
     return {target: own[0] if len(own) == 1 else tuple(own) for target, own in found.items()}
