@@ -39,11 +39,16 @@ def _apply(node: n.Apply, parts: list[int]) -> int | None:
         return max(parts)
     if atom in _SQUARES:
         return 2 * parts[0]
+    if atom == "mse_loss":
+        return 2 * max(parts)
+    if atom == "where":
+        return max(parts[1:]) if parts[0] == 0 else None
     if atom in _DIVISIONS:
         return parts[0] if parts[1] == 0 else None
     if atom == "pow":
         exponent = node.args[1]
-        return 2 * parts[0] if isinstance(exponent, n.Constant) and exponent.value == 2 else None
+        powers = {0: 0, 1: parts[0], 2: 2 * parts[0]}
+        return powers.get(exponent.value) if isinstance(exponent, n.Constant) else None
     if atom == "variance":  # second moment minus the square of the first
         return max(parts[0], 2 * parts[1])
     if atom == "quad_form":
