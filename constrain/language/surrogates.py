@@ -76,7 +76,7 @@ class Sigmoid:
         ModelingError: E174 for an option that is not positive, or both given.
     """
 
-    temperature: float = 0.25
+    temperature: float = 0.1
     scale: float | None = None
     name: ClassVar[str] = "sigmoid"
 
@@ -163,7 +163,7 @@ class Power:
     """
 
     order: float = 2.0
-    width: float = 1.0
+    width: float = 0.5
     core: float = 0.1
     scale: float | None = None
     name: ClassVar[str] = "power"
