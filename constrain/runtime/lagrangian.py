@@ -18,6 +18,7 @@ other units keeps its pace, and so does a rare group, whose multiplier is small 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -79,8 +80,7 @@ class Lagrangian(nn.Module):
         self.parts: list[Part] = list(evaluator.program.parts)
         self.estimator = Estimator(evaluator, estimator)
         self.functions = nn.ModuleDict({} if functions is None else dict(functions))
-        self._last: Estimate | None = None
-        self._batches: dict[str, Rows] = {}
+        self._seen = _Seen()
         self.spreads: dict[str, float] = {}
         self.slope = 0.0
         self.slopes: dict[str, float] = {}
@@ -112,13 +112,12 @@ class Lagrangian(nn.Module):
         self.running: Tensor
         self.scales: Tensor
         self.low: Tensor
-        self.row_scales: Tensor
         zeros = torch.zeros(len(low), dtype=dtype, device=device)
         self.register_buffer("values", zeros)
         self.register_buffer("running", zeros.clone())
         self.register_buffer("scales", torch.ones_like(zeros))
         self.register_buffer("low", torch.tensor(low, dtype=dtype, device=device))
-        self.register_buffer("row_scales", torch.ones(len(self.parts), dtype=dtype, device=device))
+        self.row_scales = [1.0] * len(self.parts)
         self._weight = 0.0  # how much of the running residuals has been seen
 
     # ------------------------------------------------------------------------------------------ state
@@ -138,7 +137,7 @@ class Lagrangian(nn.Module):
     def step(self, part: Part) -> Tensor:
         """The scale of the steps of a part's multipliers, a number."""
         if part.rows is not None:
-            return self.row_scales[self.parts.index(part)]
+            return self.low.new_tensor(self.row_scales[self.parts.index(part)])
         return self.scales[self._place[part.key][0]][:1].reshape(())
 
     def _function_values(self, part: Part) -> Tensor:
@@ -190,8 +189,7 @@ class Lagrangian(nn.Module):
                 for name, flat in named.items():
                     destination[f"{prefix}{name}:{part.key}"] = flat[place].reshape(shape).detach().clone()
             else:
-                i = self.parts.index(part)
-                destination[f"{prefix}step:{part.key}"] = self.row_scales[i].detach().clone()
+                destination[f"{prefix}step:{part.key}"] = self.step(part)
                 if part.constraint not in self.functions:
                     destination[f"{prefix}multiplier:{part.key}"] = self.table(part).detach().clone()
         destination[f"{prefix}weight"] = torch.tensor(
@@ -234,7 +232,10 @@ class Lagrangian(nn.Module):
         name, _, part_key = key.partition(":")
         i = next(i for i, p in enumerate(self.parts) if p.key == part_key)
         if self.parts[i].rows is not None:
-            (self.row_scales[i] if name == "step" else self.table(self.parts[i])).copy_(value)
+            if name == "step":
+                self.row_scales[i] = float(value)
+            else:
+                self.table(self.parts[i]).copy_(value)
             return
         flat = {"multiplier": self.values, "running": self.running, "step": self.scales}[name]
         flat[self._place[part_key][0]].copy_(value.reshape(-1))
@@ -255,14 +256,14 @@ class Lagrangian(nn.Module):
             A scalar whose gradient is the primal gradient.
         """
         self.evaluator.follow_parameters()
-        self._batches = self.batches(batch)
-        estimate = self.estimator.forward(self._batches)
-        self._last = estimate
+        seen = self._seen
+        seen.batches = self.batches(batch)
+        estimate = seen.estimate = self.estimator.forward(seen.batches)
         self.estimator.learn(estimate)
         total = estimate.primal.objective
         if self._vector:
             residual = self._stacked(estimate.primal.residuals)
-            total = total + (self._seen().to(residual.dtype) * residual).sum()
+            total = total + (self._effective().to(residual.dtype) * residual).sum()
         for i in self._tables:
             total = total + self._row_term(i, self.parts[i], estimate)
         return total
@@ -272,7 +273,7 @@ class Lagrangian(nn.Module):
         found = [residuals[i] for i in self._vector]
         return torch.cat([r.reshape(-1) for r in found if r is not None])
 
-    def _seen(self) -> Tensor:
+    def _effective(self) -> Tensor:
         """The multipliers that the primal sees: integral plus proportional part."""
         if not self.gain:
             return self.values
@@ -290,7 +291,7 @@ class Lagrangian(nn.Module):
 
     def _rows(self, part: Part) -> Rows:
         assert part.rows is not None  # constraints per row only
-        return self._batches[part.rows.name]
+        return self._seen.batches[part.rows.name]
 
     def _row_multipliers(self, part: Part, rows: Rows) -> Tensor:
         if part.constraint in self.functions:
@@ -349,12 +350,12 @@ class Lagrangian(nn.Module):
         Raises:
             ModelingError: E140 when nothing was evaluated since the last call.
         """
-        estimate = self._last
+        estimate = self._seen.estimate
         if estimate is None:
             raise ModelingError(
                 "E140", "ascend() without a forward before it", fix="loss = lagrangian(batch) first"
             )
-        self._last = None
+        self._seen.estimate = None
         self._weight = self._weight * self.memory + 1 - self.memory
         if self._vector:
             residual = self._stacked(estimate.exact.residuals).to(self.values.dtype)
@@ -372,14 +373,14 @@ class Lagrangian(nn.Module):
         rows = self._rows(part)
         step = self.rate * self.row_scales[i]
         if part.constraint in self.functions:
-            change = _masked(_weighted(step * residual, rows), mask)
+            change = _masked(_weighted(residual * step, rows), mask)
             function: Any = self.functions[part.constraint]
             function.ascend(rows.columns, change / rows.count)
             return
         value = self.table(part)
         # a row is met once per epoch: its step is as large as an average's together
         scale = value.shape[0] / rows.count
-        change = _masked(_weighted(step * scale * residual, rows), mask).to(value.dtype)
+        change = _masked(_weighted(residual * (step * scale), rows), mask).to(value.dtype)
         if isinstance(rows.index, slice):
             value[rows.index] += change
             if part.kind == "<=":
@@ -475,6 +476,14 @@ class Lagrangian(nn.Module):
         return f"rate={self.rate}, gain={self.gain}, memory={self.memory}"
 
 
+@dataclass
+class _Seen:
+    """What the last `forward` saw. No attributes of the module: its attributes are slow to set."""
+
+    estimate: Estimate | None = None
+    batches: dict[str, Rows] = field(default_factory=dict[str, Rows])
+
+
 def _square(gradient: Tensor | None) -> float:
     return 0.0 if gradient is None else float(gradient.double().square().sum())
 
@@ -483,7 +492,7 @@ def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return values
     wide = mask.reshape(-1, *(1 for _ in range(values.dim() - 1)))
-    return torch.where(wide, values, values.new_zeros(()))
+    return torch.where(wide, values, 0.0)
 
 
 def _weighted(values: Tensor, rows: Rows) -> Tensor:
