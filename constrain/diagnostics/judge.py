@@ -7,6 +7,7 @@ solution = build_solution(program, evaluator, decisions, raw, facts=Facts(...), 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from constrain._lazy import language_printing
 from constrain.diagnostics.alive import Attached, evaluation_of, judge_other
 from constrain.diagnostics.confidence import Judgment, judge_sample
-from constrain.diagnostics.kkt import CERTIFIED, kkt
+from constrain.diagnostics.kkt import CERTIFIED, kkt, largest_violation
 from constrain.diagnostics.names import level_axis
 from constrain.diagnostics.point import Point, align, read_point, reduce_to
 from constrain.diagnostics.provenance import Facts, provenance_of
@@ -42,7 +43,9 @@ __all__ = ["Facts", "build_solution", "judge_status"]
 
 
 # ------------------------------------------------------------------------------------------- status
-def judge_status(record: KKT, raw: RawResult, certified_convex: bool, tolerance: float) -> Status:
+def judge_status(
+    record: KKT, raw: RawResult, certified_convex: bool, tolerance: float, *, feasibility: bool = False
+) -> Status:
     """The status of a point, whatever the solver calls it.
 
     A point that is not feasible is never called solved.
@@ -52,6 +55,7 @@ def judge_status(record: KKT, raw: RawResult, certified_convex: bool, tolerance:
         raw: how the run ended, with a proven bound if there is one.
         certified_convex: of the problem; a proven bound needs no such certificate.
         tolerance: for scaled violations, stationarity, complementarity and the relative gap.
+        feasibility: the problem asks for a point that satisfies the constraints, and for no more.
     """
     finite = math.isfinite(record.feasibility_scaled) and math.isfinite(record.stationarity)
     if raw.ending in ("diverged", "unbounded") or not finite:
@@ -60,6 +64,8 @@ def judge_status(record: KKT, raw: RawResult, certified_convex: bool, tolerance:
         if raw.ending == "infeasible":
             return Status.INFEASIBLE
         return Status.LIKELY_INFEASIBLE if raw.ending == "likely_infeasible" else Status.LIMIT
+    if feasibility:
+        return Status.OPTIMAL
     consistent = record.dual_feasibility >= -tolerance and record.complementarity_scaled <= tolerance
     balanced = consistent and min(record.stationarity, record.stationarity_scaled) <= tolerance
     small_gap = record.gap_kind == CERTIFIED and record.gap_scaled <= tolerance
@@ -101,12 +107,13 @@ def build_solution(  # noqa: PLR0913  # one record of everything
     """
     set_thresholds(evaluator)
     point = read_point(evaluator)
+    raw = _found(evaluator, raw, point, tolerance)
     record = kkt(
         evaluator, raw.multipliers, tolerance, convex=facts.certified_convex, bound=raw.bound, point=point
     )
     train = judge_sample(evaluator, point, tolerance=tolerance)
     other = None if holdout is None else judge_other(holdout, tolerance=tolerance)
-    status = judge_status(record, raw, facts.certified_convex, tolerance)
+    status = judge_status(record, raw, facts.certified_convex, tolerance, feasibility=program.feasibility)
     multipliers = _completed(evaluator, raw, record)
     constraints = _constraints(evaluator, point, raw, multipliers, train, other)
     texts = {name: result.text for name, result in constraints.items()}
@@ -133,6 +140,20 @@ def build_solution(  # noqa: PLR0913  # one record of everything
         message=raw.message,
         live=attached,
     )
+
+
+def _found(evaluator: Evaluator, raw: RawResult, point: Point, tolerance: float) -> RawResult:
+    """The result of a feasibility problem: where the constraints hold all multipliers are 0, and so is the gap.
+
+    Those of a method that moves multipliers tell how it got there, and price nothing.
+    """
+    program = evaluator.program
+    if not program.feasibility or raw.ending == "diverged":
+        return raw
+    if not largest_violation(evaluator, point) <= tolerance:
+        return raw
+    zeros = zip(program.parts, point.residuals, strict=True)
+    return replace(raw, multipliers={part.key: np.zeros(r.shape) for part, r in zeros}, bound=0.0)
 
 
 def _completed(evaluator: Evaluator, raw: RawResult, record: KKT) -> dict[str, NDArray[np.float64]] | None:

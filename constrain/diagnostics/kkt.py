@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from constrain.runtime.decisions import Decisions
     from constrain.runtime.evaluator import Evaluator
 
-__all__ = ["CERTIFIED", "ESTIMATE", "kkt"]
+__all__ = ["CERTIFIED", "ESTIMATE", "kkt", "largest_violation"]
 
 NEAR_BOUND = 1e-6
 """A decision this close to its bound, relative to 1 + |bound|, is at it."""
@@ -145,6 +145,13 @@ def _scales(evaluator: Evaluator, point: Point) -> list[NDArray[np.float64]]:
     sides = dict(zip((form.name for form in evaluator.program.forms), point.sides, strict=True))
     parts = zip(evaluator.program.parts, point.residuals, strict=True)
     return [bound_scale(sides[part.constraint], r.shape, part.scale) for part, r in parts]
+
+
+def largest_violation(evaluator: Evaluator, point: Point) -> float:
+    """The largest violation in the units of its constraint: `KKT.feasibility_scaled` without any gradient."""
+    view = judged(evaluator)
+    none: list[NDArray[np.float64] | None] = [None] * len(view.program.parts)
+    return _values(view, point, none, _scales(view, point)).scaled
 
 
 def _keyed(

@@ -21,6 +21,7 @@ from constrain.diagnostics.table import (
     wrapped,
 )
 from constrain.errors import ModelingError
+from constrain.solution.records import Status
 from constrain.solution.storage import plain_dict
 
 if TYPE_CHECKING:
@@ -183,7 +184,9 @@ def _kkt_lines(k: KKT) -> list[str]:
 
 
 def _status_text(s: Solution) -> str:
-    words: list[str] = [f"{s.status.value}: {s.status.meaning}"]
+    found = s.sense == "find" and s.status is Status.OPTIMAL and all(s[n].relaxation is None for n in s.names)
+    meaning = "every constraint holds, and no more is asked for" if found else s.status.meaning
+    words: list[str] = [f"{s.status.value}: {meaning}"]
     held = [s[name] for name in s.names if s[name].holdout is not None]
     open_ones = [c for c in held if c.verdict in ("violated", "undecided", "not judged")]
     if open_ones:

@@ -209,6 +209,11 @@ class Program:
         return -1.0 if self.problem.sense == "maximize" else 1.0
 
     @cached_property
+    def feasibility(self) -> bool:
+        """Whether any point that satisfies the constraints solves it: `find`, and nothing is relaxed."""
+        return self.problem.sense == "find" and all(form.relaxation is None for form in self.forms)
+
+    @cached_property
     def parts(self) -> tuple[Part, ...]:
         """All one-sided pieces, in the user's order."""
         return tuple(part for form in self.forms for part in form.parts)

@@ -26,7 +26,10 @@ def plain(value: Any) -> Number:
 
 
 class Status(StrEnum):
-    """How much is known about a solution. A point that is not feasible is never called solved."""
+    """How much is known about a solution. A point that is not feasible is never called solved.
+
+    Of a feasibility problem (`cn.find()`) every feasible point is optimal.
+    """
 
     OPTIMAL = "optimal"
     STATIONARY = "stationary"

@@ -106,6 +106,8 @@ class IterateJudge:
         self.tolerance = tolerance
         self.history: list[dict[str, Any]] = []
         self.kept: _Kept | None = None
+        self.found = False
+        """A feasibility problem is solved: on the full data every constraint holds exactly."""
         self._tail: dict[str, Tensor] = {}
         self._tail_count = 0
 
@@ -138,6 +140,7 @@ class IterateJudge:
             over = residual.abs() if part.kind == "==" else residual.clamp(min=0)
             worst = float(over.amax()) if over.numel() else 0.0
             violation = max(violation, worst)
+            self.found = self.evaluator.program.feasibility and violation == 0.0
             scaled = max(scaled, worst / method.spreads.get(part.key, 1.0))
         self._keep(epoch, objective, scaled)
         multipliers = method.multipliers()
@@ -152,7 +155,7 @@ class IterateJudge:
         if not math.isfinite(objective):
             return
         rank = (0, objective) if scaled <= self.tolerance else (1, scaled)
-        if 3 * (epoch + 1) < self.epochs:
+        if 3 * (epoch + 1) < self.epochs and not self.found:
             rank = (2, -float(epoch))  # early: kept only until a later one comes
         if self.kept is None or rank < self.kept.rank:
             self.kept = _Kept(rank, self.evaluator.decisions.snapshot(), epoch + 1)
@@ -201,6 +204,9 @@ def train(
             progress.update(epoch + 1, judge.epochs, judge.history[-1])
             if not math.isfinite(judge.history[-1]["objective"]):
                 ending, message = "diverged", f"the objective is not finite in epoch {epoch + 1}"
+                break
+            if judge.found:
+                ending, message = "converged", f"every constraint holds after {epoch + 1} epochs"
                 break
             if time_limit is not None and time.perf_counter() - started > time_limit:
                 message = f"time limit after {epoch + 1} epochs"
