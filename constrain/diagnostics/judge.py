@@ -143,7 +143,7 @@ def build_solution(  # noqa: PLR0913  # one record of everything
 
 
 def _found(evaluator: Evaluator, raw: RawResult, point: Point, tolerance: float) -> RawResult:
-    """The result of a feasibility problem: where the constraints hold all multipliers are 0, and so is the gap.
+    """The result of a feasibility problem: where the constraints hold, all multipliers and the gap are 0.
 
     Those of a method that moves multipliers tell how it got there, and price nothing.
     """

@@ -99,9 +99,9 @@ def _slack_type(name: str, relaxed: n.Relaxed, sides: Sequence[n.Node]) -> Type:
     if any(shape is None for shape in shapes):
         raise ModelingError(
             "E158",
-            f"the constraint {name!r} is relaxed, and how many entries it has is not known before it runs",
+            f"the constraint {name!r} is relaxed, and how many entries it has is known only when it runs",
             at=relaxed.loc,
-            fix="import torch before it is written; or one number: cn.max(e) <= b",
+            fix="a constraint on one number: cn.max(e) <= b, or cn.sum(e) <= b",
         )
     known = [shape for shape in shapes if shape is not None]
     rank = max(map(len, known))
