@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: cost of constraints per step, scaling in groups, routes on one convex problem."""
+"""`python -m benchmarks`: cost of constraints per step, scaling, minibatch estimates, routes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import constrain as cn
+from benchmarks.estimates import gap, rare_groups
 from benchmarks.timing import Ratio, alternate
-from constrain import E
+from constrain import E, forall
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
@@ -25,12 +26,12 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 1), nn.Flatten(0))
 
 
-def sample(groups: int) -> cn.Data:
+def sample(groups: int, rows: int = ROWS) -> cn.Data:
     """Random rows in `groups` groups of about the same size."""
     g = torch.Generator().manual_seed(0)
-    x = torch.randn(ROWS, 32, generator=g)
-    y = (x[:, 0] + torch.randn(ROWS, generator=g) > 0).float()
-    group = torch.arange(ROWS) % groups
+    x = torch.randn(rows, 32, generator=g)
+    y = (x[:, 0] + torch.randn(rows, generator=g) > 0).float()
+    group = torch.arange(rows) % groups
     return cn.Data("rows", x=x, y=y, group=group)
 
 
@@ -38,7 +39,7 @@ def steps(problem: cn.Problem, net: nn.Module, D: cn.Data):
     """One constrained training step, as a function without arguments."""
     lagrangian = problem.compile()
     optimizer = torch.optim.Adam(net.parameters())
-    index = torch.randint(ROWS, (64, BATCH))
+    index = torch.randint(len(D), (64, BATCH))
     place = iter(range(10**9))
 
     def step() -> None:
@@ -55,7 +56,7 @@ def plain(net: nn.Module, D: cn.Data):
     """The same step without constraints, as torch users write it."""
     optimizer = torch.optim.Adam(net.parameters())
     x, y = D.values("x"), D.values("y")
-    index = torch.randint(ROWS, (64, BATCH))
+    index = torch.randint(len(D), (64, BATCH))
     place = iter(range(10**9))
 
     def step() -> None:
@@ -87,6 +88,15 @@ def grouped(groups: int) -> Ratio:
     return alternate(steps(problem, net, D), plain(network(), D))
 
 
+def per_row(rows: int) -> Ratio:
+    """One multiplier for each of `rows` rows."""
+    D, net = sample(10, rows), network()
+    f = cn.Model(net, "f")
+    bce = nn.functional.binary_cross_entropy_with_logits(f(D.x), D.y, reduction="none")
+    problem = cn.minimize(E(bce)).subject_to(fit=forall(D, f(D.x) >= -5.0))
+    return alternate(steps(problem, net, D), plain(network(), D))
+
+
 def convex_routes() -> list[tuple[str, float, float]]:
     """Seconds of CPU time and error of the objective on the Adult score-gap problem, per route."""
     import adult
@@ -114,6 +124,13 @@ def main() -> None:
         print(f"  {f'{count} constraints, one by one':<34} {constrained(count)}")
     for groups in (1, 100, 10_000):
         print(f"  {f'by= block of {groups} groups':<34} {grouped(groups)}")
+    for rows in (1_000, 1_000_000):
+        print(f"  {f'a multiplier for each of {rows:,} rows':<34} {per_row(rows)}")
+    print("\nminibatch solutions against exact ones")
+    for seed, found in enumerate(rare_groups()):
+        print(f"  {f'50 rare groups, batch 128, seed {seed}':<34} {found}")
+    for batch, found in gap().items():
+        print(f"  {f'absolute gap, batch {batch}':<34} {found}")
     print("\nAdult score gap, 30162 rows, 96 decisions")
     for method, seconds, error in convex_routes():
         print(f"  {method:<12} {seconds:7.2f} s   objective off by {error:.1e}")
