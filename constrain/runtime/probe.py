@@ -65,8 +65,7 @@ def call_shape(node: n.Call, shapes: Sequence[Shape | None], leads: Sequence[int
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     if any(is_lazy(t) for t in state.values()):
         return None
-    if not node.features:
-        _check_signature(node, module, shown)
+    _check_signature(node, module, shown)
     floating = next((t.dtype for t in state.values() if t.is_floating_point()), torch.get_default_dtype())
     known = [*(s or () for s in shapes), *(tuple(t.shape) for t in state.values())]
     rows = _unusual_size(known)
@@ -240,7 +239,7 @@ def _check_signature(node: n.Call, module: nn.Module, shown: str) -> None:
     except (TypeError, ValueError):
         return
     try:
-        signature.bind(*node.args)
+        signature.bind(*(node.args[:1] if node.features else node.args))
     except TypeError as error:
         raise ModelingError(
             "E112",

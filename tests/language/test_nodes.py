@@ -30,6 +30,7 @@ def written(space):
         n.Call: f(D.x).node,
         n.Apply: cn.sum(D.x, axis=-1).node,
         n.Opaque: torch.lerp(D.y, D.q, 0.5).node,
+        n.Gradient: cn.diff(D.y**2, D.y).node,
         n.Comparison: (D.y > 0).node,
         n.Logic: (~(D.y > 0)).node,
         n.Indicator: cn.indicator(D.y > 0).node,
