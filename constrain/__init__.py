@@ -17,7 +17,7 @@ from constrain.errors import (
 from constrain.language import distributions
 from constrain.language import surrogates as surrogate
 from constrain.language.calculus import diff, div, grad, hessian, jacobian, laplacian, weak
-from constrain.language.data import Data
+from constrain.language.data import Data, suggest
 from constrain.language.distributions import entropy, kl
 from constrain.language.expr import Constraint, Expr
 from constrain.language.functions import (
@@ -142,4 +142,5 @@ def __getattr__(name: str) -> object:
     """`load`, `Solution` and `Status` need NumPy and are imported when they are asked for."""
     if name in ("load", "Solution", "Status"):
         return attribute(f"constrain.solution:{name}")
-    raise AttributeError(f"module 'constrain' has no attribute {name!r}")
+    close = suggest(name, __all__) or suggest(name.lower(), __all__)
+    raise AttributeError(f"module 'constrain' has no attribute {name!r}{close}")

@@ -118,7 +118,10 @@ def _linear(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
 def _classes(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
     scores, target = shapes[0], shapes[1]
     if len(scores) != 1:
-        raise ShapeProblem(f"cross_entropy needs one score per class and row, got a row of shape {scores}")
+        raise ShapeProblem(
+            f"cross_entropy needs one score per class and row, got a row of shape {scores}",
+            "F.binary_cross_entropy_with_logits for one score and two classes",
+        )
     if target not in ((), scores):
         raise ShapeProblem(f"the target of cross_entropy has row shape {target}; expected () or {scores}")
     return ()
@@ -135,7 +138,10 @@ def _index(shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> Shape:
     key: tuple[Any, ...] = options["key"]
     used = sum(1 for k in key if k not in ("...", None))
     if used > len(shape):
-        raise ShapeProblem(f"{used} indices for an expression with shape {shape}")
+        raise ShapeProblem(
+            f"{used} indices for an expression with shape {shape}",
+            "indices count within one row: e[..., 0] is the first entry of every row",
+        )
     result: list[int] = []
     position = 0
     for k in key:

@@ -115,11 +115,13 @@ class Data:
         DataError: E112 when the columns differ in length or one has no rows.
     """
 
-    def __init__(self, name: str, /, **columns: Any) -> None:
+    def __init__(self, name: str, /, *unnamed: Any, **columns: Any) -> None:
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ModelingError(
                 "E117", "the first argument of cn.Data is its name", at=here(), fix='cn.Data("train", x=X)'
             )
+        if unnamed:
+            raise language("refusals").unnamed_columns(name, unnamed[0])
         if not columns:
             raise DataError(
                 "E112", f"data {name!r} has no columns", at=here(), fix=f'cn.Data("{name}", x=X, y=y)'
@@ -128,11 +130,13 @@ class Data:
         self._columns = dict(columns)
         self._shapes: dict[str, tuple[int, ...]] = {}
         for column, value in columns.items():
-            shape = column_shape(value)
+            symbolic = isinstance(value, language("expr").Expr)
+            shape = None if symbolic else column_shape(value)
             if not shape:
+                what = "an expression" if symbolic else f"a {type(value).__name__}"
                 raise DataError(
                     "E112",
-                    f"column {column!r} of data {name!r} is a {type(value).__name__} without rows",
+                    f"column {column!r} of data {name!r} is {what} without rows",
                     at=here(),
                     fix="a tensor, an array, a series or a list with one entry per row",
                 )
@@ -239,7 +243,22 @@ class Data:
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self._columns]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__.get("_columns", ()):
+            self[name] = value  # refuses
+        super().__setattr__(name, value)
+
+    def __setitem__(self, column: str, value: Any) -> None:
+        raise ModelingError(
+            "E113",
+            f"samples are immutable; the column {column!r} of {self.name!r} cannot be set",
+            at=here(),
+            fix="a new sample: cn.Data(name, ...) with that column",
+        )
+
     def __getitem__(self, column: str) -> Expr:
+        if not isinstance(column, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise language("refusals").no_column_name(self, column)
         if column not in self._columns:
             raise UnknownColumnError(
                 "E106",
@@ -334,6 +353,8 @@ class Data:
             weight: (batch,) importance weights when rows are not drawn uniformly: 1 / (rows * probability),
                 so that the mean of weight * g is an unbiased estimate of E(g).
         """
+        if isinstance(index, (int, float, str, bool, language("expr").Expr)):
+            raise language("refusals").no_positions(self, index)
         return Batch(self, index, weight)
 
 
@@ -343,6 +364,9 @@ class Subset:
     def __init__(self, data: Data, event: n.Node) -> None:
         self.data = data
         self.event = event
+
+    def __getattr__(self, column: str) -> Any:
+        raise language("refusals").column_of_a_subset(self, column)
 
 
 class Batch:

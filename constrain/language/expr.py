@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from constrain._lazy import language, language_printing
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
-from constrain.language.data import Data, as_list, hidden_column, static_shape
+from constrain.language.data import Data, as_list, static_shape
 from constrain.language.location import here, name_in_caller
 from constrain.language.types import Type, type_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import ModuleType
 
 __all__ = [
     "Constraint",
@@ -28,7 +29,6 @@ __all__ = [
     "is_flag",
     "logic",
     "shown",
-    "truth_error",
 ]
 
 
@@ -69,6 +69,9 @@ def as_node(value: Any) -> n.Node:
     number = _number(value)
     if number is not None:
         return n.Constant(number, loc=here())
+    listed = _refusals().holds_expressions(value) if type(value) in (list, tuple) else None
+    if listed is not None:
+        raise listed
     shape = static_shape(value)
     if getattr(value, "requires_grad", False):
         raise ModelingError(
@@ -84,13 +87,12 @@ def as_node(value: Any) -> n.Node:
             return n.Constant(number, loc=here())
     elif shape is not None:
         return n.Array(n.ArraySymbol.of(value, shape, name_in_caller(value)), loc=here())
-    column = hidden_column(value)
-    raise ModelingError(
-        "E117",
-        f"a {type(value).__name__} cannot be part of an expression",
-        at=here(),
-        fix=column or "a column (D.x), f(D.x), a Variable, a Parameter, a number, an array or a tensor",
-    )
+    raise _refusals().no_expression(value)
+
+
+def _refusals() -> ModuleType:
+    """The errors, whose module imports this one."""
+    return language("refusals")
 
 
 def _number(value: Any) -> n.Scalar | None:
@@ -145,61 +147,9 @@ def as_event(value: Any, where: str) -> Expr:
     """
     if is_flag(value):
         return Expr(n.Comparison("==", value.node, n.Constant(1, loc=here()), loc=here()))
-    if isinstance(value, Constraint):
-        raise ModelingError(
-            "E108",
-            f"{where} needs an event of random variables; {shown(value)} depends on no data column",
-            at=here(),
-            fix="a comparison of columns or models, such as f(D.x) > 0",
-        )
-    if not isinstance(value, Expr) or not value.type.event:
-        raise ModelingError(
-            "E105",
-            f"{where} needs an event such as (f(D.x) > 0), got {shown(value)}",
-            at=here(),
-            fix="a comparison of columns or models; for an average write E(...)"
-            if value is not False
-            else 'a comparison of columns or models; a column called "name" or like a method is D["name"]',
-        )
-    if isinstance(value.node, n.Between):
-        lower, e, upper = (code(Expr(x)) for x in n.children(value.node))
-        raise ModelingError(
-            "E105",
-            f"{where} needs an event, got the relation {shown(value)}",
-            at=here(),
-            fix=f"({lower} <= {e}) & ({e} <= {upper})",
-        )
+    if not isinstance(value, Expr) or not value.type.event or isinstance(value.node, n.Between):
+        raise _refusals().no_event(value, where)
     return value
-
-
-# -------------------------------------------------------------------------------------- truth values
-_INSTEAD = {
-    "and": "(a > 0) & (b > 0), with the parentheses",
-    "or": "(a > 0) | (b > 0), with the parentheses",
-    "not": "~(a > 0), with the parentheses",
-    "max": "cn.maximum(a, b), or cn.max(e) for the entries of one expression",
-    "min": "cn.minimum(a, b), or cn.min(e) for the entries of one expression",
-    "if": "cn.where(event, a, b), which chooses row by row",
-}
-
-
-def truth_error(what: Expr | Constraint) -> ModelingError:
-    """E102 or E103, by looking at the user's source line."""
-    context = str(language("source").truth_context())
-    if context == "chain":
-        return ModelingError(
-            "E102",
-            f"{shown(what)} has no truth value; a chained comparison would keep one of its sides only",
-            at=here(),
-            fix="cn.between(lower, e, upper), or two constraints",
-        )
-    asked = f"`{context}` asks for one" if context else "something asks for one"
-    fix = _INSTEAD.get(context, "cn.maximum/cn.minimum for max/min, & | ~ for and/or/not, cn.where for if")
-    if isinstance(what, Constraint) and context == "and":
-        fix = "two constraints: subject_to(first=..., second=...)"
-    return ModelingError(
-        "E103", f"{shown(what)} has no truth value before a solve, and {asked}", at=here(), fix=fix
-    )
 
 
 class Expr:
@@ -285,6 +235,15 @@ class Expr:
 
     def __rmatmul__(self, other: Any) -> Expr:
         return apply("matmul", other, self)
+
+    def __floordiv__(self, other: Any) -> Expr:
+        raise _refusals().no_operator(self, "//")
+
+    def __mod__(self, other: Any) -> Expr:
+        raise _refusals().no_operator(self, "%")
+
+    def __xor__(self, other: Any) -> Expr:
+        raise _refusals().no_operator(self, "^")
 
     def __neg__(self) -> Expr:
         return apply("neg", self)
@@ -379,7 +338,7 @@ class Expr:
         raise language("relations").misplaced(self, "scale")
 
     def __bool__(self) -> bool:
-        raise truth_error(self)
+        raise _refusals().truth_error(self)
 
     def __iter__(self) -> Iterator[Expr]:
         raise ModelingError(
@@ -387,7 +346,12 @@ class Expr:
         )
 
     def __len__(self) -> int:
-        raise ModelingError("E113", f"{shown(self)} has no length before a solve", at=here(), fix="e.shape")
+        raise ModelingError(
+            "E113",
+            f"{shown(self)} has no length before a solve",
+            at=here(),
+            fix="e.shape; cn.stack(a, b) in place of a tensor or array of expressions",
+        )
 
     def __float__(self) -> float:
         raise ModelingError(
@@ -398,6 +362,9 @@ class Expr:
         )
 
     __int__ = __index__ = __complex__ = __float__  # type: ignore[assignment]
+
+    def __round__(self, digits: int | None = None) -> float:
+        return self.__float__()
 
     def __setitem__(self, key: Any, value: Any) -> None:
         raise ModelingError(
@@ -469,7 +436,7 @@ class Constraint:
         return f"${language_printing().latex(self.node)}$"
 
     def __bool__(self) -> bool:
-        raise truth_error(self)
+        raise _refusals().truth_error(self)
 
     # ---- the constraint as a whole
     def relax(self, cost: Any = None) -> Constraint:
@@ -532,35 +499,20 @@ def compare(op: n.CompareOp, lhs: Any, rhs: Any) -> Expr | Constraint:
     for side in (lhs, rhs):
         if isinstance(side, Expr) and isinstance(side.node, n.Logic):
             raise _precedence_error(side)
+    both = _refusals().compared_events(op, lhs, rhs) if op in ("==", "!=") else None
+    if both is not None:
+        raise both
     node = n.Comparison(op, as_number(lhs), as_number(rhs), loc=here())
     if type_of(node).random:
         return Expr(node)
     if op in ("<", ">", "!="):
-        raise _strict_error(node)
+        raise _refusals().strict_error(node)
     return Constraint(node)
-
-
-def _strict_error(node: n.Comparison) -> ModelingError:
-    relation = Constraint(node)
-    if language("source").truth_context():
-        return truth_error(relation)
-    allowed = "==" if node.op == "!=" else f"{node.op}="
-    return ModelingError(
-        "E109",
-        f"{shown(relation)}: a constraint cannot be strict, its feasible set would not be closed",
-        at=here(),
-        fix=f"{allowed}" if node.op == "!=" else f"{allowed} (or a margin: e <= b - 1e-6)",
-    )
 
 
 def _compare_text(op: n.CompareOp, column: n.Node, text: str) -> Expr:
     if not isinstance(column, n.Column) or op not in ("==", "!="):
-        raise ModelingError(
-            "E117",
-            f"{shown(Expr(column))} is compared with the text {text!r}; only a column can be, by == or !=",
-            at=here(),
-            fix='D.sex == "Female"',
-        )
+        raise _refusals().compared_text(column, text)
     return Expr(n.Comparison(op, column, n.Array(n.ArraySymbol.of_text(text), loc=here()), loc=here()))
 
 

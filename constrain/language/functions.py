@@ -7,7 +7,7 @@ levels: `cn.max(E(loss, by=D.group))` is the worst group.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
@@ -55,7 +55,7 @@ OVER_LEVELS = ("sum", "mean", "max", "min", "logsumexp", "norm", "sum_squares")
 def _axis(e: Expr, axis: int | Sequence[int] | None) -> tuple[int, ...] | None:
     if axis is None:
         return None
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    axes = (axis,) if isinstance(axis, int) else _axes(axis)
     if e.shape is None:
         if any(a >= 0 for a in axes):
             raise ModelingError(
@@ -65,8 +65,25 @@ def _axis(e: Expr, axis: int | Sequence[int] | None) -> tuple[int, ...] | None:
     rank = len(e.shape)
     for a in axes:
         if not -rank <= a < rank:
-            raise ModelingError("E112", f"axis {a} of {shown(e)}, which has shape {e.shape}", at=here())
+            raise ModelingError(
+                "E112",
+                f"axis {a} of {shown(e)}, which has shape {e.shape}",
+                at=here(),
+                fix="axes count within one row; axis=-1 is the last of them",
+            )
     return tuple(sorted(a - rank if a >= 0 else a for a in axes))
+
+
+def _axes(axis: Any) -> tuple[int, ...]:
+    given: list[Any] = list(cast("Sequence[Any]", axis)) if isinstance(axis, (tuple, list)) else [None]
+    if any(type(a) is not int for a in given):
+        raise ModelingError(
+            "E117",
+            f"an axis is an integer or a tuple of integers, got {shown(axis)}",
+            at=here(),
+            fix="axis=-1; of several expressions cn.maximum(a, b), cn.minimum(a, b), a + b, cn.sum([a, b])",
+        )
+    return tuple(given)
 
 
 def _reduce(atom: str, expr: Any, axis: int | Sequence[int] | None, keepdims: bool, **options: Any) -> Expr:
@@ -108,6 +125,13 @@ def norm(expr: Any, ord: float = 2, axis: int | Sequence[int] | None = None, kee
 
     Of a `by=` block, that over the levels.
     """
+    if not isinstance(ord, (int, float)) or isinstance(ord, bool) or not ord > 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ModelingError(
+            "E117",
+            f"the order of a norm is a positive number, got {shown(ord)}",
+            at=here(),
+            fix="cn.norm(e), of a matrix that of Frobenius; cn.norm(e, 1); cn.norm(e, math.inf)",
+        )
     return _reduce("norm", _entries(expr), axis, keepdims, ord=float(ord))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from constrain._lazy import driver, language, language_printing
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
-from constrain.language.expr import Constraint, Expr, as_expr, code, shown
+from constrain.language.expr import Constraint, Expr, as_expr, code, is_flag, shown
 from constrain.language.location import here
 from constrain.language.vanishing import warn_vanishing
 
@@ -45,16 +45,18 @@ class Problem:
         )
 
     # ---- building
-    def subject_to(self, **relations: Constraint | Expr) -> Problem:
+    def subject_to(self, *unnamed: Any, **relations: Constraint | Expr) -> Problem:
         """The problem with these constraints added, under the names of the keywords.
 
         Raises:
-            ModelingError: E101 (still per row), E109, E110 (a Python bool), E111 (no comparison), E130 (name
-                taken).
+            ModelingError: E101 (still per row), E109, E110 (a Python bool), E111 (no comparison), E117 (no
+                name), E130 (name taken).
 
         Warns:
             ModelingWarning: W206, a constraint such as `E(r**2) == 0` whose gradient vanishes where it holds.
         """
+        if unnamed:
+            raise _unnamed(unnamed[0])
         added = {name: _constraint(name, relation) for name, relation in relations.items()}
         taken = sorted(set(added) & set(self.constraints))
         if taken:
@@ -201,16 +203,32 @@ def _constraint(name: str, relation: Any) -> n.Node:
             "E111",
             f"constraint {name!r} is not a comparison: {shown(relation)}",
             at=here(),
-            fix="add <= 0, >= 0 or == 0",
+            fix=f"P({code(relation)}) <= share" if is_flag(relation) else "add <= 0, >= 0 or == 0",
         )
     if not isinstance(relation, Constraint):
+        listed = isinstance(relation, (list, tuple, dict))
         raise ModelingError(
             "E111",
             f"constraint {name!r} is a {type(relation).__name__}, not a comparison",
             at=here(),
-            fix="e <= b",
+            fix="one name for each: subject_to(first=..., second=...), or subject_to(**dictionary)"
+            if listed
+            else "e <= b",
         )
     return relation.node
+
+
+def _unnamed(relation: Any) -> ModelingError:
+    fix = "subject_to(first=..., second=...), or subject_to(**dictionary)"
+    what = f"a {type(relation).__name__}"
+    if isinstance(relation, (Expr, Constraint)):
+        what, fix = f"the constraint {shown(relation)}", f"subject_to(limit={code(relation)})"
+    return ModelingError(
+        "E117",
+        f"{what} has no name; every report speaks in names",
+        at=here(),
+        fix=fix,
+    )
 
 
 def _readings(relation: Expr, data: Data) -> str:
@@ -237,7 +255,7 @@ def _objective(expr: Any, word: str) -> n.Node:
             "E111",
             f"the objective of {word} is a comparison: {shown(expr)}",
             at=here(),
-            fix=f"cn.{word}(value)",
+            fix=f"cn.{word}(value).subject_to(limit={code(expr)})",
         )
     e = as_expr(expr)
     if e.type.rows is not None:
@@ -271,6 +289,13 @@ def maximize(objective: Any) -> Problem:
 from_json = Problem.from_json
 
 
-def find() -> Problem:
+def find(*objective: Any) -> Problem:
     """A feasibility problem: any point that satisfies the constraints."""
+    if objective:
+        raise ModelingError(
+            "E117",
+            f"cn.find() has no objective, got {shown(objective[0])}",
+            at=here(),
+            fix="cn.find().subject_to(limit=...), or cn.minimize(...)",
+        )
     return Problem("find", None, {})

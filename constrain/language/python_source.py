@@ -71,7 +71,7 @@ _Rule: TypeAlias = Callable[["SourceNotation", n.Apply], "Layout | None"]
 
 
 def source_names(roots: Sequence[n.Node]) -> Names:
-    """The name table of the source of some expressions: their symbols, and functions torch does not export."""
+    """The name table of some expressions' source: their symbols, and functions torch does not export."""
     names = Names(roots, RESERVED)
     for node in n.postorder(*roots):
         if isinstance(node, n.Opaque):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from constrain._lazy import loaded
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
-from constrain.language.expr import Expr, apply, as_node, compare, shown
+from constrain.language.expr import Expr, apply, as_node, as_number, code, compare, shown
 from constrain.language.location import here, name_in_caller
 from constrain.language.torch_rules import RULES, NotInTable, Rule, axes_of, refuse_reduction
 
@@ -119,6 +119,11 @@ _METHODS = frozenset(
 )
 
 
+_OF_VALUES = frozenset(("item", "detach", "numpy", "tolist", "backward", "cpu", "cuda", "requires_grad_"))
+_CHOSEN_BY_SOLVE = frozenset(
+    ("to", "float", "double", "half", "bfloat16", "long", "int", "bool", "type", "type_as", "contiguous")
+)
+_AFTER_SOLVE = frozenset(("value", "values", "grad", "data", "requires_grad"))
 _OF_TENSORS = frozenset(("dtype", "device", "dim", "ndim", "size", "numel", "expand"))
 
 
@@ -126,9 +131,24 @@ class TensorAttributeError(ModelingError, AttributeError):
     """What only a tensor has (E154). An `AttributeError`, so that `hasattr` and `getattr` work."""
 
 
+def _no_tensor(e: Expr, name: str) -> ModelingError:
+    """E121 for types and devices, which a solve chooses, and for values, which it brings."""
+    if name in _AFTER_SOLVE:
+        message = f"{shown(e)} has no .{name} before a solve"
+        fix = "after it: solution['name'].value, solution.objective, or w.value of a Variable"
+    else:
+        message = f"{shown(e)} has no .{name}(): a solve chooses the type and the device"
+        fix = f"cn.indicator({code(e)})" if e.type.event else "leave it out; solve(device=...)"
+    return TensorAttributeError("E121", message, at=here(), fix=fix)
+
+
 def method(e: Expr, name: str) -> Callable[..., Any]:
     """`e.exp()` and other methods of tensors: of the table, and those that torch has as functions."""
+    if name in _CHOSEN_BY_SOLVE or name in _AFTER_SOLVE:
+        raise _no_tensor(e, name)
     if name in _METHODS:
+        if e.type.event and name not in _OF_VALUES:
+            as_number(e)  # refuses: an event is no number
         rule = RULES[name]
         return lambda *args, **kwargs: rule(e, *args, **kwargs)
     torch = None if name.startswith("_") else loaded("torch")
@@ -169,6 +189,34 @@ _UCOMPARE: Mapping[str, n.CompareOp] = {
 }
 
 
+_INSTEAD_OF_NUMPY = {
+    "mean": "E(...) for the average over rows, cn.mean(...) within one row",
+    "average": "E(...) for the average over rows, cn.mean(...) within one row",
+    "sum": "cn.sum(...) within one row; over the rows E(...) times their number",
+    "var": "cn.Var(...), over the rows",
+    "std": "cn.sqrt(cn.Var(...)), over the rows",
+    "cov": "cn.Cov(a, b), over the rows",
+    "corrcoef": "cn.Corr(a, b), over the rows",
+    "quantile": "cn.Quantile(e, 0.9), over the rows",
+    "percentile": "cn.Quantile(e, 0.9), over the rows",
+    "median": "cn.Quantile(e, 0.5), over the rows",
+    "max": "cn.max(...) within one row",
+    "amax": "cn.max(...) within one row",
+    "min": "cn.min(...) within one row",
+    "amin": "cn.min(...) within one row",
+    "absolute": "abs(e)",
+    "dot": "a @ b",
+    "norm": "cn.norm(...)",
+    "stack": "cn.stack(a, b)",
+    "concatenate": "cn.stack(a, b) of numbers",
+    "where": "cn.where(event, a, b)",
+    "clip": "torch.clamp(e, low, high)",
+    "logical_and": "a & b",
+    "logical_or": "a | b",
+    "logical_not": "~a",
+}
+
+
 def record_ufunc(ufunc: Any, how: str, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """NumPy arithmetic with an array on the left is recorded; other NumPy functions are refused (E121)."""
     name = ufunc.__name__
@@ -187,5 +235,5 @@ def refuse_numpy(function: Any) -> ModelingError:
         "E121",
         f"the NumPy function {name} cannot be recorded",
         at=here(),
-        fix=f"torch.{name}(...) where torch has it, or the cn function",
+        fix=_INSTEAD_OF_NUMPY.get(name, f"torch.{name}(...) where torch has it, or the cn function"),
     )

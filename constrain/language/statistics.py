@@ -9,6 +9,7 @@ from constrain.language import nodes as n
 from constrain.language.data import Data, Subset, as_list, hidden_column
 from constrain.language.expr import Constraint, Expr, as_event, as_expr, as_number, code, is_flag, shown
 from constrain.language.location import here
+from constrain.language.refusals import first_text
 from constrain.language.regions import Coordinate
 from constrain.language.surrogates import DEFAULT, surrogate_of
 from constrain.language.types import type_of
@@ -71,7 +72,7 @@ def population_of(e: Expr, word: str) -> Data:
             "E108",
             f"{word}({shown(e)}) has nothing to average over: it depends on no data column",
             at=here(),
-            fix=f"{code(e)} itself, without {word}",
+            fix=_without_rows(e, word),
         )
     nested = next((x for x in n.postorder(e.node) if isinstance(x, (n.Mean, n.Rate, n.Statistic))), None)
     if nested is not None:
@@ -83,6 +84,15 @@ def population_of(e: Expr, word: str) -> Data:
             fix="expand it: E(g * E(h)) is E(g) * E(h); a variance is cn.Var(g)",
         )
     return e.type.rows
+
+
+def _without_rows(e: Expr, word: str) -> str:
+    """What a statistic of something that is not random may have been meant to be."""
+    arrays = [x for x in n.postorder(e.node) if isinstance(x, n.Array) and x.symbol.shape]
+    if arrays and not isinstance(e.node, n.Apply):
+        name = arrays[0].symbol.name or "x"
+        return f'columns of a sample: D = cn.Data("train", {name}={name}), and D.{name} in its place'
+    return f"{code(e)} itself, without {word}"
 
 
 def _brackets(word: str, argument: str) -> ModelingError:
@@ -137,7 +147,7 @@ class _Probability:
         given: condition on the rows where this event holds.
         by: one rate per level.
         surrogate: `"sigmoid"` (default), `"hinge"`, `"power"`, or one of these with options, such as
-            `cn.surrogate.Sigmoid(temperature=0.1)` or `cn.surrogate.Hinge(scale=1.0)`.
+            `cn.surrogate.Sigmoid(temperature=0.05)` or `cn.surrogate.Hinge(scale=1.0)`.
 
     Raises:
         ModelingError: E104, E105 (no event: write E), E107, E118, E119 (unknown surrogate).
@@ -151,11 +161,14 @@ class _Probability:
         surrogate: Surrogate | str | None = None,
     ) -> Expr:
         if isinstance(event, Expr) and not event.type.event and not is_flag(event):
+            text = first_text(event.node) if isinstance(event.node, n.Column) else None
+            example = f"== {text!r}" if text else "> 0"
             raise ModelingError(
                 "E105",
-                f"P() takes an event such as ({shown(event)} > 0), got {shown(event)}",
+                f"P() takes an event such as ({shown(event)} {example}), got {shown(event)}",
                 at=here(),
-                fix=f"P({code(event)} > 0), or E({code(event)}) for the average",
+                fix=f"P({code(event)} {example})"
+                + ("" if text else f", or E({code(event)}) for the average"),
             )
         e = as_event(event, "P()")
         population = population_of(e, "P")
@@ -185,7 +198,7 @@ def indicator(event: Expr, surrogate: Surrogate | str | None = None) -> Expr:
     return Expr(n.Indicator(as_event(event, "indicator()").node, chosen, loc=here()))
 
 
-def forall(where: Data | Subset | Coordinate, relation: Expr | Constraint | Any) -> Constraint:
+def forall(where: Data | Subset | Coordinate, relation: Expr | Constraint | Any = None) -> Constraint:
     """One constraint per row of a sample (per point of a region), each with its own multiplier.
 
     Args:
@@ -200,8 +213,12 @@ def forall(where: Data | Subset | Coordinate, relation: Expr | Constraint | Any)
     if isinstance(where, Coordinate):
         where = where.region
     if not isinstance(where, (Data, Subset)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ModelingError("E117", "forall needs a sample first", at=here(), fix="forall(D, relation)")
+        raise _no_sample(where, relation)
     data = where if isinstance(where, Data) else where.data
+    if relation is None:
+        raise ModelingError(
+            "E117", f"forall({data.name}) lacks its relation", at=here(), fix=f"forall({data.name}, relation)"
+        )
     event = None if isinstance(where, Data) else where.event
     if not data.positions:
         raise DataError(
@@ -244,6 +261,18 @@ def forall(where: Data | Subset | Coordinate, relation: Expr | Constraint | Any)
             fix="the relation itself, without forall" if rows is None else f"forall over {rows.name!r}",
         )
     return Constraint(n.ForAll(data, event, node, loc=here()))
+
+
+def _no_sample(where: Any, relation: Any) -> ModelingError:
+    """E117 for a `forall` without a sample; a relation or an event names the one that was meant."""
+    data = where.type.rows if isinstance(where, Expr) else None
+    fix = "forall(D, relation)"
+    if data is not None:
+        event = code(where)
+        fix = f"forall({data.name}, {event})"
+        if isinstance(relation, (Expr, Constraint)):
+            fix = f"forall({data.name}.where({event}), {code(relation)}), for the rows where the event holds"
+    return ModelingError("E117", "forall needs a sample first", at=here(), fix=fix)
 
 
 def between(lower: Any, e: Any, upper: Any) -> Constraint | Expr:

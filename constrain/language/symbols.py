@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from operator import index
-from typing import Any
+from typing import Any, cast
 
 from constrain._lazy import probe
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.data import static_shape
-from constrain.language.expr import Expr, as_number
+from constrain.language.expr import Constraint, Expr, as_number, shown
 from constrain.language.location import here
 from constrain.language.types import type_of
 
@@ -70,7 +70,10 @@ class Variable(Expr):
         bounds: tuple[Any, Any] | None = None,
     ) -> None:
         checked = checked_name(name, "Variable", 'cn.Variable(3, "w")')
-        symbol = n.VariableSymbol(checked, _shape_of(shape), nonneg, boolean, integer, bounds)
+        sizes = _shape_of(shape)
+        symbol = n.VariableSymbol(
+            checked, sizes, nonneg, boolean, integer, _bounds_of(bounds, sizes, checked)
+        )
         object.__setattr__(self, "symbol", symbol)
         super().__init__(n.Decision(self.symbol, loc=here()))
 
@@ -128,7 +131,55 @@ class Parameter(Expr):
         self.symbol.value = value
 
 
+def _bounds_of(bounds: Any, shape: tuple[int, ...], name: str) -> tuple[Any, Any] | None:
+    """A pair of bounds, each None, a number or an array that fits the shape (E112, E117, E136)."""
+    if bounds is None:
+        return None
+    pair = cast("Sequence[Any]", bounds) if isinstance(bounds, (tuple, list)) else ()
+    if len(pair) != 2:
+        raise ModelingError(
+            "E117",
+            f"the bounds of Variable {name!r} are a pair (lower, upper), got {shown(bounds)}",
+            at=here(),
+            fix="bounds=(0, 1); None for an open side: bounds=(0, None)",
+        )
+    for bound in pair:
+        if bound is not None:
+            _check_number(bound, f"a bound of Variable {name!r}")
+            given = static_shape(bound) or ()
+            if given not in ((), (1,), shape):
+                raise ModelingError(
+                    "E112", f"Variable {name!r} has shape {shape}, a bound of it {given}", at=here()
+                )
+    low, high = pair
+    if isinstance(low, (int, float)) and isinstance(high, (int, float)) and low > high:
+        raise ModelingError(
+            "E136",
+            f"Variable {name!r} has a lower bound above its upper bound: {low} > {high}",
+            at=here(),
+            fix=f"bounds=({high}, {low})",
+        )
+    return low, high
+
+
+def _check_number(value: Any, what: str) -> None:
+    """E117 for a value that is no number or array of numbers."""
+    text = isinstance(value, str) or (
+        isinstance(value, (list, tuple)) and any(isinstance(v, str) for v in cast("Sequence[Any]", value))
+    )
+    if text or isinstance(value, (Expr, Constraint)) or (static_shape(value) is None and not _real(value)):
+        raise ModelingError(
+            "E117", f"{what} is a number or an array of numbers, got {shown(value)}", at=here()
+        )
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, (bool, int, float))
+
+
 def _check_shape(value: Any, shape: tuple[int, ...], what: str) -> None:
+    if value is not None:
+        _check_number(value, f"the value of {what}")
     given = static_shape(value)
     if value is not None and (given or ()) != shape:
         raise ModelingError("E112", f"{what} has shape {shape}, the value given has {given or ()}", at=here())
@@ -144,33 +195,62 @@ class Model:
     """
 
     def __init__(self, module: Any, name: str = "f", *, frozen: bool = False) -> None:
-        if not callable(module) or not hasattr(module, "named_parameters"):
-            raise ModelingError(
-                "E122",
-                f"cn.Model wraps a torch.nn.Module, got a {type(module).__name__}",
-                at=here(),
-                fix='cn.Model(torch.nn.Linear(3, 1), "f")',
-            )
+        if not callable(module) or not hasattr(module, "named_parameters") or isinstance(module, type):
+            raise _no_module(module)
         self.module: Any = module
         self.name = checked_name(name, "Model", 'cn.Model(net, "f")')
         self.frozen = frozen
 
-    def __call__(self, *args: Any) -> Expr:
+    def __call__(self, *args: Any, **named: Any) -> Expr:
         """The model applied to expressions, row by row where they are per row.
 
         Numbers per row (and plain numbers, and lists of them as points) are the features of a model that
         takes a feature axis: `u(x)` and `u(x, t)` stack them, and an output of length one is a number per
         row. A model that takes its arguments as they are gets them so.
         """
-        if not args:
-            raise ModelingError(
-                "E117", f"{self.name}() needs an argument", at=here(), fix=f"{self.name}(D.x)"
+        if not args or named:
+            what = (
+                f"takes its arguments by position, got {next(iter(named))}=" if named else "needs an argument"
             )
+            raise ModelingError("E117", f"{self.name}() {what}", at=here(), fix=f"{self.name}(D.x)")
         nodes = tuple(as_number(a) for a in args)
         leads, shapes = (tuple(getattr(type_of(x), name) for x in nodes) for name in ("lead", "shape"))
         numbers = all(s == () or (not any(leads) and s is not None and len(s) == 1) for s in shapes)
         features = numbers and bool(probe().takes_features(self, nodes))
         return Expr(n.Call(self, nodes, features, loc=here()))
 
+    def __getattr__(self, name: str) -> Any:
+        module = self.__dict__.get("module")
+        hint = f"; its module has: {self.__dict__.get('name')}.module.{name}" if name in dir(module) else ""
+        raise AttributeError(f"a cn.Model has no attribute {name!r}{hint}")
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        found = next((a for a in args if isinstance(a, cls)), None)
+        name = "f" if found is None else found.name
+        raise ModelingError(
+            "E117",
+            f"torch.{func.__name__} takes numbers, and {name} is a model",
+            at=here(),
+            fix=f"torch.{func.__name__}({name}(D.x)), of its values on a column",
+        )
+
     def __repr__(self) -> str:
         return f"<Model {self.name}: {type(self.module).__name__}{', frozen' if self.frozen else ''}>"
+
+
+def _no_module(value: Any) -> ModelingError:
+    """E122 for what is no module, with what was likely meant."""
+    fix = 'cn.Model(torch.nn.Linear(3, 1), "f")'
+    if isinstance(value, type):
+        return ModelingError(
+            "E122",
+            f"cn.Model wraps a module, got the class {value.__name__}",
+            at=here(),
+            fix=f'cn.Model({value.__name__}(...), "f"), an instance of it',
+        )
+    if isinstance(value, Model):
+        fix = f"{value.name} itself, which is a model already"
+    return ModelingError(
+        "E122", f"cn.Model wraps a torch.nn.Module, got a {type(value).__name__}", at=here(), fix=fix
+    )
