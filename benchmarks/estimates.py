@@ -49,7 +49,7 @@ def _outcome(found: cn.Solution, exact: cn.Solution, name: str) -> Outcome:
 def rare_groups(
     rows: int = 40_000, groups: int = 50, batch: int = 128, seeds: int = 3, epochs: int | None = None
 ) -> list[Outcome]:
-    """Mean score of each group at most 0.3; sizes fall off by Zipf's law (50 groups: to 0.2 % of the rows)."""
+    """Mean score of each group at most 0.3; sizes fall off by Zipf's law (50 groups: to 0.2 % of rows)."""
     rng = np.random.default_rng(0)
     share = np.arange(1, groups + 1) ** -1.27
     group = rng.choice(groups, size=rows, p=share / share.sum())
