@@ -4,10 +4,11 @@ min over z >= 0 of h(z) - lambda z is concave in lambda: with h(z) = a z + b/2 z
 -(lambda - a)^2 / (2 b) beyond (no lambda beyond a when b = 0). So a slack needs no step of its own. A step of
 the multipliers is the proximal one of that concave function,
 
-    lambda <- t - s max(0, sum t - a) / (b + sum s),   t = lambda + s c,
+    lambda <- max(0, t - s z),   t = lambda + s c,   z >= 0 the root of  sum max(0, t - s z) = a + b z,
 
-for the entries that share a slack (the two sides of |e| <= b, the cases of a maximum), stable for every step
-s; equalities the same with signs. The slack of an iterate is the least one that it needs, max(c, 0).
+with the sum over the entries that share a slack (the two sides of |e| <= b, the cases of a maximum); z = 0
+where sum max(0, t) <= a. It is stable for every step s; equalities are the same with signs. The slack of an
+iterate is the least one that it needs, max(c, 0).
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from constrain.runtime.evaluator import Evaluator
 
 __all__ = ["Slacks", "Turn"]
+
+MOST_ROUNDS = 6
+"""Newton steps for a slack that several entries share; each one drops entries, few are ever needed."""
 
 
 @dataclass
@@ -144,6 +148,8 @@ class Turn:
             start += size
         self.position = torch.cat(positions)
         self.owner = torch.cat(owners)
+        shared = torch.bincount(self.owner).max() if self.owner.device.type != "meta" else 1
+        self.rounds = min(int(shared), MOST_ROUNDS)
         self._known: tuple[tuple[float, float], ...] = ()
         self._weights: tuple[Tensor, Tensor] | None = None
 
@@ -171,8 +177,11 @@ class Turn:
         """
         linear, squared = self._costs(moved)
         own, step = moved[self.position], steps[self.position]
-        total = torch.zeros_like(linear).index_add_(0, self.owner, own.abs())
-        width = torch.zeros_like(linear).index_add_(0, self.owner, step)
-        slack = (total - linear).clamp(min=0) / (squared + width).clamp(min=torch.finfo(step.dtype).tiny)
-        size = (own.abs() - step * slack[self.owner]).clamp(min=0)
-        return moved.index_copy(0, self.position, own.sign() * size)
+        size = left = own.abs()
+        for _ in range(self.rounds):  # Newton from z = 0: the sum is convex and falls, so z only grows
+            active = left > 0
+            total = torch.zeros_like(linear).index_add_(0, self.owner, torch.where(active, size, 0.0))
+            width = torch.zeros_like(linear).index_add_(0, self.owner, torch.where(active, step, 0.0))
+            slack = (total - linear).clamp(min=0) / (squared + width).clamp(min=torch.finfo(step.dtype).tiny)
+            left = (size - step * slack[self.owner]).clamp(min=0)
+        return moved.index_copy(0, self.position, own.sign() * left)
