@@ -220,6 +220,11 @@ class Population:
         return False
 
     @property
+    def boundless(self) -> bool:
+        """Whether fresh rows are draws from a distribution, so that there is no pass over them."""
+        return False
+
+    @property
     def endless(self) -> bool:
         """Whether training steps take new rows (`fresh`) instead of positions of a table."""
         return False

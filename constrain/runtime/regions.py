@@ -123,10 +123,14 @@ class RegionPopulation(Population):
         return False
 
     @property
+    def boundless(self) -> bool:
+        """Whether training steps draw points: not those of a grid."""
+        return cast("Region", self.data).law.kind != "grid"
+
+    @property
     def endless(self) -> bool:
         """Whether training steps take fresh points."""
-        region = cast("Region", self.data)
-        return region.law.kind != "grid"
+        return self.boundless
 
     def fresh(self, count: int, generator: torch.Generator | None = None) -> Rows | None:
         """Independent draws, None for a grid."""

@@ -19,6 +19,8 @@ __all__ = ["BatchSampler", "Sampling", "Strata", "batch_size", "strata"]
 
 Sampling = Literal["auto", "shuffle", "stratified"]
 
+LARGE = 512
+"""Rows per batch of large samples and of continuous populations, unless another number is asked for."""
 RARE = 4.0
 """Expected rows per batch below which a group counts as rare."""
 LEAST = 8
@@ -29,7 +31,7 @@ def batch_size(batch: int | None, rows: int) -> int:
     """Rows per batch: as asked for, else 512, or 1/8 of a small sample."""
     if batch is not None:
         return min(batch, rows)
-    return min(512, max(rows // 8, min(rows, 32)))
+    return min(LARGE, max(rows // 8, min(rows, 32)))
 
 
 @dataclass(frozen=True)
@@ -181,12 +183,12 @@ class BatchSampler:
     Args:
         evaluator: the compiled program with its data.
         batch: rows per batch and sample; None takes 512, or 1/8 of a small sample.
-        generator: of the shuffles.
+        generator: of the shuffles and draws.
         sampling: "shuffle", "stratified", or "auto": stratified where a group would be rare in a batch.
         positions: samples whose rows need positions, since every one of them has a multiplier of its own.
 
     Attributes:
-        per_epoch: steps per pass over the largest sample (100 without data).
+        per_epoch: steps per pass over the largest sample; 100 without data, and for continuous populations.
         sizes: rows per batch, by sample name.
     """
 
@@ -199,10 +201,15 @@ class BatchSampler:
         positions: Sequence[str] = (),
     ) -> None:
         populations = {data.name: p for data, p in evaluator.populations.items()}
-        self.sizes = {name: batch_size(batch or p.batch, p.rows) for name, p in populations.items()}
-        self.per_epoch = max(
-            (math.ceil(p.rows / self.sizes[name]) for name, p in populations.items()), default=100
-        )
+        drawn = {name for name, p in populations.items() if p.boundless and name not in positions}
+        self.sizes = {
+            name: (batch or LARGE) if name in drawn else batch_size(batch or p.batch, p.rows)
+            for name, p in populations.items()
+        }
+        passes = [
+            math.ceil(p.rows / self.sizes[name]) for name, p in populations.items() if name not in drawn
+        ]
+        self.per_epoch = max(passes, default=100)
         self._sources: dict[str, _Shuffled | _Stratified | _Fresh] = {}
         for name, population in populations.items():
             size = self.sizes[name]
