@@ -84,12 +84,13 @@ def summarize(result: ConstraintResult, worst: int = 5) -> Summary:
         worst: number of worst rows to list.
     """
     rows = np.zeros(0, dtype=np.int64) if result.rows is None else result.rows
-    slack = np.reshape(np.asarray(result.slack, dtype=np.float64), (len(rows), -1))
+    shape = (len(rows), int(np.prod(np.shape(result.slack)[1:])))
+    slack = np.reshape(np.asarray(result.slack, dtype=np.float64), shape)
     room = (-np.abs(slack) if result.op == "==" else slack).min(axis=1, initial=np.inf)
     chosen = least(room, worst)
     multipliers = None
     if result.has_duals:
-        multipliers = np.reshape(np.asarray(result.multiplier, dtype=np.float64), (len(rows), -1)).sum(axis=1)
+        multipliers = np.reshape(np.asarray(result.multiplier, dtype=np.float64), shape).sum(axis=1)
     relaxed = result.relaxation is not None
     support = None
     if multipliers is not None:
