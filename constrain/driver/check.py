@@ -299,7 +299,10 @@ def _filled(report: Check, found: list[Finding], setup: Setup, batch: int | None
     before = setup.decisions.snapshot()
     minibatch = batch is not None or report.method in ("lagrangian", "cooper")
     rows = {data.name: p.rows for data, p in evaluator.populations.items()}
-    sizes = {name: batch_size(batch, count) for name, count in rows.items()} if minibatch and rows else None
+    sizes = None
+    if minibatch and rows:
+        samples = evaluator.populations.items()
+        sizes = {data.name: batch_size(batch or p.batch, p.rows) for data, p in samples}
     point = read_point(evaluator)
     groups = of_batches.groups(evaluator, sizes)
     noise = of_batches.noise(evaluator, point, sizes)

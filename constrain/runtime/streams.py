@@ -201,8 +201,22 @@ class StreamPopulation(Population):
         return Encoder(self.data.name, self.kinds, self._groups, self.device, self.dtype)
 
     def encode(self, raw: Mapping[str, Any]) -> Rows:
-        """A batch as rows without positions; missing values were refused when the sample was bound."""
-        return Rows(self.encoder().encode(raw, check=False), count_rows(raw))
+        """A batch as rows without positions; missing values were refused when the sample was bound.
+
+        Raises:
+            DataError: E171 for a level that the first pass did not have.
+        """
+        try:
+            return Rows(self.encoder().encode(raw, check=False), count_rows(raw))
+        except DataError as error:
+            if error.code != "E135":
+                raise
+            what = str(error).splitlines()[0].partition("] ")[2].partition(", which")[0]
+            raise DataError(
+                "E171",
+                f"a pass over {self.data.name!r} gave other rows than the first one: {what}",
+                fix="the same rows in every pass; only their order may change",
+            ) from None
 
     # ---- reading
     def chunks(self, size: int) -> Iterator[Rows]:
