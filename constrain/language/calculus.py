@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from constrain.errors import ModelingError
 from constrain.language import nodes
-from constrain.language.data import static_shape
+from constrain.language.data import as_list, static_shape
 from constrain.language.expr import Expr, apply, as_expr, code, shown
 from constrain.language.functions import stack
 from constrain.language.location import here
@@ -278,7 +278,7 @@ def _tests(r: Expr, tests: Any) -> Expr:
         if tests.shape is not None and len(tests.shape) != 1:
             raise _no_tests(f"the test functions {shown(tests)} have shape {tests.shape}")
         return tests
-    functions = list(tests) if isinstance(tests, (list, tuple)) else []  # pyright: ignore[reportUnknownArgumentType]
+    functions = as_list(tests) if isinstance(tests, (list, tuple)) else []
     if not functions:
         raise _no_tests(f"tests is {shown(tests)}")
     return stack(*functions)

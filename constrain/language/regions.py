@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, cast
 
 from constrain._lazy import attribute
 from constrain.errors import ModelingError
@@ -144,6 +144,10 @@ class Coordinate(Expr):
     __slots__ = ("region",)
 
     region: Region
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
+        """An expression of this class: `Expr` chooses another one for what it records."""
+        return object.__new__(cls)
 
     def __init__(self, region: Region) -> None:
         object.__setattr__(self, "region", region)
@@ -290,15 +294,16 @@ class Grid(Coordinate):
             raise _invalid(f"Grid {checked!r} needs either points or axes", 'cn.Grid("x", [0.0, 0.5, 1.0])')
         if axes is not None:
             points, weights = _product([_numbers(a, "axes") for a in axes], weights, checked)
-        shape = static_shape(points) or ()
-        if len(shape) not in (1, 2) or 0 in shape:
+        shape = static_shape(points)
+        if not shape or len(shape) > 2 or 0 in shape:
             raise _invalid(
-                f"the points of Grid {checked!r} have shape {shape}",
+                f"the points of Grid {checked!r} have shape {shape or ()}",
                 "one number per point, or one row of d numbers per point",
             )
+        count, *row_shape = shape
         if isinstance(weights, str) or (weights is not None and static_shape(weights) != shape[:1]):
             raise _invalid(
-                f"Grid {checked!r} has {shape[0]} points and the weights {_described(weights)}",
+                f"Grid {checked!r} has {count} points and the weights {_described(weights)}",
                 "one nonnegative number per point",
             )
         if weights is not None:
@@ -309,7 +314,7 @@ class Grid(Coordinate):
                     "nonnegative numbers with a positive sum",
                 )
         law = Law("grid", points=points, weights=weights)
-        super().__init__(Region(checked, law, tuple(shape[1:]), "points", (shape[0],)))
+        super().__init__(Region(checked, law, tuple(row_shape), "points", (count,)))
 
 
 # ------------------------------------------------------------------------------------------- checking

@@ -85,7 +85,7 @@ def _vanishing(root: n.Node) -> bool:
             case n.Mean():
                 return parts[0]
             case n.Apply(atom="pow", args=(_, n.Constant(value=power))):
-                return isinstance(power, (int, float)) and power >= 2 and power % 2 == 0
+                return power >= 2 and power % 2 == 0
             case n.Apply(atom="mul", args=(a, b)):
                 return a == b or (_positive(a) and parts[1]) or (_positive(b) and parts[0])
             case n.Apply(atom="div", args=(_, b)):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -144,9 +144,8 @@ def hessian(
     if not flat.requires_grad:
         return flat.new_zeros((size, size))
     eye = torch.eye(size, dtype=flat.dtype, device=flat.device)
-    second: Sequence[Tensor | None] = torch.autograd.grad(
-        flat, tensors, eye, is_grads_batched=True, allow_unused=True
-    )
+    found = torch.autograd.grad(flat, tensors, eye, is_grads_batched=True, allow_unused=True)
+    second = cast("tuple[Tensor | None, ...]", found)
     pieces = [
         t.new_zeros((size, t.numel())) if h is None else h.reshape(size, -1)
         for t, h in zip(tensors, second, strict=True)

@@ -6,7 +6,7 @@ weights. A derivative that is only zero at the start, as with a last layer of ze
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -54,7 +54,10 @@ def _check(evaluator: Evaluator, node: n.Gradient) -> None:
     if value.requires_grad:
         tensors = evaluator.decisions.tensors
         slopes = torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype, device=value.device)
-        found = torch.autograd.grad((value.reshape(-1) * slopes).sum(), tensors, allow_unused=True)
+        scalar = (value.reshape(-1) * slopes).sum()
+        found = cast(
+            "tuple[torch.Tensor | None, ...]", torch.autograd.grad(scalar, tensors, allow_unused=True)
+        )
         if any(g is not None and bool((g != 0).any()) for g in found):
             return
     printed = language_printing()

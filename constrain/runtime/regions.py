@@ -75,7 +75,8 @@ def _sobol(count: int, dims: int) -> NDArray[np.float64]:
 
 def _quantile(probability: NDArray[np.float64]) -> NDArray[np.float64]:
     """Of the standard normal distribution."""
-    return torch.special.ndtri(torch.as_tensor(probability)).numpy()
+    found = cast("Tensor", torch.special.ndtri(torch.as_tensor(probability)))  # pyright: ignore[reportUnknownArgumentType]
+    return found.numpy()
 
 
 def _shaped(region: Region, points: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -54,6 +54,7 @@ __all__ = [
     "reshape",
     "softmax",
     "stack",
+    "stacked",
     "sum",
     "sum_levels",
     "sum_squares",
@@ -385,12 +386,16 @@ def on_features(module: Callable[..., Tensor], *numbers: Tensor, dtype: torch.dt
     Returns:
         (rows, ...) without the feature axis of length one; without the axis of rows when all numbers are ().
     """
-    stacked = torch.stack(_broadcast([x.to(dtype) for x in numbers]), -1)
-    single = stacked.dim() == 1
-    result = module(stacked[None] if single else stacked)
+    result = module(stacked(*numbers, dtype=dtype))
     if result.dim() == 2 and result.shape[-1] == 1:
         result = result.squeeze(-1)
-    return result[0] if single else result
+    return result[0] if all(x.dim() == 0 for x in numbers) else result
+
+
+def stacked(*numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers per row as (rows, features); numbers without rows as one row."""
+    found = torch.stack(_broadcast([x.to(dtype) for x in numbers]), -1)
+    return found[None] if found.dim() == 1 else found
 
 
 def leaf(column: Tensor) -> Tensor:

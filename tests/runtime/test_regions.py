@@ -245,7 +245,7 @@ def test_a_relation_at_every_point_trains_with_a_multiplier_per_point():
 
 # ------------------------------------------------------------------------------------ the other routes
 def test_regression_on_a_region_by_every_full_route():
-    """min E((a + b x - x^2)^2) is the best line: a = -1/6, b = 1; by CVXPY and by the augmented Lagrangian."""
+    """min E((a + b x - x^2)^2) is the best line, a = -1/6 and b = 1, by either route."""
     for method in ("cvxpy", "augmented"):
         w, x = cn.Variable(2, "w"), cn.Uniform("x", 0.0, 1.0, size=4)
         p = cn.minimize(E((w[0] + w[1] * x - x**2) ** 2))
@@ -314,7 +314,7 @@ def test_what_is_no_region(written, said):
     "kind", ["Uniform('a b', 0, 1)", "Box(1, [0], [1])", "Normal('')", "Grid('1', [0.0])"]
 )
 def test_names_are_identifiers(kind):
-    with pytest.raises(cn.ModelingError, match="E117.*needs a name that is a Python identifier"):
+    with pytest.raises(cn.ModelingError, match=r"E117.*needs a name that is a Python identifier"):
         eval(f"cn.{kind}")
 
 
@@ -323,3 +323,83 @@ def test_what_a_region_says_of_itself():
     box = cn.Box("z", [0.0, 0.0], [1.0, 2.0], size=(2, 3)).region
     assert repr(box) == "<Region z, uniform (0, 1) x (0, 2), with 6 points (gauss)>"
     assert repr(cn.Grid("b", [0.0, 1.0]).region) == "<Grid b with 2 points>"
+
+
+# ---------------------------------------------------------------- derivatives of what is affine, by CVXPY
+class Waves(nn.Module):
+    """Random waves with a trainable last layer: affine in its weights."""
+
+    def __init__(self, features, count):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.last = nn.Linear(count, 1).double()
+        self.register_buffer("slopes", 4 * torch.randn(features, count, generator=generator).double())
+        self.register_buffer("phases", 6 * torch.rand(count, generator=generator).double())
+
+    def forward(self, x):
+        return self.last(torch.sin(x @ self.slopes + self.phases))
+
+
+def test_a_boundary_value_problem_with_a_trainable_last_layer_is_a_certified_quadratic_program():
+    net = Waves(1, 30)
+    u, x = cn.Model(net, "u"), cn.Uniform("x", 0.0, 1.0)
+    residual = -cn.diff(u(x), x, 2) - math.pi**2 * torch.sin(math.pi * x)
+    p = cn.minimize(E(residual**2)).subject_to(left=u(0.0) == 0, right=u(1.0) == 0)
+    solution = p.solve(progress=False)
+    assert str(solution.status) == "optimal"
+    points = torch.linspace(0, 1, 201, dtype=torch.float64)
+    assert (net(points[:, None])[:, 0] - torch.sin(math.pi * points)).abs().max() < 1e-5
+
+
+def test_the_multiplier_of_a_boundary_value_is_the_flux():
+    """min E(u'^2 / 2 - f u) with u(0) = u(1) = 0: the multipliers are u'(0) and -u'(1), here pi."""
+    u, x = cn.Model(Waves(1, 30), "u"), cn.Uniform("x", 0.0, 1.0)
+    energy = cn.diff(u(x), x) ** 2 / 2 - math.pi**2 * torch.sin(math.pi * x) * u(x)
+    solution = cn.minimize(E(energy)).subject_to(left=u(0.0) == 0, right=u(1.0) == 0).solve(progress=False)
+    assert float(solution["left"].multiplier) == pytest.approx(math.pi, rel=1e-4)
+    assert float(solution["right"].multiplier) == pytest.approx(math.pi, rel=1e-4)
+    assert float(solution.objective) == pytest.approx(-(math.pi**2) / 4, rel=1e-5)
+
+
+AFFINE = {
+    "variables": lambda s: cn.diff(
+        s.w[0] * torch.sin(s.z[..., 0]) + s.w[1] * s.z[..., 0] ** 2, s.z[..., 0], 2
+    ),
+    "a knob": lambda s: cn.diff(s.k * s.w[0] * torch.sin(s.z[..., 1]), s.z[..., 1]),
+    "a model": lambda s: cn.laplacian(s.v(s.z)[..., 0], s.z),
+    "a model of scalars": lambda s: cn.diff(s.v(s.z[..., 0], s.z[..., 1]), s.z[..., 1]) * s.z[..., 0],
+    "a vector": lambda s: cn.sum(cn.grad(s.v(s.z)[..., 0], s.z), axis=-1) + s.w[0],
+    "all weights": lambda s: cn.diff(s.z[..., 0] ** 2 * cn.sum(s.weights), s.z[..., 0]),
+    "constants": lambda s: cn.diff(torch.exp(s.z[..., 0]), s.z[..., 0]) * s.w[1] - s.v(0.2, 0.3),
+}
+
+
+@pytest.mark.parametrize("kind", AFFINE)
+def test_affine_derivatives_are_the_same_numbers_for_cvxpy_and_torch(kind):
+    class Names:
+        z = cn.Box("z", [0.0, 0.0], [1.0, 1.0], size=4)
+        w = cn.Variable(2, "w")
+        k = cn.Parameter("k", 1.5)
+        v = cn.Model(Waves(2, 6), "v")
+        weights = cn.Expr(cn.sum_squares(v).node.args[0])
+
+    torch.manual_seed(1)
+    residual = AFFINE[kind](Names) - 1
+    p = cn.minimize(E(residual**2) + 0.1 * cn.sum_squares(Names.w) + 0.1 * cn.sum_squares(Names.v))
+    solution = p.solve("cvxpy", progress=False)
+    with torch.no_grad():
+        start = [q.clone() for q in Names.v.module.parameters()]
+    assert str(solution.status) == "optimal"
+    again = p.solve("augmented", progress=False)
+    assert float(again.objective) == pytest.approx(float(solution.objective), rel=1e-5)
+    for now, before in zip(Names.v.module.parameters(), start, strict=True):
+        assert torch.allclose(now, before, atol=1e-4)
+
+
+def test_a_derivative_that_is_not_affine_is_said_to_be_none():
+    u, x = cn.Model(network(1), "u"), cn.Uniform("x", 0.0, 1.0)
+    t = cn.Variable((), "t")
+    with pytest.raises(cn.RouteError, match=r"E125.*u is not affine in its weights"):
+        cn.minimize(E(cn.diff(u(x), x) ** 2)).solve("cvxpy", progress=False)
+    with pytest.raises(cn.RouteError, match="is a derivative of what is convex in the decisions"):
+        cn.minimize(E(cn.diff(torch.exp(t * x), x) ** 2)).solve("cvxpy", progress=False)

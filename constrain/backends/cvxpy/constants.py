@@ -18,6 +18,7 @@ from torch import Tensor
 
 from constrain._lazy import language_printing
 from constrain.analysis.models import trainable
+from constrain.backends.cvxpy.derivatives import derivative
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS
@@ -212,10 +213,14 @@ class Constants:
                 return torch.as_tensor(level_codes(self._population(data).data, columns)[0])
             case n.Pinned(symbol=symbol):
                 return self._pinned(symbol)
-            case n.Call(model=model):
+            case n.Call(model=model, features=features):
                 module = copy.deepcopy(model.module).double()
                 with torch.no_grad():
+                    if features:
+                        return rowwise.on_features(module, *parts, dtype=torch.float64)
                     return module(*parts).to(torch.float64)
+            case n.Gradient():
+                return derivative(node, self, self._parameters, self._decisions)
             case n.Weights(model=model):
                 return torch.cat([_float(p).reshape(-1) for _, p in _parameters(model)])
             case n.Apply():

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from scipy import sparse
 
 from constrain.analysis.models import AffineModel, Features, affine_model, refusal_of, trainable
 from constrain.backends.cvxpy.atoms import LOWERINGS, Arguments
 from constrain.backends.cvxpy.averages import SUMS, VARIANCES, Averager, added
 from constrain.backends.cvxpy.constants import Constants
+from constrain.backends.cvxpy.derivatives import affine_parts
 from constrain.backends.cvxpy.package import cp
 from constrain.errors import RouteError
 from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS
 from constrain.language.types import type_of
+from constrain.runtime import rowwise
 from constrain.runtime.binding import as_array
 
 if TYPE_CHECKING:
@@ -73,6 +77,7 @@ class Lowerer:
     def __init__(
         self, program: Program, bind: Mapping[Data, Data], values: Mapping[Any, Any], *, symbolic: bool
     ) -> None:
+        self._values = values
         self.constants = Constants(bind, values, tails=program.tails)
         self.variables = {symbol: _variable(symbol) for symbol in program.variables}
         self.weights = {
@@ -166,6 +171,8 @@ class Lowerer:
                 return cp.hstack([cp.vec(v, order="C") for v in self.weights[model].values()])
             case n.Call():
                 return self._call(node)
+            case n.Gradient():
+                return self._derivative(node)
             case n.Moment():
                 return Averager(self).moment(node)
             case n.Apply(atom=atom) if atom in SUMS:
@@ -190,6 +197,23 @@ class Lowerer:
         numbers = tuple(self.number(x) for x in node.args)
         return lowering(Arguments(node, tuple(values), numbers, tuple(leads)))
 
+    def _derivative(self, node: n.Gradient) -> Any:
+        """A derivative as an affine expression of the decisions."""
+        knobs = [x.symbol.name for x in n.postorder(node) if isinstance(x, n.Knob)]
+        if knobs and self.parameters:
+            raise RouteError(
+                "E125",
+                f"cvxpy cannot take a derivative in which the parameter {knobs[0]!r} stays symbolic",
+                at=node.loc,
+                fix="the parameter outside of the derivative",
+            )
+        base, matrices = affine_parts(node, self.constants, self._values)
+        result: Any = cp.Constant(base.reshape(-1))
+        for key, matrix in matrices.items():
+            unknown = self.weights[key[0]][key[1]] if isinstance(key, tuple) else self.variables[key]
+            result = result + _compact(matrix) @ cp.vec(unknown, order="C")
+        return cp.reshape(result, base.shape, order="C")
+
     # ---- models
     def features(self, node: n.Call) -> tuple[AffineModel, Features]:
         """The certificate of a call and its fixed features."""
@@ -203,8 +227,12 @@ class Lowerer:
         if node not in self._features:
             inputs = [self.constants.tensor(x) for x in node.args]
             per_row = any(type_of(x).lead for x in node.args)
+            if node.features:
+                inputs = [rowwise.stacked(*inputs, dtype=torch.float64)]
             try:
-                self._features[node] = self._models[model].features(*inputs, per_row=per_row)
+                found = self._models[model].features(*inputs, per_row=per_row)
+                row_shape = (type_of(node).shape or ()) if node.features else found.row_shape
+                self._features[node] = replace(found, row_shape=row_shape)
             except ValueError as error:
                 raise RouteError(
                     "E125", f"cvxpy cannot take the model {model.name}: {error}", at=node.loc

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import torch
 
+from constrain.backends.cvxpy.derivatives import too_large
 from constrain.backends.cvxpy.package import cp
 from constrain.errors import RouteError
 from constrain.language import nodes as n
@@ -172,6 +173,9 @@ def support(program: Program, facts: Facts) -> Support:
         return Support(
             False, f"the sample-average program has about {size:,} entries, more than {ENTRY_LIMIT:,}"
         )
+    dense = too_large(program)
+    if dense is not None:
+        return Support(False, dense)
     why = f"{facts.certificate}; {found[0]} solves it"
     if facts.problem_class == "cone" and found[0] == "SCS":
         why += f" (about {size:,} entries: more than Clarabel solves accurately)"
