@@ -14,6 +14,7 @@ from torch import nn
 import constrain as cn
 from constrain import E, P, forall
 from constrain.driver.batches import absence
+from constrain.language.surrogates import Sigmoid
 
 ROWS = 4000
 
@@ -393,7 +394,7 @@ def test_the_rates_that_gradients_see():
     report = HEALTHY["parity and recall"]().check()
     (line,) = report.rates
     assert line.name == "recall"
-    assert line.surrogates == ("sigmoid(margin / (0.25 spread))",)
+    assert line.surrogates == (Sigmoid().described,)
     value = f.module(D.values("x"))[D.values("y") == 1]
     assert line.exact == pytest.approx(0.8 - float((value > 0).double().mean()), abs=1e-6)
     assert abs(line.exact - line.surrogate) < 0.3

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
 from constrain.diagnostics.confidence import Judgment, judge_sample
 from constrain.diagnostics.kkt import kkt
-from constrain.errors import ModelingError
+from constrain.errors import DataError, ModelingError
 from constrain.language.data import Data, suggest
 from constrain.lowering.lower import lower
 from constrain.runtime.binding import as_array
@@ -20,7 +21,7 @@ from constrain.runtime.tails import thresholds
 from constrain.solution.answer import Evaluation
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Generator
 
     from numpy.typing import NDArray
 
@@ -60,22 +61,48 @@ def rebind(program: Program, data: Data | Mapping[str, Data]) -> dict[str, Data]
             replaced one.
 
     Raises:
-        ModelingError: E146 when it is not clear, or a name is unknown.
+        ModelingError: E146 when it is not clear, a name is unknown, or something else than samples is given.
+        DataError: E169 for a column whose rows have another shape.
     """
     names = [population.name for population in program.populations]
     if isinstance(data, Data):
         if data.name in names or len(names) == 1:
-            return {data.name if data.name in names else names[0]: data}
+            return _fitting(program, {data.name if data.name in names else names[0]: data})
         listed = ", ".join(names) or "none"
         raise ModelingError(
             "E146",
             f"it is not clear which sample {data.name!r} replaces; the problem has: {listed}",
             fix=f'{{"{names[0]}": data}}' if names else None,
         )
-    for name in data:
+    given: Any = data
+    named = isinstance(given, Mapping)
+    samples: dict[str, Any] = dict(cast("Mapping[str, Any]", given)) if named else {"": given}
+    for name, sample in samples.items():
+        if not isinstance(sample, Data):
+            raise ModelingError(
+                "E146",
+                f"data is given as a cn.Data, or as several by name, got a {type(sample).__name__}",
+                fix=f'cn.Data("{name or "test"}", ...), with columns of the same names',
+            )
         if name not in names:
             raise ModelingError("E146", f"the problem has no sample {name!r}{suggest(name, names)}")
-    return dict(data)
+    return _fitting(program, samples)
+
+
+def _fitting(program: Program, samples: dict[str, Data]) -> dict[str, Data]:
+    """Samples whose columns have rows of the shapes that the problem was written for."""
+    for population in program.populations:
+        other = samples.get(population.name, population)
+        for column in set(population.columns) & set(other.columns):
+            shapes = other.row_shape(column), population.row_shape(column)
+            if shapes[0] != shapes[1]:
+                raise DataError(
+                    "E169",
+                    f"{other.name}.{column} has rows of shape {shapes[0]}, those of the problem's sample "
+                    f"have {shapes[1]}",
+                    fix="the same features, in the same order",
+                )
+    return samples
 
 
 def host(t: torch.Tensor) -> NDArray[Any]:

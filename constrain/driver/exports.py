@@ -8,6 +8,7 @@ import torch
 
 from constrain._lazy import backend
 from constrain.diagnostics.kkt import kkt as kkt_of
+from constrain.driver.options import check_options, check_parameters, check_start, check_starts
 from constrain.driver.setup import floating_type, lowered, place, prepare
 from constrain.errors import ModelingError, RouteError
 from constrain.language.data import suggest
@@ -62,7 +63,12 @@ def compile(  # noqa: PLR0913  # the public word and options
         A module: `forward(batch)` gives the scalar to descend, `ascend()` moves the multipliers,
         `state_dict()` holds them by constraint name.
     """
+    check_options({"seed": seed, "rate": rate, "gain": gain})
     program = lowered(problem, data)
+    check_parameters(program, params)
+    check_starts(program)
+    if dtype is not None and not isinstance(dtype, torch.dtype):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ModelingError("E123", f"dtype={dtype!r} is no type of torch", fix="dtype=torch.float64")
     kind = floating_type(program) if dtype is None else dtype
     chosen = place(program, device)
     setup = prepare(program, device=chosen, dtype=kind, data=data, params=params, reach=True)
@@ -96,14 +102,7 @@ def kkt(
         ModelingError: E137 for an unknown name in `point`, E139 for one in `multipliers`.
     """
     program = lowered(problem, data)
-    keys = [part.key for part in program.parts]
-    for key in multipliers or {}:
-        if key not in keys:
-            raise ModelingError(
-                "E139",
-                f"there is no constraint part {key!r}{suggest(key, keys)}",
-                fix=f"one of {', '.join(keys)}",
-            )
+    check_start(program, multipliers)
     facts = classify(program)
     before: dict[str, torch.Tensor] | None = None
     decisions: Decisions | None = None
@@ -123,6 +122,12 @@ def kkt(
 
 def _set_point(decisions: Decisions, point: Mapping[str, Any]) -> None:
     known = {block.name: block.tensor for block in decisions.blocks}
+    if not hasattr(point, "items"):
+        raise ModelingError(
+            "E137",
+            f"a point gives values by name, got a {type(point).__name__}",
+            fix=f'{{"{next(iter(known))}": ...}}',
+        )
     for name, value in point.items():
         if name not in known:
             raise ModelingError(
@@ -130,8 +135,11 @@ def _set_point(decisions: Decisions, point: Mapping[str, Any]) -> None:
                 f"the problem has no decision {name!r}{suggest(name, known)}",
                 fix=f"one of {', '.join(known)}",
             )
+        given, wanted = as_array(value), tuple(known[name].shape)
+        if given.shape != wanted:
+            raise ModelingError("E137", f"{name!r} has shape {wanted}, the value given has {given.shape}")
         with torch.no_grad():
-            known[name].copy_(torch.as_tensor(as_array(value).copy()).reshape(known[name].shape))
+            known[name].copy_(torch.as_tensor(given.copy()))
 
 
 def to_cvxpy(problem: Problem, *, params: Mapping[str, Any] | None = None) -> Any:

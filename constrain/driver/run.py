@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -11,9 +11,11 @@ from constrain._lazy import backend
 from constrain.diagnostics.alive import rebind
 from constrain.diagnostics.judge import Facts as JudgeFacts
 from constrain.diagnostics.judge import build_solution
+from constrain.driver.options import check_options, check_parameters, check_start, check_starts
 from constrain.driver.routes import choose, make_solver, routes
-from constrain.driver.setup import Setup, floating_type, lowered, place, prepare
-from constrain.errors import ModelingError, RouteError
+from constrain.driver.setup import Setup, floating_type, lowered, place, prepare, refuse_infinite
+from constrain.errors import ConstrainError, ModelingError, RouteError
+from constrain.language.data import suggest
 from constrain.lowering.classify import Facts, classify
 from constrain.runtime.decisions import precision
 from constrain.solvers.progress import Silent, TerminalProgress
@@ -43,7 +45,7 @@ def solve(  # noqa: PLR0913  # the public options
     holdout: Data | Mapping[str, Data] | None = None,
     params: Mapping[str, Any] | None = None,
     start: Solution | Mapping[str, Any] | None = None,
-    batch: int | None = None,
+    batch: Mapping[str, int] | int | None = None,
     epochs: int | None = None,
     seed: int = 0,
     time_limit: float | None = None,
@@ -64,7 +66,7 @@ def solve(  # noqa: PLR0913  # the public options
         params: values of parameters by name, for this solve.
         start: a solution whose multipliers to start from, or multipliers by part key. Decisions always
             start from the current weights and variable values.
-        batch: rows per minibatch (asks for minibatch training).
+        batch: rows per minibatch, for every sample or by the sample's name (asks for minibatch training).
         epochs: passes over the data of minibatch training.
         seed: of everything random; the same seed gives the same run.
         time_limit: in seconds.
@@ -109,7 +111,10 @@ def _dispatch(
     asked: Mapping[str, Any],
 ) -> Solution:
     """Analyzes, chooses and runs."""
+    check_options({**asked, **vars(request)})
     program = lowered(problem, request.data)
+    check_parameters(program, request.params)
+    check_starts(program)
     facts = classify(program)
     if method in ("augmented", "lagrangian", "cooper"):
         refusal = next(r for r in routes(program, facts) if r.method == method)
@@ -124,6 +129,7 @@ def _dispatch(
     tolerance = usual if request.tolerance is None else request.tolerance
     run = _Run(program, facts, f"{name}: {why}", request, tolerance)
     multipliers = _start(start)
+    check_start(program, multipliers)
     if chosen == "cvxpy":
         return run.convex(asked)
     if chosen == "cooper":
@@ -170,8 +176,11 @@ class _Run:
         given = {k: v for k, v in options.items() if v is not None}
         unknown = sorted(set(given) - set(allowed))
         if unknown:
+            hint = suggest(unknown[0], ("method", *(f.name for f in fields(_Request)), *allowed))
             raise ModelingError(
-                "E141", f"method 'cvxpy' has no option {unknown[0]!r}", fix=f"one of {', '.join(allowed)}"
+                "E141",
+                f"method 'cvxpy' has no option {unknown[0]!r}{hint}",
+                fix=f"one of {', '.join(allowed)}",
             )
         replaced = None
         if self.data is not None:
@@ -180,7 +189,12 @@ class _Run:
         with self._precise():
             setup = self._prepare(torch.float64, check=False)
             built = cvxpy.build(self.program, replaced, self.params)
-            raw = cvxpy.solve(built, self.facts, time_limit=self.time_limit, **given)
+            try:
+                raw = cvxpy.solve(built, self.facts, time_limit=self.time_limit, **given)
+            except ValueError as error:
+                if isinstance(error, ConstrainError) or "NaN or Inf" not in str(error):
+                    raise
+                refuse_infinite(setup.evaluator)
             if raw.values or raw.weights:
                 raw.write_back()
                 fresh = {s: raw.values[s] for s in setup.decisions.variables if s in raw.values}

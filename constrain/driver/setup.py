@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
+from constrain._lazy import language_printing
 from constrain.diagnostics.alive import rebind
-from constrain.errors import ModelingError
+from constrain.errors import DataError, ModelingError
 from constrain.lowering.lower import EPIGRAPH, lower
 from constrain.lowering.reach import refuse_unreachable
 from constrain.lowering.relaxation import check_weights
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from constrain.language.problem import Problem
     from constrain.lowering.program import Program
 
-__all__ = ["Setup", "floating_type", "lowered", "place", "prepare"]
+__all__ = ["Setup", "floating_type", "lowered", "place", "prepare", "refuse_infinite"]
 
 
 @dataclass
@@ -66,7 +67,7 @@ def place(program: Program, device: Any) -> torch.device:
         ModelingError: E123 when the models live on several devices.
     """
     if device is not None:
-        chosen = torch.device(device)
+        chosen = _device(device)
         for model in program.models:
             model.module.to(chosen)
         return chosen
@@ -77,6 +78,21 @@ def place(program: Program, device: Any) -> torch.device:
             "E123", f"the models live on several devices: {listed}", fix='solve(device="cuda")'
         )
     return next(iter(found), torch.device("cpu"))
+
+
+def _device(name: Any) -> torch.device:
+    """A device that is there (E123)."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError):
+        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else ""
+        raise ModelingError(
+            "E123",
+            f"there is no device {name!r} here",
+            fix=f'solve(device="{found}")' if found else 'solve(device="cpu"), or left out',
+        ) from None
+    return device
 
 
 def floating_type(program: Program) -> torch.dtype:
@@ -131,6 +147,28 @@ def prepare(
         check_derivatives(evaluator)
         _start_epigraph(program, decisions, evaluator)
     return Setup(program, decisions, evaluator)
+
+
+def refuse_infinite(evaluator: Evaluator) -> NoReturn:
+    """E138 for a term that is not finite on some row, whatever the decisions are; it names the term."""
+    program = evaluator.program
+    for job in evaluator.jobs:
+        nodes = [program.moments[i].integrand for i in job.moments]
+        nodes += [program.parts[i].residual for i in job.parts]
+        bad = [0] * len(nodes)
+        with torch.no_grad():
+            for rows in evaluator.populations[job.data].chunks(evaluator.chunk):
+                for k, value in enumerate(evaluator.rows(job, rows, "exact")[: len(nodes)]):
+                    bad[k] += int((~torch.isfinite(value.reshape(rows.count, -1))).any(1).sum())
+        for node, count in zip(nodes, bad, strict=True):
+            if count:
+                raise DataError(
+                    "E138",
+                    f"{language_printing().text(node, limit=80)} is not finite on {count} rows",
+                    at=node.loc,
+                    fix="a function that is defined on all rows: torch.log(cn.where(D.x > 0, D.x, 1.0))",
+                )
+    raise DataError("E138", "a constant of the problem is infinite or NaN", fix="finite numbers")
 
 
 def _start_epigraph(program: Program, decisions: Decisions, evaluator: Evaluator) -> None:

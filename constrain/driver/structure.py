@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -185,7 +185,7 @@ def unused_blocks(evaluator: Evaluator) -> list[Finding]:
     if not total.requires_grad:
         return []
     tensors = [b.tensor for b in blocks]
-    gradients: Sequence[Tensor | None] = torch.autograd.grad(total, tensors, allow_unused=True)
+    gradients = cast("Sequence[Tensor | None]", torch.autograd.grad(total, tensors, allow_unused=True))
     unused = [b.name for b, g in zip(blocks, gradients, strict=True) if g is None]
     names = _gathered(unused, [b.name for b in blocks])
     if not names:
@@ -225,9 +225,7 @@ def _estimates(evaluator: Evaluator) -> tuple[Tensor, list[Tensor | None]]:
     return outer.objective.double(), residuals
 
 
-def dependences(
-    evaluator: Evaluator, generator: torch.Generator, known: Sequence[str] = ()
-) -> list[Finding]:
+def dependences(evaluator: Evaluator, generator: torch.Generator, known: Sequence[str] = ()) -> list[Finding]:
     """W203: constraints whose gradients are linearly dependent, here and at a point nearby.
 
     Of inequalities, which need not be active together, it is worth knowing; of equalities it means that

@@ -103,9 +103,10 @@ def frame_of(rows: list[dict[str, Any]]) -> Any:
 
 def _named(table: Mapping[str, Any], name: str) -> Any:
     if name not in table:
+        hint = suggest(name, table) if isinstance(name, str) else ""  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ModelingError(
             "E139",
-            f"there is no constraint {name!r}{suggest(name, table)}",
+            f"there is no constraint {name!r}{hint}",
             fix=f"one of {', '.join(table)}" if table else "the problem has no constraints",
         )
     return table[name]

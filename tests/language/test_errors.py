@@ -1,4 +1,4 @@
-"""Every error of the language: what a user writes, and the exact message with its place in the file."""
+"""Every error of the language and of solving: what a user writes, and the exact message with its place."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import constrain as cn
 from constrain import E, P, forall
 
 PAGE = Path(__file__).parent / "errors.txt"
+SOLVING = Path(__file__).parent / "errors_of_solving.txt"
 LANGUAGE_CODES = {f"E{number}" for number in (*range(101, 123), 130)}
 
 
@@ -37,7 +38,8 @@ class Case:
 
 def cases() -> list[Case]:
     found: list[Case] = []
-    for block in PAGE.read_text(encoding="utf-8").split("\n\n")[1:]:
+    pages = (PAGE.read_text(encoding="utf-8"), SOLVING.read_text(encoding="utf-8"))
+    for block in (block for page in pages for block in page.split("\n\n")[1:]):
         lines = block.strip("\n").splitlines()
         written = [line for line in lines if line.startswith((">>> ", "... "))]
         kind, _, head = lines[len(written)].partition(": ")

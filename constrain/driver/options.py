@@ -1,0 +1,169 @@
+"""Refuses options that make no sense before anything runs: E141 and others, in the words of `solve`."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from constrain.errors import ModelingError
+from constrain.language.data import suggest
+from constrain.runtime.binding import as_array
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from constrain.lowering.program import Program
+
+__all__ = ["check_options", "check_parameters", "check_start", "check_starts"]
+
+
+class _Range(NamedTuple):
+    """What a number may be.
+
+    Attributes:
+        what: in words.
+        whole: whether it is an integer.
+        least: the smallest one that is allowed.
+        open: whether `least` itself is not.
+        example: a good value.
+    """
+
+    what: str
+    whole: bool = False
+    least: float = -math.inf
+    open: bool = False
+    example: Any = 1
+
+
+_ROWS = _Range("a number of rows, a whole number >= 1", whole=True, least=1, example=128)
+_COUNT = _Range("a whole number >= 1", whole=True, least=1, example=40)
+_POSITIVE = _Range("a positive number", least=0.0, open=True, example=1e-3)
+_NONNEGATIVE = _Range("a number >= 0", least=0.0, example=0.3)
+_RANGES: dict[str, _Range] = {
+    "batch": _ROWS,
+    "epochs": _COUNT,
+    "refresh": _COUNT,
+    "warmup": _Range("a whole number >= 0", whole=True, least=0, example=1),
+    "seed": _Range("a whole number", whole=True, example=0),
+    "lr": _POSITIVE,
+    "multiplier_lr": _POSITIVE,
+    "tolerance": _POSITIVE,
+    "time_limit": _Range("a positive number of seconds", least=0.0, open=True, example=60),
+    "rate": _NONNEGATIVE,
+    "gain": _NONNEGATIVE,
+}
+_ALIASES = {
+    "learning_rate": "lr",
+    "batch_size": "batch",
+    "num_epochs": "epochs",
+    "n_epochs": "epochs",
+    "max_epochs": "epochs",
+    "random_state": "seed",
+    "tol": "tolerance",
+    "timeout": "time_limit",
+}
+"""Names of these options in other packages."""
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "formulation": ("lagrangian", "augmented"),
+    "sampling": ("auto", "shuffle", "stratified"),
+}
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuses options of the wrong kind or outside of their range; what is None or unknown passes.
+
+    Raises:
+        ModelingError: E141.
+    """
+    for name, value in options.items():
+        if name in _ALIASES:
+            own = _ALIASES[name]
+            raise ModelingError(
+                "E141", f"there is no option {name!r}; it is called {own!r}", fix=f"{own}=..."
+            )
+        if value is None:
+            continue
+        if name in _RANGES and not _within(value, _RANGES[name]):
+            wanted = _RANGES[name]
+            raise ModelingError(
+                "E141", f"{name}={_shown(value)} is not {wanted.what}", fix=f"{name}={wanted.example}"
+            )
+        if name in _CHOICES and value not in _CHOICES[name]:
+            known = _CHOICES[name]
+            hint = suggest(value, known) if isinstance(value, str) else ""
+            listed = ", ".join(map(repr, known))
+            raise ModelingError("E141", f"no {name} is called {_shown(value)}{hint}", fix=f"one of {listed}")
+        if name == "optimizer" and not callable(value):
+            raise ModelingError(
+                "E141",
+                f"optimizer={_shown(value)} is not a function of the parameters",
+                fix="optimizer=torch.optim.SGD, or lambda ps: torch.optim.AdamW(ps, lr=1e-3)",
+            )
+
+
+def _within(value: Any, wanted: _Range) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int if wanted.whole else (int, float)):
+        return False
+    return value > wanted.least if wanted.open else value >= wanted.least
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"a {type(value).__name__}"
+
+
+def check_parameters(program: Program, params: Mapping[str, Any] | None) -> None:
+    """Refuses values that a parameter cannot have.
+
+    Raises:
+        ModelingError: E141 (no mapping by name), E127 (an unknown name), E117 (no number), E112 (another
+            shape).
+    """
+    if params is None:
+        return
+    if not hasattr(params, "keys"):
+        raise ModelingError(
+            "E141", f"params={_shown(params)} is no mapping by name", fix='params={"alpha": 0.05}'
+        )
+    symbols = {symbol.name: symbol for symbol in program.parameters}
+    for name, value in params.items():
+        if name not in symbols:
+            raise ModelingError("E127", f"no Parameter is named {name!r}{suggest(name, symbols)}")
+        array = as_array(value)
+        if array.dtype.kind not in "biuf":
+            raise ModelingError("E117", f"the value of Parameter {name!r} is no number: {_shown(value)}")
+        if array.shape != symbols[name].shape:
+            raise ModelingError(
+                "E112",
+                f"Parameter {name!r} has shape {symbols[name].shape}, the value given has {array.shape}",
+            )
+
+
+def check_start(program: Program, multipliers: Mapping[str, Any] | None) -> None:
+    """E139 for starting multipliers of a constraint that the problem does not have."""
+    keys = [part.key for part in program.parts]
+    for key in dict(multipliers or {}):
+        if key not in keys:
+            raise _no_part(key, keys)
+
+
+def _no_part(key: Any, keys: Sequence[str]) -> ModelingError:
+    listed = ", ".join(keys) or "none"
+    return ModelingError(
+        "E139",
+        f"there is no constraint part {key!r}{suggest(str(key), keys)}",
+        fix=f"one of {listed}" if keys else "the problem has no constraints",
+    )
+
+
+def check_starts(program: Program) -> None:
+    """E138 for a variable whose start is not finite."""
+    for symbol in program.variables:
+        if symbol.value is not None and not np.isfinite(np.asarray(as_array(symbol.value), float)).all():
+            raise ModelingError(
+                "E138",
+                f"the start of Variable {symbol.name!r} is not finite",
+                fix=f"{symbol.name}.value = a finite start, or None",
+            )
