@@ -127,7 +127,7 @@ def choose(
         binding = active and (equality or r <= tolerance * float(scales[i].flat[k]))
         lam = 0.0 if given is None else float(given.flat[k])
         label = part_label(evaluator, i, k, residual.shape)
-        cap = priced[i].cap if i in priced else np.inf
+        cap = float(priced[i].cap.flat[k]) if i in priced else np.inf
         entries.append(Entry(i, k, label, equality, r, lam, active, binding, cap))
     return entries, actives
 

@@ -19,10 +19,9 @@ from constrain.diagnostics.kkt import CERTIFIED, kkt, largest_violation
 from constrain.diagnostics.names import level_axis
 from constrain.diagnostics.point import Point, align, read_point, reduce_to
 from constrain.diagnostics.provenance import Facts, provenance_of
-from constrain.diagnostics.relaxed import cost_of
+from constrain.diagnostics.relaxed import cost_of, shares
 from constrain.language.types import type_of
 from constrain.lowering.lower import EPIGRAPH
-from constrain.lowering.relaxation import rows_of
 from constrain.runtime.tails import set_thresholds, values_at_risk
 from constrain.solution import KKT, ConstraintResult, PartResult, Solution, Status, Warn
 from constrain.solution.answer import History
@@ -223,11 +222,10 @@ def _relaxation(
     if form.relaxation is None:
         return None, None
     slack = np.abs(point.slack[form.name])
-    count = slack.shape[0] if rows is not None else 1
-    average = form.rows is not None and rows_of(form.rows) is None
-    cost = cost_of(evaluator, form.relaxation).of(slack) / (count if average else 1)
+    share = 1.0 if form.rows is None else shares(evaluator, form.rows, slack.ndim)
+    cost = cost_of(evaluator, form.relaxation).of(slack, share)
     if rows is not None:
-        slack = np.broadcast_to(slack, (count, *shape[1:]))[rows]
+        slack = np.broadcast_to(slack, (len(slack), *shape[1:]))[rows]
     return plain(np.array(np.broadcast_to(slack, shape))), cost
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from constrain.language import nodes as n
+from constrain.lowering.relaxation import rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from constrain.diagnostics.point import Point
+    from constrain.language.data import Data
     from constrain.lowering.program import Form, Relaxation
     from constrain.runtime.evaluator import Evaluator
 
@@ -34,6 +36,7 @@ __all__ = [
     "loosened",
     "row_prices",
     "row_slack",
+    "shares",
 ]
 
 
@@ -55,9 +58,9 @@ class Cost:
     linear: float
     squared: float
 
-    def of(self, z: NDArray[np.float64]) -> float:
-        """The cost of these slacks together."""
-        return float(np.sum(self.linear * z + 0.5 * self.squared * z * z))
+    def of(self, z: NDArray[np.float64], share: NDArray[np.float64] | float = 1.0) -> float:
+        """The cost of these slacks together, each with its share."""
+        return float(np.sum(share * (self.linear * z + 0.5 * self.squared * z * z)))
 
     def marginal(self, z: NDArray[np.float64]) -> NDArray[np.float64]:
         """h'(z) where z > 0, else 0."""
@@ -120,13 +123,33 @@ class Priced:
         values: h'(z) with the sign of the part; 0 where nobody knows it.
         kink: where z = 0 and any value up to the cap is possible.
         unknown: where it is, and no solver said which.
-        cap: h'(0).
+        cap: h'(0), per entry.
     """
 
     values: NDArray[np.float64]
     kink: NDArray[np.bool_]
     unknown: NDArray[np.bool_]
-    cap: float
+    cap: NDArray[np.float64]
+
+
+def shares(evaluator: Evaluator, data: Data, dimensions: int) -> NDArray[np.float64] | float:
+    """How much each row counts in the cost of a relaxed constraint per row.
+
+    1 for the rows of a sample, whose costs are added up; the weight of a point of a continuous population,
+    over which they are averaged.
+
+    Args:
+        evaluator: with the data.
+        data: the population.
+        dimensions: axes of the residual, the rows first.
+    """
+    if rows_of(data) is not None:
+        return 1.0
+    population = evaluator.populations[data]
+    weight = np.ones(population.rows)
+    if population.base is not None:
+        weight = np.asarray(population.base.detach().cpu().double().numpy(), dtype=np.float64)
+    return (weight / weight.sum()).reshape(-1, *(1 for _ in range(dimensions - 1)))
 
 
 def row_prices(
@@ -147,7 +170,7 @@ def row_prices(
     found: dict[int, Priced] = {}
     for i, part in enumerate(view.program.parts):
         relaxation = forms[part.constraint].relaxation if part.constraint in forms else None
-        if relaxation is None:
+        if relaxation is None or part.rows is None:
             continue
         cost, slack = cost_of(view, relaxation), point.slack[part.constraint]
         size = np.abs(slack)
@@ -156,14 +179,16 @@ def row_prices(
         selected = np.ones(own.shape, dtype=bool)
         if mask is not None:
             selected &= mask.reshape(-1, *(1 for _ in range(own.ndim - 1)))
-        values = np.where(selected, sign * cost.marginal(size), 0.0)
+        share = shares(view, part.rows, own.ndim)
+        cap = np.broadcast_to(cost.linear * share, own.shape)
+        values = np.where(selected, sign * cost.marginal(size) * share, 0.0)
         kink = selected & (np.abs(own + slack) <= near[i]) & (size <= near[i]) & (cost.linear > 0)
         solver = given[i]
         if solver is not None:
-            least = -cost.linear if part.kind == "==" else 0.0
-            values = np.where(kink, np.clip(solver, least, cost.linear), values)
+            least = -cap if part.kind == "==" else 0.0
+            values = np.where(kink, np.clip(solver, least, cap), values)
         else:
             values = np.where(kink, 0.0, values)
         unknown = kink if solver is None else np.zeros_like(kink)
-        found[i] = Priced(values, kink, unknown, cost.linear)
+        found[i] = Priced(values, kink, unknown, cap)
     return found

@@ -26,6 +26,7 @@ import numpy as np
 from constrain._lazy import language_printing
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
+from constrain.language.regions import Region
 from constrain.language.relations import check_weight
 from constrain.language.types import Type, type_of
 from constrain.lowering.program import Form, Part, Relaxation
@@ -173,8 +174,7 @@ def _excess(op: Op, lhs: n.Node, rhs: tuple[n.Node, ...]) -> n.Node:
 def per_row(form: Form, relaxed: n.Relaxed, bound: Mapping[str, Data], trace: Trace) -> Form:
     """The sum over rows of h(max(c, 0)) in the place of one constraint per row.
 
-    Exact; the multiplier of a row is h'(max(c, 0)). Over a population without a number of rows the costs are
-    averaged.
+    Exact; the multiplier of a row is h'(max(c, 0)). Over a continuous population the costs are averaged.
 
     Args:
         form: the constraint per row without its parts.
@@ -211,11 +211,8 @@ def per_row(form: Form, relaxed: n.Relaxed, bound: Mapping[str, Data], trace: Tr
 
 
 def rows_of(data: Data) -> int | None:
-    """Number of rows of a sample; None of a population that has none."""
-    try:
-        return len(data)
-    except TypeError:
-        return None
+    """Number of rows of a sample; None of a continuous population, whose points are no rows."""
+    return None if isinstance(data, Region) else len(data)
 
 
 # ------------------------------------------------------------------------------------------- checking

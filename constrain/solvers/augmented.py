@@ -36,7 +36,7 @@ from constrain.runtime.result import Ending, RawResult
 from constrain.solvers.newton import projected_gradient, projected_newton
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -48,6 +48,9 @@ __all__ = ["AugmentedLagrangian"]
 
 SETTLED = 5
 """Inner problems solved to tolerance after which a feasible point is taken: rates jump across bounds."""
+STALL_TOLERANCE = 1e-5
+STALLED = 4
+"""Inner problems in a row that bring a feasible point no closer to balance, after which it is taken."""
 SECOND_ORDER_SIZE = 1_000
 SECOND_ORDER_NUMBERS = 10_000_000
 """Most decisions, and decisions times rows, for which a dense Hessian is formed."""
@@ -131,12 +134,13 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.original = self.evaluator
-        self.costs: dict[str, tuple[float, float]] = {}
+        self.costs: dict[str, tuple[Tensor, Tensor]] = {}
         if any("linear" in relaxation.cost for relaxation in _row_relaxations(self.evaluator.program)):
             self.evaluator = self.original.viewed(self.original.program.judged)
-            self.costs = _row_costs(self.original)
         self.parts: list[Part] = list(self.evaluator.program.parts)
         self.shapes = part_shapes(self.evaluator)
+        if self.evaluator is not self.original:
+            self.costs = _row_costs(self.evaluator, self.shapes)
         self.dtype = torch.float64
         self.y = [torch.zeros(shape, dtype=self.dtype, device=self.evaluator.device) for shape in self.shapes]
         self.shift: list[Tensor | float] = [0.0 for _ in self.parts]
@@ -203,9 +207,9 @@ class _Run:
         return total
 
     def _row_term(self, i: int, residual: Tensor, index: Tensor | slice) -> Tensor:
-        return self._augmented(i, residual.to(self.dtype), self.y[i][index])
+        return self._augmented(i, residual.to(self.dtype), self.y[i][index], index)
 
-    def _augmented(self, i: int, residual: Tensor, y: Tensor) -> Tensor:
+    def _augmented(self, i: int, residual: Tensor, y: Tensor, index: Tensor | slice = slice(None)) -> Tensor:
         scaled = residual / self.c_scale[i] + self.shift[i]
         part = self.parts[i]
         moved = y + self.rho * scaled
@@ -213,13 +217,13 @@ class _Run:
         total = (reached.square() - y.square()).sum() / (2 * self.rho)
         if part.key not in self.costs:
             return total
-        cap, curvature = self._cost(part, self.c_scale[i])
-        return total - (reached - cap).clamp(min=0).square().sum() / (2 * (curvature + self.rho))
+        cap, curvature = self._cost(part, self.c_scale[i], index)
+        return total - ((reached - cap).clamp(min=0).square() / (2 * (curvature + self.rho))).sum()
 
     # ------------------------------------------------------------------------------------- relaxations
-    def _cost(self, part: Part, scale: float) -> tuple[float, float]:
-        """h'(0) and h'' of a relaxed part on the scaled problem."""
-        linear, squared = self.costs[part.key]
+    def _cost(self, part: Part, scale: float, index: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """h'(0) and h'' of some rows of a relaxed part, on the scaled problem."""
+        linear, squared = (weight[index] for weight in self.costs[part.key])
         return linear * scale / self.f_scale, squared * scale**2 / self.f_scale
 
     def _relaxed(self, part: Part, residual: Tensor) -> float:
@@ -312,7 +316,7 @@ class _Run:
         point = self.point()
         self.rho = self.first_penalty(point)
         best = point.scaled_violation
-        tolerance, settled = 1e-2, 0
+        tolerance, settled, stalled, balance = 1e-2, 0, 0, np.inf
         for outer in range(options.outer):
             self._shift()
             tolerance = max(0.1 * options.tolerance, tolerance)
@@ -341,7 +345,12 @@ class _Run:
             settled += max(stationarity, inner) <= options.tolerance
             if settled >= SETTLED and point.scaled_violation <= options.tolerance:
                 return "converged", "up to the steps in which rates move"
-            if stationarity <= 10 * tolerance and inner > max(options.decrease * best, options.tolerance):
+            stalled = stalled + 1 if max(stationarity, inner) > 0.5 * balance else 0
+            balance = min(balance, max(stationarity, inner))
+            if stalled >= STALLED and tolerance <= stationarity and worst <= STALL_TOLERANCE:
+                return "limit", "the gradient comes no closer to balance: it jumps at kinks"
+            solved = stationarity <= 10 * tolerance or stalled >= STALLED
+            if solved and inner > max(options.decrease * best, options.tolerance):
                 self.rho = min(self.rho * options.growth, options.max_penalty)
                 if self.rho >= options.max_penalty and point.scaled_violation > 1e3 * options.tolerance:
                     return "likely_infeasible", "the penalty reached its limit while the violation stays"
@@ -433,19 +442,35 @@ def _combination(i: int, signs: Tensor) -> Callable[[Outer], Tensor]:
 
 
 def _row_relaxations(program: Program) -> list[Relaxation]:
-    """The relaxations of constraints per row whose costs are a sum over rows."""
-    found = [form.relaxation for form in program.forms if form.relaxation is not None]
-    return [r for r in found if r.parts and all(p.rows is not None and rows_of(p.rows) for p in r.parts)]
+    """The relaxations of constraints per row."""
+    return [
+        form.relaxation for form in program.forms if form.relaxation is not None and form.relaxation.parts
+    ]
 
 
-def _row_costs(evaluator: Evaluator) -> dict[str, tuple[float, float]]:
-    """By part key the weights of the linear and the squared term of h."""
-    found: dict[str, tuple[float, float]] = {}
-    for relaxation in _row_relaxations(evaluator.program):
+def _row_costs(evaluator: Evaluator, shapes: Sequence[tuple[int, ...]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """By part key the weights of the linear and the squared term of h, per row.
+
+    Args:
+        evaluator: of the judged program.
+        shapes: of its parts.
+    """
+    known = {part.key: shape for part, shape in zip(evaluator.program.parts, shapes, strict=True)}
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for form in evaluator.program.forms:
+        relaxation = form.relaxation
+        if relaxation is None or form.rows is None:
+            continue
         terms = {"linear": 0.0, "squared": 0.0}
         for kind, weight in zip(relaxation.cost, relaxation.weights, strict=True):
             terms[kind] += evaluator.constant(weight)
-        found |= {part.key: (terms["linear"], terms["squared"]) for part in relaxation.parts}
+        population = evaluator.populations[form.rows]
+        share = torch.ones(population.rows, dtype=torch.float64, device=evaluator.device)
+        if rows_of(form.rows) is None:  # points of a region: costs are averaged
+            share = (share if population.base is None else population.base.to(share)) / population.rows
+        for part in relaxation.parts:
+            wide = share.reshape(-1, *(1 for _ in known[part.key][1:]))
+            found[part.key] = terms["linear"] * wide, terms["squared"] * wide
     return found
 
 

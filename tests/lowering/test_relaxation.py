@@ -246,6 +246,31 @@ def test_slacks_follow_the_levels_and_rows_of_the_data_that_is_solved():
     assert replaced.objective == pytest.approx(q.solve(progress=False).objective, rel=1e-9)
 
 
+@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize("method", ["cvxpy", "augmented"])
+def test_over_a_continuous_population_costs_are_averaged(cost, method):
+    terms, linear, squared = COSTS[cost]
+    x, w = cn.Uniform("x", 0.0, 1.0), cn.Variable(3, "w")
+    curve = w[0] + w[1] * x + w[2] * x**2
+    p = cn.minimize(E((curve - 1 - x) ** 2)).subject_to(cap=forall(x, curve <= 1.2).relax(cost=terms))
+    (region,) = p.populations
+    points, weights = np.asarray(region.values("x")), np.asarray(region.weights)
+    v = cp.Variable(3)
+    found = np.stack([points**0, points, points**2], 1) @ v
+    excess = cp.pos(found - 1.2)
+    total = weights @ cp.square(found - 1 - points)
+    total += linear * weights @ excess + squared / 2 * weights @ cp.square(excess)
+    value = cp.Problem(cp.Minimize(total)).solve(solver="CLARABEL", tol_gap_abs=1e-10, tol_feas=1e-10)
+    s = p.solve(method, progress=False)
+    c = s["cap"]
+    assert s.status is cn.Status.OPTIMAL
+    assert s.objective == pytest.approx(value, rel=1e-5)
+    assert c.cost == pytest.approx(
+        float(weights @ (linear * c.relaxation + squared / 2 * c.relaxation**2)), abs=1e-9
+    )
+    assert s.record.stationarity <= 1e-6
+
+
 def test_weights_may_be_parameters():
     price = cn.Parameter("price")
     p = problem("per row", cn.squared(price), 1.0)

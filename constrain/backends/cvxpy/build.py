@@ -18,6 +18,7 @@ from constrain.backends.cvxpy.package import cp
 from constrain.errors import RouteError
 from constrain.language import nodes as n
 from constrain.language.types import type_of
+from constrain.lowering.relaxation import rows_of
 from constrain.runtime.binding import parameter_values
 
 if TYPE_CHECKING:
@@ -82,6 +83,16 @@ def _residual(builder: Lowerer, part: Part, built_rows: dict[str, Rows]) -> Any:
     return residual
 
 
+def _shares(builder: Lowerer, form: Form, rows: Rows, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """How much each slack counts: 1 for the rows of a sample, the weight of a point of a region."""
+    assert form.rows is not None  # callers check
+    if rows_of(form.rows) is not None:
+        return np.ones(shape)
+    averaging = builder.constants.averaging(n.Moment(form.rows, form.lhs))
+    weight = np.asarray(averaging.matrix.toarray()[0])[rows.selected]
+    return np.broadcast_to(weight.reshape(-1, *(1 for _ in shape[1:])), shape).copy()
+
+
 def _relaxed(builder: Lowerer, form: Form, built_rows: dict[str, Rows]) -> tuple[Any, dict[str, Any]]:
     """A relaxed constraint per row with a slack for every row, which has the exact multipliers as duals.
 
@@ -95,10 +106,11 @@ def _relaxed(builder: Lowerer, form: Form, built_rows: dict[str, Rows]) -> tuple
     equality = form.op == "=="
     slacks = [cp.Variable(shape, name=f"{form.name} {i}", nonneg=True) for i in range(1 + equality)]
     z = slacks[0] - slacks[1] if equality else slacks[0]
+    share = _shares(builder, form, built_rows[relaxation.parts[0].key], shape)
     costs: list[Any] = []
     for kind, weight in zip(relaxation.cost, relaxation.weights, strict=True):
-        total = sum(cp.sum_squares(s) / 2 if kind == "squared" else cp.sum(s) for s in slacks)
-        costs.append(builder.expression(weight) * total)
+        each = [cp.square(s) / 2 if kind == "squared" else s for s in slacks]
+        costs.append(builder.expression(weight) * sum(cp.sum(cp.multiply(share, x)) for x in each))
     rules = {key: r - z == 0 if equality else r - z <= 0 for key, r in residuals.items()}
     return added(costs), rules
 
