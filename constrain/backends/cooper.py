@@ -245,7 +245,8 @@ class CooperSolver:
 
     Attributes:
         epochs: passes over the largest sample; None makes 40, or as many as come to 3000 steps.
-        batch: rows per batch and sample; None takes 512, or 1/8 of a small sample.
+        batch: rows per batch, for every sample or by the sample's name; None takes 512, or 1/8 of a small
+            sample.
         optimizer: `optimizer(parameters)` makes the primal optimizer; None is Adam with `lr`.
         lr: learning rate of the default optimizer; decays to zero along a half cosine with every optimizer.
         dual_lr: step of the multipliers, dimensionless.
@@ -262,7 +263,7 @@ class CooperSolver:
     """
 
     epochs: int | None = None
-    batch: int | None = None
+    batch: Mapping[str, int] | int | None = None
     optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer] | None = None
     lr: float = 3e-3
     dual_lr: float = 0.02

@@ -146,14 +146,8 @@ class Lagrangian(nn.Module):
         population = self.evaluator.populations[part.rows]
         function: Any = self.functions[part.constraint]
         with torch.no_grad():
-            found = [
-                self._clamped(part, function(r.columns)) for r in population.chunks(self.evaluator.chunk)
-            ]
+            found = [function(r.columns) for r in population.chunks(self.evaluator.chunk)]
         return torch.cat(found)
-
-    @staticmethod
-    def _clamped(part: Part, value: Tensor) -> Tensor:
-        return value.clamp(min=0) if part.kind == "<=" else value
 
     def multipliers(self) -> dict[str, Tensor]:
         """Copies of the multipliers by part key; of constraints per row, per row of the sample."""
@@ -284,9 +278,12 @@ class Lagrangian(nn.Module):
 
     def _row_term(self, i: int, part: Part, estimate: Estimate) -> Tensor:
         """Mean over the batch of multiplier[row] * residual[row]: estimates the sum over rows / rows."""
-        residual, _, mask = estimate.rows[i]
+        residual, exact, mask = estimate.rows[i]
         rows = self._rows(part)
         values = self._row_multipliers(part, rows).detach().to(residual.dtype)
+        if self.gain:  # a row's own residual is no estimate: its product with its gradient is not biased
+            values = torch.add(values, exact, alpha=self.gain * self.row_scales[i])
+            values = values.clamp(min=0) if part.kind == "<=" else values
         return _masked(_weighted(values * residual, rows), mask).sum() / rows.count
 
     def _rows(self, part: Part) -> Rows:
@@ -295,7 +292,7 @@ class Lagrangian(nn.Module):
 
     def _row_multipliers(self, part: Part, rows: Rows) -> Tensor:
         if part.constraint in self.functions:
-            return self._clamped(part, self.functions[part.constraint](rows.columns))
+            return self.functions[part.constraint](rows.columns)
         if rows.index is None:
             raise ModelingError(
                 "E181",

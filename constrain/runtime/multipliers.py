@@ -30,28 +30,42 @@ class MultiplierFunction(nn.Module):
     continuous population, streams, and samples whose table would not fit.
 
     Args:
-        value: columns of some rows -> (rows, ...) values, differentiable in `module`; projected to >= 0 for
-            inequalities by the Lagrangian.
+        value: columns of some rows -> (rows, ...) values, differentiable in `module`.
         module: the model, whose parameters ascend.
         lr: step of the ascent, by Adam.
+        nonneg: multipliers are softplus of the values, for inequalities: a projection would leave a function
+            that is negative somewhere without a gradient there.
     """
 
     def __init__(
-        self, value: Callable[[Mapping[str, Tensor]], Tensor], module: nn.Module, lr: float = 1e-2
+        self,
+        value: Callable[[Mapping[str, Tensor]], Tensor],
+        module: nn.Module,
+        lr: float = 1e-2,
+        *,
+        nonneg: bool = True,
     ) -> None:
         super().__init__()
+        self.lr = lr
+        self.nonneg = nonneg
         self.module = module
         self._value = value
         self.optimizer = torch.optim.Adam(module.parameters(), lr=lr, maximize=True)
 
     def forward(self, columns: Mapping[str, Tensor]) -> Tensor:
-        """Values on some rows."""
-        return self._value(columns)
+        """Multipliers of some rows, times the number of rows of the sample."""
+        value = self._value(columns)
+        return nn.functional.softplus(value) if self.nonneg else value
+
+    def pace(self, factor: float) -> None:
+        """Steps of this part of the first ones from now on."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * factor
 
     def ascend(self, columns: Mapping[str, Tensor], gradient: Tensor) -> None:
         """One step along the gradient of sum(gradient * value)."""
         with torch.enable_grad():
-            value: Any = self._value(columns)
+            value: Any = self(columns)
             self.optimizer.zero_grad(set_to_none=True)
             (value * gradient.to(value.dtype)).sum().backward()
         self.optimizer.step()
@@ -95,7 +109,8 @@ def _function(evaluator: Evaluator, name: str, value: Any, lr: float) -> Multipl
             "E183", f"{shown} has no model of its own whose parameters could ascend", at=node.loc, fix=fix
         )
     module = nn.ModuleList([m.module for m in models])
-    return MultiplierFunction(evaluator.per_row(node, part.rows), module.to(evaluator.device), lr)
+    value = evaluator.per_row(node, part.rows)
+    return MultiplierFunction(value, module.to(evaluator.device), lr, nonneg=part.kind == "<=")
 
 
 def _part(program: Program, name: str) -> Part:

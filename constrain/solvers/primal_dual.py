@@ -41,7 +41,8 @@ class PrimalDual:
 
     Attributes:
         epochs: passes over the largest sample; None makes 40, or as many as come to 3000 steps.
-        batch: rows per batch and sample; None takes 512, or 1/8 of a small sample.
+        batch: rows per batch, for every sample or by the sample's name; None takes 512, or 1/8 of a small
+            sample.
         optimizer: `optimizer(parameters)` makes the primal optimizer; None is Adam with `lr`.
         lr: learning rate of the default optimizer; decays to zero along a half cosine with every optimizer.
         formulation: `"lagrangian"` or `"augmented"`. The augmented one adds a penalty: its gradient is that
@@ -68,7 +69,7 @@ class PrimalDual:
     """
 
     epochs: int | None = None
-    batch: int | None = None
+    batch: Mapping[str, int] | int | None = None
     optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer] | None = None
     lr: float = 3e-3
     formulation: Literal["lagrangian", "augmented"] = "lagrangian"
@@ -120,7 +121,9 @@ class _Training:
             if options.gain is None
             else options.gain
         )
-        functions = multiplier_functions(evaluator, options.multipliers or {}, options.multiplier_lr)
+        self.functions = functions = multiplier_functions(
+            evaluator, options.multipliers or {}, options.multiplier_lr
+        )
         self.lagrangian = Lagrangian(evaluator, gain=gain, estimator=options.estimator, functions=functions)
         tensors = self.lagrangian.slacks.others(evaluator.decisions.tensors)
         make = options.optimizer
@@ -161,7 +164,10 @@ class _Training:
             self.optimizer.step()
             self.evaluator.decisions.project()
             if epoch >= self.warmup:
-                self.lagrangian.rate = self.rate * max(LEAST_RATE, self._factor())
+                factor = max(LEAST_RATE, self._factor())
+                self.lagrangian.rate = self.rate * factor
+                for function in self.functions.values():
+                    function.pace(factor)
                 self.lagrangian.ascend()
             self.schedule.step()
             self.steps += 1

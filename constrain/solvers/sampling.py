@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor
+
+from constrain.errors import ModelingError
+from constrain.language.data import suggest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +19,7 @@ if TYPE_CHECKING:
     from constrain.runtime.binding import Population, Rows
     from constrain.runtime.evaluator import Evaluator
 
-__all__ = ["BatchSampler", "Sampling", "Strata", "batch_size", "strata"]
+__all__ = ["BatchSampler", "Sampling", "Strata", "asked_size", "batch_size", "strata"]
 
 Sampling = Literal["auto", "shuffle", "stratified"]
 
@@ -25,6 +29,11 @@ RARE = 4.0
 """Expected rows per batch below which a group counts as rare."""
 LEAST = 8
 """Rows that a stratified batch has of each cell, or an equal share of the batch where that is less."""
+
+
+def asked_size(batch: Mapping[str, int] | int | None, name: str) -> int | None:
+    """The batch size that was asked for a sample, None where none was."""
+    return batch if isinstance(batch, int) or batch is None else batch.get(name)
 
 
 def batch_size(batch: int | None, rows: int) -> int:
@@ -177,33 +186,51 @@ class _Fresh:
         return found
 
 
+def _check_names(batch: Mapping[str, int] | int | None, names: Sequence[str]) -> None:
+    """Refuses batch sizes of samples that the problem has not (E141)."""
+    for name in batch if isinstance(batch, Mapping) else ():
+        if name not in names:
+            raise ModelingError(
+                "E141",
+                f"batch= names the sample {name!r}, which the problem has not{suggest(name, names)}",
+                fix=f"names among {', '.join(names)}",
+            )
+
+
 class BatchSampler:
     """Rows of every sample for every step.
 
     Args:
         evaluator: the compiled program with its data.
-        batch: rows per batch and sample; None takes 512, or 1/8 of a small sample.
+        batch: rows per batch, for every sample or by the sample's name; None takes 512, or 1/8 of a small
+            sample.
         generator: of the shuffles and draws.
         sampling: "shuffle", "stratified", or "auto": stratified where a group would be rare in a batch.
         positions: samples whose rows need positions, since every one of them has a multiplier of its own.
 
+    Raises:
+        ModelingError: E141 for the batch size of an unknown sample.
+
     Attributes:
-        per_epoch: steps per pass over the largest sample; 100 without data, and for continuous populations.
+        per_epoch: steps per pass over the sample with the most batches; 100 without data, and for continuous
+            populations.
         sizes: rows per batch, by sample name.
     """
 
     def __init__(
         self,
         evaluator: Evaluator,
-        batch: int | None,
+        batch: Mapping[str, int] | int | None,
         generator: torch.Generator,
         sampling: Sampling = "auto",
         positions: Sequence[str] = (),
     ) -> None:
         populations = {data.name: p for data, p in evaluator.populations.items()}
         drawn = {name for name, p in populations.items() if p.boundless and name not in positions}
+        _check_names(batch, list(populations))
+        asked = {name: asked_size(batch, name) for name in populations}
         self.sizes = {
-            name: (batch or LARGE) if name in drawn else batch_size(batch or p.batch, p.rows)
+            name: (asked[name] or LARGE) if name in drawn else batch_size(asked[name] or p.batch, p.rows)
             for name, p in populations.items()
         }
         passes = [

@@ -41,6 +41,11 @@ def network(dtype=torch.float64, seed=1):
     ).to(dtype)
 
 
+def network_of(inputs, seed=1, dtype=torch.float64):
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(torch.nn.Linear(inputs, 24), torch.nn.Tanh(), torch.nn.Linear(24, 1)).to(dtype)
+
+
 def loss(s, y):
     return F.binary_cross_entropy_with_logits(s, y, reduction="none")
 
@@ -90,6 +95,7 @@ class Kit:
     compiled = staticmethod(Compiled)
     sample = staticmethod(sample)
     network = staticmethod(network)
+    network_of = staticmethod(network_of)
     loss = staticmethod(loss)
     spec = staticmethod(spec)
     estimate = staticmethod(estimate)

@@ -297,3 +297,31 @@ def test_what_gives_no_multipliers_is_refused(kit, make, message):
     made = cn.minimize(E(f(D.x) ** 2)).subject_to(fit=forall(D, f(D.x) <= 3), mean=E(f(D.x)) <= 1)
     with pytest.raises(cn.ModelingError, match=rf"\[E183\].*{message}"):
         made.solve("lagrangian", multipliers=make(D, f, lam), epochs=1, progress=False)
+
+
+# --------------------------------------------------------------------------------------- several samples
+def test_every_sample_has_batches_of_its_own_size(kit):
+    D, Q = kit.sample(rows=300), kit.sample(rows=90, seed=4, name="other")
+    f = cn.Model(kit.network(), "f")
+    made = cn.minimize(E(kit.loss(f(D.x), D.y))).subject_to(c=E(f(Q.x)) <= 0.1)
+    evaluator = kit.compiled(made).evaluator
+    sampler = BatchSampler(evaluator, {"sample": 20, "other": 45}, torch.Generator().manual_seed(0))
+    assert {name: rows.count for name, rows in sampler.draw().items()} == {"sample": 20, "other": 45}
+    assert sampler.per_epoch == 15
+    with pytest.raises(cn.ModelingError, match=r"\[E141\].*'othr'.*did you mean 'other'"):
+        BatchSampler(evaluator, {"othr": 3}, torch.Generator())
+
+
+def test_a_multiplier_function_takes_fresh_points(kit):
+    """min E[(u - g)^2] with u >= 0 everywhere: u = max(g, 0), whose multiplier is 2 max(-g, 0)."""
+    x = cn.Uniform("x", 0.0, 1.0)
+    u, lam = cn.Model(kit.network_of(1), "u"), cn.Model(kit.network_of(1, seed=3), "lam")
+    made = cn.minimize(E((u(x) - 2 * x + 1) ** 2)).subject_to(positive=forall(x, u(x) >= 0))
+    found = made.solve(
+        "lagrangian", multipliers={"positive": lam(x)}, batch=64, epochs=30, lr=1e-2, progress=False
+    )
+    assert float(found.objective) == pytest.approx(1 / 6, rel=0.15)
+    assert float(np.max(found["positive"].violation)) < 0.05
+    points = np.asarray(x.node.data.values("x")).reshape(-1)
+    expected = 2 * np.maximum(1 - 2 * points, 0)
+    assert np.corrcoef(found["positive"].multiplier, expected)[0, 1] > 0.6
