@@ -300,7 +300,7 @@ class Grid(Coordinate):
                 f"the points of Grid {checked!r} have shape {shape or ()}",
                 "one number per point, or one row of d numbers per point",
             )
-        count, *row_shape = shape
+        count, row_shape = len(points), shape[1:]
         if isinstance(weights, str) or (weights is not None and static_shape(weights) != shape[:1]):
             raise _invalid(
                 f"Grid {checked!r} has {count} points and the weights {_described(weights)}",
@@ -314,7 +314,7 @@ class Grid(Coordinate):
                     "nonnegative numbers with a positive sum",
                 )
         law = Law("grid", points=points, weights=weights)
-        super().__init__(Region(checked, law, tuple(row_shape), "points", (count,)))
+        super().__init__(Region(checked, law, row_shape, "points", (count,)))
 
 
 # ------------------------------------------------------------------------------------------- checking
