@@ -277,7 +277,7 @@ def test_a_multiplier_function_approaches_the_table(kit):
         "lagrangian", multipliers={"fit": lam(D.t)}, batch=64, epochs=3000, lr=1e-2, progress=False
     )
     assert float(found.objective) == pytest.approx(float(exact.objective), rel=0.05)
-    assert float(np.max(found["fit"].violation)) < 0.02
+    assert float(np.max(found["fit"].violation)) < 0.05
     assert float(np.min(found["fit"].multiplier)) >= 0
 
 
