@@ -281,6 +281,32 @@ def _provenance_lines(s: Solution) -> list[str]:
     return [" | ".join(part for part in parts if part)]
 
 
+def _at_risk(s: Solution) -> str:
+    """The thresholds of CVaRs: the values that only the worst rows exceed."""
+    found: list[tuple[str, Any, tuple[Any, ...]]] = []
+    if s.value_at_risk is not None:
+        found.append(("objective", s.value_at_risk, ()))
+    found += [
+        (c.name, c.value_at_risk, c.levels)
+        for c in map(s.__getitem__, s.names)
+        if c.value_at_risk is not None
+    ]
+    texts: list[str] = []
+    for name, value, levels in found:
+        several = cast("tuple[Any, ...]", value) if isinstance(value, tuple) else (value,)
+        for own in several:
+            entries = np.ravel(np.asarray(own, dtype=np.float64))
+            parts = [cast("tuple[Any, ...]", k) if isinstance(k, tuple) else (k,) for k in levels]
+            names = [f"{'/'.join(map(str, part))} " for part in parts]
+            marks = names if len(names) == len(entries) else [""] * len(entries)
+            shown = [
+                f"{mark}{number(x)}" for mark, x in zip(marks[:SHOWN], entries[:SHOWN].tolist(), strict=True)
+            ]
+            rest = f", and {len(entries) - SHOWN} more" if len(entries) > SHOWN else ""
+            texts.append(f"value-at-risk of {name}: {', '.join(shown)}{rest}")
+    return "; ".join(texts)
+
+
 def _text(s: Solution) -> str:
     lines = wrapped("constrain", _provenance_lines(s)[0])
     if s.provenance.route:
@@ -291,6 +317,8 @@ def _text(s: Solution) -> str:
         lines += aligned(fitted(_table(s), 1, WIDTH), left=2)
     for text in _row_lines(s):
         lines += wrapped("rows", text)
+    if at_risk := _at_risk(s):
+        lines += wrapped("tails", at_risk)
     first, second = _kkt_lines(s.record)
     lines += [*wrapped("KKT", first), *wrapped("", second)]
     for warning in s.warnings:
@@ -307,6 +335,8 @@ def _markdown(s: Solution) -> str:
         lines += ["", *markdown(_table(s), left=2)]
     if rows := _row_lines(s):
         lines += ["", "## Rows", "", *(f"- {line}" for line in rows)]
+    if at_risk := _at_risk(s):
+        lines += ["", f"- {at_risk}"]
     lines += ["", "## KKT", "", *(f"- {line}" for line in _kkt_lines(s.record))]
     if s.warnings:
         lines += ["", "## Warnings", "", *(f"- {warning}" for warning in s.warnings)]
