@@ -452,3 +452,21 @@ def test_wrong_options(options, kind, message):
     with pytest.raises(kind) as caught:
         cn.minimize(loss).check(**options)
     assert message in str(caught.value)
+
+
+def test_constraints_that_no_gradient_moves():
+    T = cn.Variable((3, 2), "T", nonneg=True)
+    sparse = cn.minimize(cn.sum(T)).subject_to(
+        rows=cn.sum(T, axis=1) == 1, sparse=cn.count_nonzero(T, axis=0) <= 2
+    )
+    finding = only(sparse, "W213")
+    assert (finding.severity, finding.constraint) == ("warning", "sparse")
+    assert finding.message == (
+        "sparse is missed at the start, and its gradient is zero there and nearby: no step improves it"
+    )
+    met = cn.minimize(cn.sum(T)).subject_to(sparse=cn.count_nonzero(T, axis=0) <= 3)
+    assert not findings(met, "W213")
+    steps = cn.minimize(E(torch.round(f(D.x)) * 2))
+    assert only(steps, "W213").constraint == "objective"
+    assert not findings(cn.minimize(P(accept)), "W213")
+    assert not findings(cn.minimize(E(f(D.x))).subject_to(gap=E(torch.relu(f(D.x) - 9)) <= 0.1), "W213")

@@ -1,7 +1,8 @@
 """`problem.check()`: what can be said about a problem before it is solved. Nothing is trained.
 
 One pass over the data at the starting point, and gradients on some thousand rows. The rules are in
-`structure.py` (what the constraints say) and `batches.py` (what the data can say about them).
+`structure.py` (what the constraints say), `slopes.py` (how they change) and `batches.py` (what the data can
+say about them).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from constrain.driver.findings import Finding, finding_of
 from constrain.driver.linear import System
 from constrain.driver.routes import choose, make_solver, routes
 from constrain.driver.setup import lowered, place, prepare
+from constrain.driver.slopes import Slopes, unused_blocks
 from constrain.errors import ConstrainError, ModelingError, RouteError
 from constrain.language import nodes as n
 from constrain.lowering.classify import classify
@@ -341,10 +343,10 @@ def _structural(evaluator: Evaluator, point: Point, seed: int) -> list[Finding]:
     found += structure.conflicts(system, impossible)
     repeated = structure.repetitions(evaluator, system)
     found += repeated
-    found += structure.unused_blocks(evaluator)
+    found += unused_blocks(evaluator)
     spare = [(f.constraint or "").split(", ")[f.severity == "warning"] for f in repeated]
-    found += structure.dependences(evaluator, torch.Generator().manual_seed(seed), spare)
-    return found
+    slopes = Slopes(evaluator, torch.Generator().manual_seed(seed))
+    return [*found, *slopes.dependences(spare), *slopes.flat()]
 
 
 # --------------------------------------------------------------------------------------------- lines

@@ -35,6 +35,8 @@ __all__ = ["solve"]
 CONVEX_TOLERANCE = 1e-6
 TRAINING_TOLERANCE = 1e-3
 """Tolerance of the judgment: of deterministic methods, and of minibatch training."""
+SOLVER_SHARE = 1e-2
+"""Tolerance at which full-data methods stop, as a share of that of the judgment."""
 
 
 def solve(  # noqa: PLR0913  # the public options
@@ -71,7 +73,7 @@ def solve(  # noqa: PLR0913  # the public options
         seed: of everything random; the same seed gives the same run.
         time_limit: in seconds.
         tolerance: of the judgment (scaled violation, stationarity, gap); 1e-6, or 1e-3 for minibatch
-            training.
+            training. The augmented Lagrangian on the full data stops at a hundredth of it.
         device: where to run; models are moved there. Left out: where the models are.
         progress: show a progress bar on standard error.
         options: options of the method, e.g. `lr=`, `optimizer=` of `"lagrangian"`, `solver="SCS"` of
@@ -135,6 +137,8 @@ def _dispatch(
     if chosen == "cooper":
         return run.cooper(asked, multipliers)
     extra: dict[str, Any] = {"seed": request.seed} if minibatch and isinstance(chosen, str) else {}
+    if chosen == "augmented" and not minibatch and request.tolerance is not None:
+        extra["tolerance"] = SOLVER_SHARE * request.tolerance
     return run.loop(make_solver(chosen, {**asked, **extra}), multipliers, minibatch=minibatch)
 
 

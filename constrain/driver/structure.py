@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from constrain._lazy import language_printing
-from constrain.diagnostics.names import part_label
 from constrain.driver.findings import Finding, finding_of, listed
 from constrain.errors import ModelingWarning
 from constrain.language.vanishing import warn_vanishing
@@ -20,9 +18,6 @@ from constrain.lowering.reach import always_held
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from numpy.typing import NDArray
-    from torch import Tensor
-
     from constrain.diagnostics.point import Point
     from constrain.driver.linear import System
     from constrain.language import nodes as n
@@ -30,12 +25,7 @@ if TYPE_CHECKING:
     from constrain.lowering.program import Form
     from constrain.runtime.evaluator import Evaluator
 
-__all__ = ["conflicts", "constants", "dependences", "repetitions", "squares", "unused_blocks"]
-
-ROWS = 4096
-"""Rows of each sample on which gradients are formed."""
-ENTRIES = 100
-"""Entries of constraints whose gradients are formed."""
+__all__ = ["conflicts", "constants", "repetitions", "squares"]
 
 
 def shown(node: n.Node) -> str:
@@ -173,174 +163,3 @@ def _same(first: str, second: str) -> Finding:
 def _implied(weak: str, strong: str) -> Finding:
     message = f"{weak} follows from {strong}, so that its multiplier is zero"
     return Finding("W203", "info", f"{weak}, {strong}", message, f"leave {weak!r} out")
-
-
-# ------------------------------------------------------------------------------------------ gradients
-def unused_blocks(evaluator: Evaluator) -> list[Finding]:
-    """W201: parameters of models that neither the objective nor a constraint depends on."""
-    total, residuals = _estimates(evaluator)
-    for residual in residuals:
-        total = total if residual is None else total + residual.double().sum()
-    blocks = evaluator.decisions.blocks
-    if not total.requires_grad:
-        return []
-    tensors = [b.tensor for b in blocks]
-    gradients = cast("Sequence[Tensor | None]", torch.autograd.grad(total, tensors, allow_unused=True))
-    unused = [b.name for b, g in zip(blocks, gradients, strict=True) if g is None]
-    names = _gathered(unused, [b.name for b in blocks])
-    if not names:
-        return []
-    message = f"{listed(names)}: no term of the problem depends on {'it' if len(names) == 1 else 'them'}"
-    fix = "requires_grad_(False) for these parameters, or a term that uses them"
-    return [Finding("W201", "warning", None, message, fix)]
-
-
-def _gathered(unused: Sequence[str], every: Sequence[str]) -> list[str]:
-    """`f.2` for `f.2.weight` and `f.2.bias` when all parameters below it are unused."""
-    found: dict[str, None] = {}
-    for name in unused:
-        pieces = name.split(".")
-        for k in range(1, len(pieces) + 1):
-            head = ".".join(pieces[:k])
-            below = [other for other in every if other == head or other.startswith(head + ".")]
-            if set(below) <= set(unused):
-                found[head] = None
-                break
-    return list(found)
-
-
-def _estimates(evaluator: Evaluator) -> tuple[Tensor, list[Tensor | None]]:
-    """Objective and residuals (per row of constraints per row) on some rows, with gradient."""
-    program = evaluator.program
-    moments: dict[int, Tensor] = {}
-    per_row: dict[int, Tensor] = {}
-    for job in evaluator.jobs:
-        rows = evaluator.populations[job.data].spread(ROWS)
-        values = evaluator.rows(job, rows, "primal")
-        reduced = evaluator.reduce_all(job, values[: len(job.moments)], rows, rows.count)
-        moments.update(zip(job.moments, reduced, strict=True))
-        per_row.update(zip(job.parts, values[len(job.moments) :], strict=False))
-    outer = evaluator.outer([moments[i] for i in range(len(program.moments))], "primal")
-    residuals = [per_row.get(i, residual) for i, residual in enumerate(outer.residuals)]
-    return outer.objective.double(), residuals
-
-
-def dependences(evaluator: Evaluator, generator: torch.Generator, known: Sequence[str] = ()) -> list[Finding]:
-    """W203: constraints whose gradients are linearly dependent, here and at a point nearby.
-
-    Of inequalities, which need not be active together, it is worth knowing; of equalities it means that
-    multipliers are not unique, or that the equalities cannot hold together. Constraints in `known` are left
-    out.
-    """
-    entries = [entry for entry in _entries(evaluator) if entry.constraint not in known]
-    here = _jacobian(evaluator, entries)
-    before = evaluator.decisions.snapshot()
-    try:
-        _nudge(evaluator, generator)
-        there = _jacobian(evaluator, entries)
-    finally:
-        evaluator.decisions.restore(before)
-    if not np.isfinite(there).all():
-        there = here
-    matrix = np.concatenate([here, there], axis=1)
-    size = np.linalg.norm(matrix, axis=1)
-    used = np.flatnonzero(np.isfinite(size) & (size > 1e-7 * np.max(size, initial=1e-300)))
-    few = evaluator.decisions.size
-    equal = [int(k) for k in used if entries[k].equality]
-    found = _dependent([entries[k] for k in equal], matrix[equal] / size[equal, None], "warning")
-    named = {name for finding in found for name in (finding.constraint or "").split(", ")}
-    rest = [int(k) for k in used if entries[k].constraint not in named]
-    if len(rest) <= few:
-        found += _dependent([entries[k] for k in rest], matrix[rest] / size[rest, None], "info")
-    return found
-
-
-class _Entry:
-    """Entry `index` of the flattened residual of part `part`."""
-
-    def __init__(self, evaluator: Evaluator, part: int, index: int, shape: tuple[int, ...]) -> None:
-        own = evaluator.program.parts[part]
-        self.part = part
-        self.index = index
-        self.constraint = own.constraint
-        self.equality = own.kind == "=="
-        self.label = part_label(evaluator, part, index, shape)
-
-
-def _entries(evaluator: Evaluator) -> list[_Entry]:
-    with torch.no_grad():
-        residuals = _estimates(evaluator)[1]
-    found: list[_Entry] = []
-    for i, (part, residual) in enumerate(zip(evaluator.program.parts, residuals, strict=True)):
-        if part.rows is None and part.constraint != EPIGRAPH and residual is not None:
-            shape = tuple(residual.shape)
-            found += [_Entry(evaluator, i, k, shape) for k in range(residual.numel())]
-    return found[:ENTRIES]
-
-
-def _jacobian(evaluator: Evaluator, entries: Sequence[_Entry]) -> NDArray[np.float64]:
-    """Gradients of the entries on some rows: (entries, decisions)."""
-    residuals = _estimates(evaluator)[1]
-    tensors = evaluator.decisions.tensors
-    rows = np.zeros((len(entries), evaluator.decisions.size))
-    for k, entry in enumerate(entries):
-        residual = residuals[entry.part]
-        assert residual is not None  # chosen so
-        if residual.requires_grad:
-            scalar = residual.reshape(-1)[entry.index]
-            found = torch.autograd.grad(
-                scalar, tensors, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-            rows[k] = np.concatenate([g.detach().cpu().double().numpy().reshape(-1) for g in found])
-    return rows
-
-
-def _nudge(evaluator: Evaluator, generator: torch.Generator) -> None:
-    """Moves the decisions a little, within their bounds."""
-    with torch.no_grad():
-        for tensor in evaluator.decisions.tensors:
-            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-            size = 0.1 * (tensor.double().square().mean().sqrt() + 0.1)
-            tensor.add_((noise.to(tensor.device) * size).to(tensor.dtype))
-    evaluator.decisions.project()
-
-
-def _dependent(entries: Sequence[_Entry], rows: NDArray[np.float64], severity: str) -> list[Finding]:
-    """Each row that is a combination of earlier ones, with these."""
-    found: list[Finding] = []
-    basis: list[int] = []
-    reported: set[frozenset[str]] = set()
-    for k, entry in enumerate(entries):
-        weights: NDArray[np.float64] = np.zeros(0)
-        rest: NDArray[np.float64] = rows[k]
-        if basis:
-            weights = np.linalg.pinv(rows[basis].T) @ rows[k]
-            rest = rows[k] - weights @ rows[basis]
-        if np.linalg.norm(rest) > 1e-5:
-            basis.append(k)
-            continue
-        others = [(basis[j], float(w)) for j, w in enumerate(weights) if abs(w) > 1e-3]
-        names = dict.fromkeys([*(entries[j].constraint for j, _ in others), entry.constraint])
-        if frozenset(names) in reported or (severity == "info" and _apart(entry, others, entries)):
-            continue
-        reported.add(frozenset(names))
-        labels = [*(entries[j].label for j, _ in others), entry.label]
-        word = "parallel" if len(labels) == 2 else "linearly dependent"
-        if severity == "info":
-            message = f"the gradients of {listed(labels)} are {word}; where all of these are active, "
-            message += "their multipliers are not unique"
-        else:
-            message = f"the gradients of {listed(labels)} are {word}: their multipliers are not unique, and "
-            message += "together they may have no solution"
-        fix = "leave one of them out, or read sums of multipliers only"
-        found.append(Finding("W203", severity, ", ".join(names), message, fix))  # type: ignore[arg-type]
-    return found
-
-
-def _apart(entry: _Entry, others: Sequence[tuple[int, float]], entries: Sequence[_Entry]) -> bool:
-    """Whether two inequalities face each other: a band, whose sides are not active together."""
-    if len(others) != 1:
-        return False
-    place, weight = others[0]
-    same = entries[place].constraint == entry.constraint
-    return not entry.equality and not entries[place].equality and (same or weight < 0)
