@@ -26,6 +26,9 @@ __all__ = ["NewtonResult", "projected_gradient", "projected_newton"]
 _NEAR = 1e-10
 _IDLE = 10
 """Steps in a row that promise less than rounding shows, after which there is nothing to gain."""
+_STALLED = 25
+_LEAST_GAIN = 1e-12
+"""Steps that together gain no more than this part of the value: the gradient jumps at kinks."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,10 @@ def projected_newton(
     f, g = value(x)
     damping = 0.0
     curvature: NDArray[np.float64] | None = None
-    idle = 0
+    idle = taken = 0
+    values = [f]
     for k in range(iterations):
+        taken = k + 1
         if np.abs(projected_gradient(x, g, low, high)).max(initial=0.0) <= tolerance:
             return NewtonResult(x, g, k, True)
         held = ((x - low <= _NEAR) & (g > 0)) | ((high - x <= _NEAR) & (g < 0))
@@ -94,11 +99,14 @@ def projected_newton(
             damping = max(10 * damping, 1e-6 * float(np.abs(g).max()) + 1e-12)
             continue
         (x, f, g), alpha = step
+        values.append(f)
+        if len(values) > _STALLED and values[-_STALLED] - f <= _LEAST_GAIN * max(1.0, abs(f)):
+            break
         curvature = None
         # a short step says that the model was trusted too far: along flat directions, as of linear programs
         damping = 0.1 * damping if alpha > 0.1 else max(10 * damping, 1e-8)
     done = bool(np.abs(projected_gradient(x, g, low, high)).max(initial=0.0) <= tolerance)
-    return NewtonResult(x, g, iterations, done)
+    return NewtonResult(x, g, taken, done)
 
 
 def _direction(
