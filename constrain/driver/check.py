@@ -305,7 +305,7 @@ def _filled(report: Check, found: list[Finding], setup: Setup, batch: int | None
     if minibatch and rows:
         samples = evaluator.populations.items()
         sizes = {data.name: batch_size(batch or p.batch, p.rows) for data, p in samples}
-    point = read_point(evaluator)
+    point = read_point(evaluator).within(program)
     groups = of_batches.groups(evaluator, sizes)
     noise = of_batches.noise(evaluator, point, sizes)
     found = [
@@ -391,6 +391,8 @@ def _constraints(
         sizes = [_largest(program.parts[i].kind, point, i) for i in own]
         each = known.get(form.name)
         how = words.get(program.parts[own[0]].key, "") if own and batched else ""
+        if form.rows is None and not any(n.mentions(program.parts[i].residual, n.Moment) for i in own):
+            each, how = None, ""  # no averages: known exactly
         found.append(
             ConstraintLine(
                 form.name,
