@@ -146,6 +146,14 @@ def method(e: Expr, name: str) -> Callable[..., Any]:
     """`e.exp()` and other methods of tensors: of the table, and those that torch has as functions."""
     if name in _CHOSEN_BY_SOLVE or name in _AFTER_SOLVE:
         raise _no_tensor(e, name)
+    if name in _OF_TENSORS:
+        raise TensorAttributeError(
+            "E154",
+            f"{shown(e)} is no tensor: it has no {name} before a solve, and cannot be a parameter of "
+            "torch.distributions",
+            at=here(),
+            fix="e.shape for the shape of one row; cn.distributions.Normal, Bernoulli or Categorical",
+        )
     if name in _METHODS:
         if e.type.event and name not in _OF_VALUES:
             as_number(e)  # refuses: an event is no number
@@ -155,14 +163,6 @@ def method(e: Expr, name: str) -> Callable[..., Any]:
     if torch is not None and callable(getattr(torch, name, None)) and hasattr(torch.Tensor, name):
         function = getattr(torch, name)
         return lambda *args, **kwargs: record(function, (e, *args), kwargs)
-    if name in _OF_TENSORS:
-        raise TensorAttributeError(
-            "E154",
-            f"{shown(e)} is no tensor: it has no {name} before a solve, and cannot be a parameter of "
-            "torch.distributions",
-            at=here(),
-            fix="e.shape for the shape of one row; cn.distributions.Normal, Bernoulli or Categorical",
-        )
     raise AttributeError(
         f"an expression has no attribute {name!r}; torch functions apply to it: torch.{name}(e)"
     )
