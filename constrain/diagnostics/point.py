@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from constrain.lowering.program import Part
+    from constrain.lowering.program import Part, Program
     from constrain.runtime.evaluator import Evaluator
 
 __all__ = ["Point", "align", "array_of", "bound_scale", "read_point", "reduce_to", "user_objective"]
@@ -55,6 +55,17 @@ class Point:
     sides: list[tuple[NDArray[np.float64], ...]]
     slack: dict[str, NDArray[np.float64]]
     written: dict[str, tuple[NDArray[np.float64], ...]]
+
+    def within(self, program: Program) -> Point:
+        """The same point with the parts of the program that solvers see (not those of `Program.judged`)."""
+        keys = {part.key for part in program.parts}
+        kept = [i for i, part in enumerate(program.judged.parts) if part.key in keys]
+        return replace(
+            self,
+            residuals=[self.residuals[i] for i in kept],
+            surrogates=[self.surrogates[i] for i in kept],
+            masks=[self.masks[i] for i in kept],
+        )
 
     def selected(self, i: int) -> NDArray[np.float64]:
         """Residuals of part `i`; -inf for rows that it does not select (they can never be violated)."""

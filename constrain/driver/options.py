@@ -143,7 +143,7 @@ def check_parameters(program: Program, params: Mapping[str, Any] | None) -> None
 
 def check_start(program: Program, multipliers: Mapping[str, Any] | None) -> None:
     """E139 for starting multipliers of a constraint that the problem does not have."""
-    keys = [part.key for part in program.parts]
+    keys = [part.key for part in program.judged.parts]
     for key in dict(multipliers or {}):
         if key not in keys:
             raise _no_part(key, keys)

@@ -33,6 +33,7 @@ from torch import Tensor
 from constrain.lowering.relaxation import rows_of
 from constrain.runtime.lagrangian import part_shapes
 from constrain.runtime.result import Ending, RawResult
+from constrain.runtime.slacks import Slacks
 from constrain.solvers.newton import projected_gradient, projected_newton
 
 if TYPE_CHECKING:
@@ -303,6 +304,9 @@ class _Run:
             ending, message = "diverged", "non-finite decisions; the start is returned"
         if self.original is not self.evaluator:
             self.original.refresh_scales(decisions=False)
+        slacks = Slacks(self.original)
+        if slacks.tensors:
+            slacks.settle(self.original.full("exact").residuals)
         scale = [self.f_scale / c for c in self.c_scale]
         found = {p.key: (y * s).cpu().numpy() for p, y, s in zip(self.parts, self.y, scale, strict=True)}
         inner = "projected Newton" if self.second_order else f"L-BFGS-B, scipy {scipy.__version__}"

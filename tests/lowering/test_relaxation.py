@@ -289,6 +289,21 @@ def test_weights_may_be_parameters():
         p.solve(progress=False)
 
 
+@pytest.mark.parametrize("name", ["per row", "levels", "equality"])
+@pytest.mark.parametrize("method", ["augmented", "lagrangian"])
+def test_multipliers_of_one_solve_start_another(name, method):
+    options = {} if method == "augmented" else {"epochs": 2, "batch": 10}
+    p = problem(name, cn.linear(0.3) + cn.squared(2.0), FORMS[name][2])
+    first = p.solve("augmented", progress=False)
+    again = p.solve(method, start=first, progress=False, **options)
+    assert again["c"].multiplier == pytest.approx(first["c"].multiplier, rel=0.5, abs=0.05)
+    assert p.kkt(multipliers=first.multipliers).origin == "given"
+    report = p.check()
+    assert not [finding for finding in report.findings if finding.severity == "error"]
+    assert cn.from_json(p.to_json(), p.symbols()) == p
+    assert "rewritten" in str(p.explain())
+
+
 def test_min_max_objectives_and_relaxations_meet():
     D, w = data(), cn.Variable(3, "w")
     p = cn.minimize(cn.max(abs(w - TARGET))).subject_to(c=(E(D.x @ w) >= 1).relax(cost=cn.squared(1.0)))
