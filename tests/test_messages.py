@@ -72,6 +72,25 @@ def test_a_stored_solution_without_its_problem(tmp_path):
     assert "cn.load(folder, problem=problem)" in str(caught.value)
 
 
+def test_a_stored_solution_is_revived_with_its_modules_and_data(tmp_path):
+    D, f = sample("train", slice(0, 200)), cn.Model(nn.Linear(2, 1, dtype=torch.float64), "f")
+    e = f(D.x)[..., 0]
+    problem = cn.minimize(E((e - D.y) ** 2)).subject_to(mean=E(e) <= cn.Parameter("cap", 0.1))
+    solution = problem.solve(progress=False)
+    solution.save(tmp_path / "run")
+    net = nn.Linear(2, 1, dtype=torch.float64)
+    again = cn.load(tmp_path / "run", symbols={"train": D, "f": net})
+    assert torch.equal(net.weight, f.module.weight)
+    other = sample("test", slice(200, 400))
+    assert again.evaluate(other).objective == pytest.approx(solution.evaluate(other).objective, rel=1e-12)
+    assert again.live.problem.to_json() == problem.to_json()
+    with pytest.raises(cn.ModelingError, match="E176"):
+        cn.load(tmp_path / "run", symbols={"train": D})
+    (tmp_path / "run" / "problem.json").unlink()
+    with pytest.raises(cn.DataError, match=r"holds no problem.json"):
+        cn.load(tmp_path / "run", symbols={"train": D, "f": net})
+
+
 def test_frames_need_pandas(monkeypatch):
     w = cn.Variable(2, "w")
     solution = cn.minimize(cn.sum_squares(w)).subject_to(c=cn.sum(w) >= 1).solve(progress=False)
@@ -84,6 +103,7 @@ def test_frames_need_pandas(monkeypatch):
 
 
 def test_a_rate_and_its_surrogate_disagree():
+    torch.manual_seed(0)
     D, f = sample("train", slice(0, 1000)), cn.Model(nn.Linear(2, 1, dtype=torch.float64), "f")
     wide = cn.surrogate.Sigmoid(scale=50.0)
     rate = P(f(D.x)[..., 0] > 0.7, surrogate=wide)

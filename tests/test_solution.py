@@ -228,7 +228,7 @@ def same(a, b):
 def test_a_stored_solution_reads_back_without_its_problem(tmp_path):
     solution = judged(fair_problem(sample("people")), holdout=sample("later", seed=1), ending="limit")
     folder = solution.save(tmp_path / "run")
-    assert sorted(file.name for file in folder.iterdir()) == ["arrays.npz", "solution.json"]
+    assert sorted(file.name for file in folder.iterdir()) == ["arrays.npz", "problem.json", "solution.json"]
     loaded = cn.load(folder)
     assert str(loaded) == str(solution)
     assert str(loaded.kkt()) == str(solution.kkt())

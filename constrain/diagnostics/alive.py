@@ -138,6 +138,11 @@ class Attached:
         self.params = {name: np.array(as_array(value), dtype=np.float64) for name, value in named.items()}
 
     @property
+    def problem(self) -> Problem:
+        """The problem as written."""
+        return self.program.problem
+
+    @property
     def variables(self) -> dict[str, NDArray[Any]]:
         """Values of the `Variable`s."""
         hidden = self.program.auxiliary

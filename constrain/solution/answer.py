@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from constrain.language.data import Data
+    from constrain.language.problem import Problem
     from constrain.solution.constraint import ConstraintResult
     from constrain.solution.records import KKT, Estimate, Number, Provenance, Status, Warn
 
@@ -26,6 +27,11 @@ __all__ = ["Evaluation", "History", "Live", "Solution"]
 
 class Live(Protocol):
     """The problem behind a solution, when it is at hand; made by `constrain.diagnostics.alive`."""
+
+    @property
+    def problem(self) -> Problem:
+        """The problem as written."""
+        ...
 
     def kkt(self, multipliers: Mapping[str, Any] | None, tolerance: float) -> KKT:
         """KKT quantities at the solution's point."""
@@ -207,7 +213,7 @@ class Solution:
             raise ModelingError(
                 "E129",
                 f"{what} needs the problem, and this solution was loaded without it",
-                fix="cn.load(folder, problem=problem)",
+                fix="cn.load(folder, problem=problem), or symbols={...} with the modules and data",
             )
         return self.live
 

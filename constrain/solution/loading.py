@@ -10,12 +10,15 @@ import numpy as np
 
 from constrain._lazy import diagnostics_alive
 from constrain.errors import DataError
+from constrain.language.problem import from_json
 from constrain.solution.answer import Evaluation, History, Solution
 from constrain.solution.constraint import ConstraintResult, PartResult
 from constrain.solution.records import KKT, Estimate, Provenance, Status, Warn
 from constrain.solution.storage import SCHEMA
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from constrain.language.problem import Problem
 
 __all__ = ["load"]
@@ -49,7 +52,9 @@ def _decode(value: Any, arrays: Any) -> Any:
     return float(stored["$float"])
 
 
-def load(folder: str | Path, problem: Problem | None = None) -> Solution:
+def load(
+    folder: str | Path, problem: Problem | None = None, symbols: Mapping[str, Any] | None = None
+) -> Solution:
     """Reads a solution that `Solution.save` wrote.
 
     Args:
@@ -57,10 +62,13 @@ def load(folder: str | Path, problem: Problem | None = None) -> Solution:
         problem: the same problem, built again. Its variables and models receive the stored values (checked by
             name and shape), and `kkt()` and `evaluate()` can compute. Without it everything recorded can be
             read.
+        symbols: instead of the problem, what the stored structure of it names: modules, data, functions and
+            large arrays, as in `cn.from_json`.
 
     Raises:
         DataError: E144 when the folder holds no solution, or one of a newer version.
-        ModelingError: E137, E145 when the problem's decisions or constraints differ.
+        ModelingError: E137, E145 when the problem's decisions or constraints differ; E176, E178 for symbols
+            that are missing or do not fit.
     """
     source = Path(folder)
     file = source / "solution.json"
@@ -81,6 +89,17 @@ def load(folder: str | Path, problem: Problem | None = None) -> Solution:
     body["history"] = History(body["history"])
     body["multipliers"] = group("multiplier") if document["multipliers"] else None
     solution = Solution(**body, variables=group("variable"), weights=group("weight"), hidden=group("hidden"))
+    if problem is None and symbols is not None:
+        problem = _stored_problem(source, symbols)
     if problem is not None:
         solution.live = diagnostics_alive().revive(problem, solution)
     return solution
+
+
+def _stored_problem(folder: Path, symbols: Mapping[str, Any]) -> Problem:
+    file = folder / "problem.json"
+    if not file.is_file():
+        raise DataError(
+            "E144", f"{folder} holds no problem.json", fix="cn.load(folder, problem=problem), built again"
+        )
+    return from_json(file.read_text(encoding="utf-8"), symbols)

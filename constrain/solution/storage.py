@@ -72,7 +72,7 @@ def save(solution: Solution, folder: str | Path) -> Path:
     """Writes a solution to a folder and returns the folder.
 
     Decisions are stored under their names (`variable:w`, `weight:f.0.bias`), so that other programs can read
-    `arrays.npz` too.
+    `arrays.npz` too. `problem.json` has the structure of the problem when it is at hand.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -91,6 +91,9 @@ def save(solution: Solution, folder: str | Path) -> Path:
     document = {"schema": SCHEMA, "multipliers": solution.multipliers is not None, "solution": body}
     text = json.dumps(document, allow_nan=False, indent=1, ensure_ascii=False)
     (target / "solution.json").write_text(text + "\n", encoding="utf-8")
+    if solution.live is not None:
+        text = solution.live.problem.to_json(indent=1)
+        (target / "problem.json").write_text(text + "\n", encoding="utf-8")
     with (target / "arrays.npz").open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **encoder.arrays, **named)  # type: ignore[arg-type]  # arrays
     return target
