@@ -362,6 +362,59 @@ def test_a_linear_program_with_a_tail_by_the_augmented_lagrangian():
     assert found["tail"].value == pytest.approx(0.42, abs=1e-4)
 
 
+# --------------------------------------------------------------------------------------------- curvature
+CURVATURE = {
+    "variance": (lambda D, w: cn.Var(D.x @ w), "convex", "quadratic"),
+    "worst variance": (lambda D, w: cn.max(cn.Var(D.x @ w, by=D.g)), "convex", "general"),
+    "deviation": (lambda D, w: cn.sqrt(cn.Var(D.x @ w, given=D.y > 0.5)), "convex", "general"),
+    "sum of deviations": (lambda D, w: cn.sum(cn.sqrt(cn.Var(D.x @ w, by=D.g))), "convex", "general"),
+    "covariance with data": (lambda D, w: cn.Cov(D.x @ w, D.y), "affine", "affine"),
+    "CVaR": (lambda D, w: cn.CVaR(D.x @ w, 0.7), "convex", "piecewise"),
+    "CVaR of a convex loss": (lambda D, w: cn.CVaR((D.x @ w - D.y) ** 2, 0.7), "convex", "general"),
+    "worst CVaR": (lambda D, w: cn.max(cn.CVaR(abs(D.x @ w), 0.7, by=D.g)), "convex", "piecewise"),
+    "norm of levels": (lambda D, w: cn.norm(E(D.x @ w, by=D.g)), "convex", "general"),
+    "one norm of levels": (lambda D, w: cn.norm(E(D.x @ w, by=D.g), 1), "convex", "piecewise"),
+    "squares of levels": (lambda D, w: cn.sum_squares(E(D.x @ w, by=D.g)), "convex", "quadratic"),
+    "soft maximum of levels": (lambda D, w: cn.logsumexp(E(D.x @ w, by=D.g)), "convex", "general"),
+}
+REFUSED = {
+    "variance of a curve": (
+        lambda D, w: cn.Var((D.x @ w) ** 2), "the variance is convex only in affine expressions"),
+    "variance over decided rows": (lambda D, w: cn.Var(D.y, given=D.x @ w > 0), "depends on decisions"),
+    "covariance of two": (lambda D, w: cn.Cov(D.x @ w, (D.x @ w) * D.y), "is a product of two expressions"),
+    "CVaR of a concave loss": (lambda D, w: cn.CVaR(-((D.x @ w) ** 2), 0.7), "is concave, not affine"),
+    "negative CVaR": (lambda D, w: -cn.CVaR(D.x @ w, 0.7), "concave"),
+    "quantile": (lambda D, w: cn.Quantile(D.x @ w, 0.7), "its rate jumps and is not convex"),
+    "correlation": (lambda D, w: cn.Corr(D.x @ w, D.y), "quotient"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CURVATURE)
+def test_certified_curvature_holds_at_midpoints(name):
+    make, curvature, form = CURVATURE[name]
+    D, w = data(), variable()
+    (term,) = classify(lower(cn.minimize(make(D, w)), use_epigraph=False)).terms
+    assert (term.fact.curvature, term.fact.form) == (curvature, form)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        a, b = rng.normal(size=(2, 3))
+        middle, ends = (
+            value_of(make(D, w), (a + b) / 2),
+            (value_of(make(D, w), a) + value_of(make(D, w), b)) / 2,
+        )
+        assert middle <= ends + 1e-9
+        assert curvature == "convex" or middle >= ends - 1e-9
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_certified_says_why(name):
+    make, reason = REFUSED[name]
+    D, w = data(), variable()
+    facts = classify(lower(cn.minimize(make(D, w))))
+    assert facts.problem_class == "nonconvex"
+    assert reason in "\n".join(line for r in facts.reasons for line in r.lines())
+
+
 # ------------------------------------------------------------------------------------------------ prices
 # name: relation of (D, w, b), a bound at which it binds
 PRICED = {
