@@ -320,7 +320,8 @@ class _Training:
         self.lagrangian.set_multipliers(multipliers or {})
         self.cmp = CompiledProblem(self.lagrangian, options.formulation, options.penalty)
         rows = [p.rows.name for p in evaluator.program.parts if p.rows is not None]
-        self.sampler = BatchSampler(evaluator, options.batch, self.generator, positions=rows)
+        halves = "halves" in self.lagrangian.estimator.kinds
+        self.sampler = BatchSampler(evaluator, options.batch, self.generator, positions=rows, halves=halves)
         tensors = evaluator.decisions.tensors
         make = options.optimizer
         self.primal = torch.optim.Adam(tensors, lr=options.lr) if make is None else make(tensors)

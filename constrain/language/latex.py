@@ -149,7 +149,7 @@ class LatexNotation:
             cost += [" + ", *term] if cost else term
         return OPEN, [(node.relation, OPEN), r"\quad \text{relaxed by } z \text{ at } ", *cost]
 
-    def _leaf(self, node: n.Node) -> Layout:
+    def _leaf(self, node: n.Node) -> Layout:  # noqa: PLR0911  # one case per node class
         match node:
             case n.Constant(value=value):
                 return (NEG if repr(value).startswith("-") else ATOM), [_number(value)]
@@ -248,7 +248,8 @@ def _pow(_: LatexNotation, node: n.Apply) -> Layout:
 def _norm(_: LatexNotation, node: n.Apply) -> Layout | None:
     if node.option("axis") is not None or node.option("keepdims"):
         return None
-    sign = {"sum_squares": "_2^2", "sum_squares_levels": "_2^2", "count_nonzero": "_0"}.get(node.atom) or _NORMS.get(node.option("ord"))
+    signs = {"sum_squares": "_2^2", "sum_squares_levels": "_2^2", "count_nonzero": "_0"}
+    sign = signs.get(node.atom) or _NORMS.get(node.option("ord"))
     return None if sign is None else (POW, [r"\left\|", (node.args[0], OPEN), rf"\right\|{sign}"])
 
 

@@ -243,7 +243,8 @@ def _around(left: str, right: str) -> _Rule:
 def _norm(_: TextNotation, node: n.Apply) -> Layout | None:
     if node.option("axis") is not None or node.option("keepdims"):
         return None
-    sign = {"sum_squares": "²", "sum_squares_levels": "²", "count_nonzero": "₀"}.get(node.atom) or _NORMS.get(node.option("ord"))
+    signs = {"sum_squares": "²", "sum_squares_levels": "²", "count_nonzero": "₀"}
+    sign = signs.get(node.atom) or _NORMS.get(node.option("ord"))
     return None if sign is None else (ATOM, ["‖", (node.args[0], OPEN), f"‖{sign}"])
 
 

@@ -33,7 +33,7 @@ def degree(root: n.Node) -> int | None:
     return n.fold(root, step)
 
 
-def _apply(node: n.Apply, parts: list[int]) -> int | None:
+def _apply(node: n.Apply, parts: list[int]) -> int | None:  # noqa: PLR0911  # one case per kind of atom
     atom = node.atom
     if ATOMS[atom].curvature == "affine":
         return max(parts)
@@ -47,7 +47,7 @@ def _apply(node: n.Apply, parts: list[int]) -> int | None:
         return parts[0] if parts[1] == 0 else None
     if atom == "pow":
         exponent = node.args[1]
-        powers = {0: 0, 1: parts[0], 2: 2 * parts[0]}
+        powers: dict[float, int] = {0: 0, 1: parts[0], 2: 2 * parts[0]}
         return powers.get(exponent.value) if isinstance(exponent, n.Constant) else None
     if atom == "variance":  # second moment minus the square of the first
         return max(parts[0], 2 * parts[1])

@@ -116,8 +116,9 @@ def _contraction(
 def _row_terms(job: Job, values: list[Any], index: Index | None, row_term: RowTerm) -> list[Tensor]:
     """The row terms of the parts of a sample; rows that a part does not select count as residual 0."""
     terms: list[Tensor] = []
-    if job.parts:
-        assert index is not None  # a sample without positions takes no constraints per row
+    if not job.parts:
+        return terms
+    assert index is not None  # a sample without positions takes no constraints per row
     for place, i in enumerate(job.parts):
         residual = values[len(job.moments) + place]
         mask = values[len(values) - len(job.parts) + place]

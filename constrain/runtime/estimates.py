@@ -148,12 +148,12 @@ class Estimator(nn.Module):
     def running(self, mode: str) -> list[Tensor]:
         """The running averages, one tensor per moment."""
         flat = self.primal if mode == "primal" and self.rates else self.exact
-        held, views = self._views.get(mode, (None, []))
-        if held is not flat:
+        known = self._views.get(mode)
+        if known is None or known[0] is not flat:
             pieces = cast("tuple[Tensor, ...]", flat.split([shape.numel() for shape in self.shapes]))
             views = [x.view(shape) for x, shape in zip(pieces, self.shapes, strict=True)]
-            self._views[mode] = (flat, views)
-        return views
+            known = self._views[mode] = (flat, views)
+        return known[1]
 
     # -------------------------------------------------------------------------------------- estimates
     def forward(self, batches: Mapping[str, Rows]) -> Estimate:

@@ -492,6 +492,15 @@ class Evaluator:
     # ------------------------------------------------------------------------------------- surrogates
     _widest: Tensor | None = None
 
+    def rows_of(self, name: str) -> int:
+        """Rows of a sample of the problem."""
+        return next(p.rows for data, p in self.populations.items() if data.name == name)
+
+    @property
+    def follows(self) -> bool:
+        """Whether something follows the decisions that `refresh_scales` measures anew."""
+        return bool(self.tables.margins) or bool(self.program.tails)
+
     def refresh_scales(self, rows: int = CHUNK, *, decisions: bool = True) -> None:
         """What follows the decisions: exact thresholds (`tails`), and the spreads of surrogates' margins.
 

@@ -86,6 +86,8 @@ class Lagrangian(nn.Module):
         self.slopes: dict[str, float] = {}
         self.slacks = Slacks(evaluator)
         self.slacks.clear()
+        self.follows = False
+        self._share = 0.0
         self._layout(part_shapes(evaluator))
         self._turn = self.slacks.turn(self._place)
 
@@ -363,6 +365,8 @@ class Lagrangian(nn.Module):
                 self.values.copy_(self._turn(self.values, self.rate * self.scales))
         for i in self._tables:
             self._ascend_rows(i, self.parts[i], estimate)
+        if self.follows:
+            self._follow()
 
     def _ascend_rows(self, i: int, part: Part, estimate: Estimate) -> None:
         """A step of the multipliers of the rows in the batch; no other row is touched."""
@@ -398,6 +402,26 @@ class Lagrangian(nn.Module):
         if moments is not None:
             self.estimator.observe(moments)
 
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Thresholds, widths of surrogates, running averages and residuals from one exact pass over the data.
+
+        A module that `problem.compile` made does this by itself, once per pass over the largest sample, where
+        the problem has rates or thresholds, which follow the decisions.
+        """
+        self.evaluator.refresh_scales()
+        moments = self.evaluator.moments("exact")
+        outer = self.evaluator.outer(moments, "exact")
+        self.observe({i: r for i, r in enumerate(outer.residuals) if r is not None}, moments)
+
+    def _follow(self) -> None:
+        """Refreshes when the batches since the last time come to a pass."""
+        batches = self._seen.batches
+        self._share += max((r.count / self.evaluator.rows_of(name) for name, r in batches.items()), default=0)
+        if self._share >= 1:
+            self._share = 0.0
+            self.refresh()
+
     # ---------------------------------------------------------------------------------------- scaling
     def calibrate(self, generator: torch.Generator | None = None, rows: int = 4096, batches: int = 8) -> None:
         """Measures the steps' scale on a sample of the data.
@@ -421,15 +445,13 @@ class Lagrangian(nn.Module):
         for i, part in enumerate(self.parts):
             largest = self.slopes[part.key] = max(self.slopes.get(part.key, 0.0) / 2, gradients[i + 1])
             slope = largest or 1.0
-            entries = spreads[i]
-            pooled = float(entries.square().mean().sqrt()) or slope
+            own, pooled = _units(*spreads[i], slope)
             self.spreads[part.key] = pooled
             with torch.no_grad():
                 if part.rows is not None:
                     self.row_scales[i] = objective / (slope * pooled)
                 else:
                     place, _ = self._place[part.key]
-                    own = entries.reshape(-1).clamp(min=LEAST_SPREAD * pooled)
                     self.scales[place] = (objective * own.min() / (slope * own.square())).to(self.scales)
 
     def _gradient_norms(self, estimate: Estimate, generator: torch.Generator | None) -> list[float]:
@@ -449,7 +471,10 @@ class Lagrangian(nn.Module):
         return norms
 
     @torch.no_grad()
-    def _spreads(self, rows: int, batches: int, generator: torch.Generator | None) -> list[Tensor]:
+    def _spreads(
+        self, rows: int, batches: int, generator: torch.Generator | None
+    ) -> list[tuple[Tensor, float]]:
+        """Per part the spread of a row's contribution to each entry, and what of it may be rounding."""
         size = max(rows // batches, 2)
         count = batches
         found: list[list[Tensor]] = [[] for _ in self.parts]
@@ -460,12 +485,12 @@ class Lagrangian(nn.Module):
                 value = estimate.rows[i][1] if part.rows is not None else estimate.exact.residuals[i]
                 assert value is not None  # one of the two exists
                 found[i].append(value.double())
-        result: list[Tensor] = []
+        result: list[tuple[Tensor, float]] = []
+        rounding = torch.finfo(self.low.dtype).eps ** 0.5
         for i, part in enumerate(self.parts):
-            if part.rows is not None:
-                result.append(torch.cat(found[i]).std())
-            else:
-                result.append(torch.stack(found[i]).std(0) * size**0.5)
+            values = torch.cat(found[i]) if part.rows is not None else torch.stack(found[i])
+            spread = values.std() if part.rows is not None else values.std(0) * size**0.5
+            result.append((spread.reshape(-1), rounding * float(values.abs().mean())))
         return result
 
     def extra_repr(self) -> str:
@@ -479,6 +504,17 @@ class _Seen:
 
     estimate: Estimate | None = None
     batches: dict[str, Rows] = field(default_factory=dict[str, Rows])
+
+
+def _units(entries: Tensor, rounding: float, slope: float) -> tuple[Tensor, float]:
+    """The units that the steps of a part's entries are measured in, and their root mean square.
+
+    Where rows do not differ there is no spread but rounding: the unit is then the length of the gradient.
+    """
+    least = max(rounding, torch.finfo(torch.float32).eps * slope)
+    entries = torch.where(entries > least, entries, torch.full_like(entries, slope))
+    pooled = float(entries.square().mean().sqrt())
+    return entries.clamp(min=LEAST_SPREAD * pooled), pooled
 
 
 def _square(gradient: Tensor | None) -> float:

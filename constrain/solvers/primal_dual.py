@@ -130,7 +130,10 @@ class _Training:
         self.optimizer = torch.optim.Adam(tensors, lr=options.lr) if make is None else make(tensors)
         tables = [p for p in evaluator.program.parts if p.rows is not None and p.constraint not in functions]
         rows = [p.rows.name for p in tables if p.rows is not None]
-        self.sampler = BatchSampler(evaluator, options.batch, self.generator, options.sampling, rows)
+        halves = "halves" in self.lagrangian.estimator.kinds
+        self.sampler = BatchSampler(
+            evaluator, options.batch, self.generator, options.sampling, rows, halves=halves
+        )
         self.epochs = epochs_or_default(options.epochs, self.sampler.per_epoch)
         self.total = max(self.epochs * self.sampler.per_epoch, 1)
         self.schedule = half_cosine(self.optimizer, self.total)
@@ -172,7 +175,7 @@ class _Training:
             self.schedule.step()
             self.steps += 1
             if self.options.refresh is not None and self.steps % self.options.refresh == 0:
-                self._refresh()
+                self.lagrangian.refresh()
         self.evaluator.refresh_scales()
         if epoch < 4 or epoch % 4 == 0:
             self.lagrangian.calibrate(self.generator)
@@ -184,14 +187,6 @@ class _Training:
     def multipliers(self) -> dict[str, Tensor]:
         """Multipliers by part key."""
         return self.lagrangian.multipliers()
-
-    def _refresh(self) -> None:
-        """One exact pass over the full data."""
-        moments = self.evaluator.moments("exact")
-        with torch.no_grad():
-            outer = self.evaluator.outer(moments, "exact")
-        found = {i: r for i, r in enumerate(outer.residuals) if r is not None}
-        self.lagrangian.observe(found, moments)
 
     def observe(self, residuals: Mapping[int, Tensor], moments: list[Tensor]) -> None:
         """Running residuals and averages become exact."""

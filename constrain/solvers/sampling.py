@@ -130,6 +130,34 @@ class _Cycle:
         return torch.cat(found)
 
 
+def _interleaved(first: Tensor, second: Tensor) -> Tensor:
+    """Both halves of a batch in turn; a longer second one ends it."""
+    count = len(first)
+    return torch.cat([torch.stack([first, second[:count]], 1).reshape(-1), second[count:]])
+
+
+class _Halved:
+    """Batches whose two interleaved halves follow independent permutations of the sample.
+
+    Halves of one permutation have no row in common and so are dependent, by 1 / rows: enough to bias a
+    product of averages over a small group.
+    """
+
+    def __init__(self, population: Population, size: int, generator: torch.Generator) -> None:
+        self.population = population
+        self.size = size
+        positions = torch.arange(population.rows)
+        self.cycles = (_Cycle(positions, generator), _Cycle(positions, generator))
+
+    def draw(self) -> Rows:
+        """The next batch."""
+        if self.size >= self.population.rows:
+            return self.population.everything()
+        half = self.size // 2
+        index = _interleaved(self.cycles[0].take(half), self.cycles[1].take(self.size - half))
+        return self.population.take(index.to(self.population.device))
+
+
 class _Shuffled:
     """Batches of one sample along random permutations; the last partial batch of each is dropped."""
 
@@ -154,20 +182,24 @@ class _Shuffled:
 
 
 class _Stratified:
-    """Batches with rows of every cell, and the weights that keep estimates unbiased."""
+    """Batches with rows of every cell, and the weights that keep estimates unbiased.
+
+    The two interleaved halves follow independent permutations of each cell.
+    """
 
     def __init__(self, population: Population, cells: Strata, generator: torch.Generator) -> None:
         self.population = population
         self.sizes = cells.sizes
         order = torch.argsort(cells.codes, stable=True)
         pieces = cast("tuple[Tensor, ...]", order.split(cells.counts))
-        self.cycles = [_Cycle(p, generator) for p in pieces]
+        self.cycles = [(_Cycle(p, generator), _Cycle(p, generator)) for p in pieces]
         weights = torch.tensor(cells.weights, dtype=population.dtype)
         self.weight = weights.repeat_interleave(torch.tensor(cells.sizes)).to(population.device)
 
     def draw(self) -> Rows:
         """The next batch, cell after cell."""
-        index = torch.cat([c.take(s) for c, s in zip(self.cycles, self.sizes, strict=True)])
+        cells = zip(self.cycles, self.sizes, strict=True)
+        index = torch.cat([_interleaved(a.take(s // 2), b.take(s // 2)) for (a, b), s in cells])
         return self.population.take(index.to(self.population.device), self.weight)
 
 
@@ -207,6 +239,7 @@ class BatchSampler:
         generator: of the shuffles and draws.
         sampling: "shuffle", "stratified", or "auto": stratified where a group would be rare in a batch.
         positions: samples whose rows need positions, since every one of them has a multiplier of its own.
+        halves: the two interleaved halves of a batch are independent.
 
     Raises:
         ModelingError: E141 for the batch size of an unknown sample.
@@ -224,6 +257,8 @@ class BatchSampler:
         generator: torch.Generator,
         sampling: Sampling = "auto",
         positions: Sequence[str] = (),
+        *,
+        halves: bool = False,
     ) -> None:
         populations = {data.name: p for data, p in evaluator.populations.items()}
         drawn = {name for name, p in populations.items() if p.boundless and name not in positions}
@@ -237,18 +272,17 @@ class BatchSampler:
             math.ceil(p.rows / self.sizes[name]) for name, p in populations.items() if name not in drawn
         ]
         self.per_epoch = max(passes, default=100)
-        self._sources: dict[str, _Shuffled | _Stratified | _Fresh] = {}
+        self._sources: dict[str, _Shuffled | _Halved | _Stratified | _Fresh] = {}
         for name, population in populations.items():
             size = self.sizes[name]
             if population.endless and (name not in positions or population.positioned):
                 self._sources[name] = _Fresh(population, size, generator)
                 continue
             cells = strata(population, size, sampling)
-            self._sources[name] = (
-                _Shuffled(population, size, generator)
-                if cells is None
-                else _Stratified(population, cells, generator)
-            )
+            if cells is not None:
+                self._sources[name] = _Stratified(population, cells, generator)
+            else:
+                self._sources[name] = (_Halved if halves else _Shuffled)(population, size, generator)
 
     def draw(self) -> dict[str, Rows]:
         """The next batch of every sample."""

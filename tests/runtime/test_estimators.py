@@ -331,3 +331,44 @@ def test_a_multiplier_function_takes_fresh_points(kit):
     points = np.asarray(x.node.data.values("x")).reshape(-1)
     expected = 2 * np.maximum(1 - 2 * points, 0)
     assert np.corrcoef(found["positive"].multiplier, expected)[0, 1] > 0.6
+
+
+# ------------------------------------------------------------------------------------- found in review
+def test_rows_that_do_not_differ_leave_steps_finite(kit):
+    """The spread of such a constraint is rounding: steps are measured by its gradient instead."""
+    g = np.random.default_rng(0).integers(0, 3, 600)
+    D, w = cn.Data("d", s=np.array([1.0, 0.9, 0.7])[g], g=g), cn.Variable((), "w")
+    lagrangian = cn.minimize(0.5 * w**2).subject_to(m=E(D.s - w * D.s, by=D.g) <= 0.3).compile()
+    assert float(lagrangian.scales.max()) < 100
+
+
+def test_products_over_a_small_group_are_unbiased():
+    """Halves of one permutation are dependent by 1 / rows, which in a group of four rows is a sixth."""
+    rng = np.random.default_rng(0)
+    x, g = rng.normal(size=400), np.zeros(400, dtype=int)
+    g[:4], x[:4] = 1, [-1, 0, 1, 4]
+    D, v = cn.Data("d", x=x, g=g), cn.Variable((), "v")
+    v.value = 1.0
+    lagrangian = cn.minimize(v**2).subject_to(c=cn.Var(v * D.x, by=D.g) <= 1).compile()
+    sampler = BatchSampler(lagrangian.evaluator, 32, torch.Generator().manual_seed(0), halves=True)
+    found = torch.stack(
+        [lagrangian.estimate(sampler.draw()).exact.residuals[0].detach() for _ in range(2000)]
+    )
+    assert agree(found, lagrangian.evaluator.full().residuals[0].double())
+
+
+def test_a_loop_of_your_own_follows_the_thresholds():
+    x = np.random.default_rng(0).normal(size=500)[:, None] + 1
+    D = cn.Data("d", x=x)
+    module = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False, dtype=torch.float64), torch.nn.Flatten(0))
+    module[0].weight.data.fill_(0.5)
+    f = cn.Model(module, "f")
+    lagrangian = cn.maximize(E(f(D.x))).subject_to(q=cn.Quantile(f(D.x), 0.9) <= 2).compile()
+    optimizer = torch.optim.Adam(module.parameters(), 0.01)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(800):
+        optimizer.zero_grad()
+        lagrangian(D.rows(torch.randint(500, (100,), generator=generator))).backward()
+        optimizer.step()
+        lagrangian.ascend()
+    assert abs(float(module[0].weight)) * np.quantile(x, 0.9) < 4  # without following it runs away
