@@ -737,3 +737,36 @@ def test_more_levels_than_were_counted_are_refused():
         "augmented", data=more, progress=False
     )
     assert np.shape(solution.value_at_risk) == (4,)
+
+
+@pytest.mark.parametrize("kind", ["cvar", "quantile"])
+def test_a_loop_of_ones_own(kind):
+    """An optimizer that knows only the model: thresholds are set by the Lagrangian, once per pass."""
+    torch.manual_seed(0)
+    D = cn.Data("d", x=NORMAL[:3000])
+    f = cn.Model(torch.nn.Linear(3, 1, bias=False).double(), "f")
+    e = f(D.x).squeeze(-1)
+    tail = cn.CVaR(e, 0.8) if kind == "cvar" else cn.Quantile(e, 0.8)
+    problem = cn.minimize(cn.sum((f(torch.eye(3).double()).squeeze(-1) - BASE) ** 2)).subject_to(
+        tail=tail <= 0.5
+    )
+    lagrangian = problem.compile()
+    optimizer = torch.optim.Adam(f.module.parameters(), lr=0.02)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1 - epoch / 60)
+    for _ in range(60):
+        for index in torch.randperm(len(D)).split(250):
+            optimizer.zero_grad()
+            lagrangian(D.rows(index)).backward()
+            optimizer.step()
+            lagrangian.ascend()
+        schedule.step()
+    v = NORMAL[:3000] @ f.module.weight.detach().numpy().ravel()
+    found = tail_mean(v, 0.8) if kind == "cvar" else np.quantile(v, 0.8, method="inverted_cdf")
+    assert found == pytest.approx(0.5, abs=0.02)
+    score = stats.norm.ppf(0.8)
+    factor = stats.norm.pdf(score) / 0.2 if kind == "cvar" else score
+    objective = float(((f.module.weight.detach().numpy().ravel() - BASE) ** 2).sum())
+    assert objective == pytest.approx(closed_form(0.5, factor), rel=0.1)
+    h = 1e-3
+    price = (closed_form(0.5 - h, factor) - closed_form(0.5 + h, factor)) / (2 * h)
+    assert float(lagrangian.multipliers()["tail"]) == pytest.approx(price, rel=0.1)
