@@ -22,6 +22,8 @@ __all__ = ["as_frame", "as_series", "declared_levels", "entry_shape", "frame_col
 _OWN = frozenset(("builtins", "torch", "numpy", "constrain"))
 """Packages whose objects are no columns of a frame."""
 _TEMPORAL = {"Date": "dates", "Datetime": "dates", "Time": "times of day", "Duration": "durations"}
+_WIDE = "integers of more than 64 bits"
+_OTHERS = {"Struct": "structs", "Binary": "bytes", "Int128": _WIDE, "UInt128": _WIDE}
 _NUMPY_KINDS = {"M": "dates", "m": "durations", "c": "complex numbers", "V": "structs"}
 
 
@@ -184,11 +186,12 @@ def refusal(value: Any) -> tuple[str, str] | None:
         return None
     if found in ("dates", "times of day", "durations"):
         return found, "a number, such as days since a day of your choice; or text levels, such as the month"
-    if found == "complex numbers":
-        return found, "two columns, the real and the imaginary part"
-    if found == "sparse rows":
-        return found, ".to_dense()"
-    return found, "numbers, truth values or texts"
+    instead = {
+        "complex numbers": "two columns, the real and the imaginary part",
+        "sparse rows": ".to_dense()",
+        _WIDE: "floating-point numbers",
+    }
+    return found, instead.get(found, "numbers, truth values or texts")
 
 
 def _unusable(value: Any) -> str | None:
@@ -207,8 +210,8 @@ def _unusable(value: Any) -> str | None:
     kind = _kind(series)
     if kind in _TEMPORAL:
         return _TEMPORAL[kind]
-    if kind in ("Struct", "Binary"):
-        return "structs" if kind == "Struct" else "bytes"
+    if kind in _OTHERS:
+        return _OTHERS[kind]
     if kind == "Unknown" and series.null_count() < len(series):
         native: Any = series.to_native()  # periods, intervals, complex numbers, sparse and extension types
         own = getattr(native, "dtype", getattr(native, "type", "unknown"))

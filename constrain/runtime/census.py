@@ -146,7 +146,8 @@ class Tally:
 
     def add(self, raw: Mapping[str, Any], columns: Mapping[str, Tensor], shown: str) -> None:
         """Takes a batch, as it came and encoded."""
-        mask = None if self.event is None else self.event(columns).cpu().numpy().astype(np.float64)
+        found = None if self.event is None else self.event(columns)
+        mask = None if found is None or found.is_meta else found.cpu().numpy().astype(np.float64)
         if not self.by:
             self.total += float(mask.sum()) if mask is not None else count_rows(raw)
             return

@@ -149,8 +149,6 @@ def _of_series(series: Any, shown: str) -> Column:
     missing = series.is_null().to_numpy().astype(bool) if series.null_count() else None
     if missing is not None and missing.all():
         return Column(np.zeros(len(series)), missing=missing)
-    if kind in ("Int128", "UInt128"):
-        raise _too_large(shown)
     if kind in ("Categorical", "Enum"):
         return _of_levels(series.to_list(), declared_levels(series), missing, shown)
     if kind == "Boolean" or series.dtype.is_integer():

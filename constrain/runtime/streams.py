@@ -66,11 +66,13 @@ class _Watch:
         if self.rows != known.rows:
             what = f"a pass over {name!r} gave {self.rows} rows, the first one {known.rows}"
             raise DataError("E171", what, fix=_AGAIN)
+        if known.device.type == "meta":  # tensors without entries
+            return
         rounding = 4 * torch.finfo(known.dtype).eps + (1e-4 if known.device.type == "mps" else 1e-9)
         for column, total in self.totals.items():
             before, size = known.sums[column]
             found = float(total)
-            if known.device.type != "meta" and not abs(found - before) <= rounding * size:
+            if not abs(found - before) <= rounding * size:
                 raise DataError(
                     "E171",
                     f"a pass over {name!r} gave other values of {column!r} than the first one: their sum is "

@@ -142,6 +142,7 @@ UNUSABLE = {
     "structs": [pl.Series([{"a": 1}]), pa.array([{"a": 1}]), np.zeros(1, dtype=[("a", "f4")])],
     "bytes": [pl.Series([b"a"]), pa.array([b"a"])],
     "complex numbers": [np.array([1j]), torch.tensor([1j]), pd.Series([1j])],
+    "integers of more than 64 bits": [pl.Series([1], dtype=pl.Int128)],
     "sparse rows": [torch.eye(2).to_sparse()],
     "entries of type period[D]": [pd.Series(pd.period_range("2020", periods=1, freq="D"))],
 }

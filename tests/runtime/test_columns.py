@@ -295,7 +295,7 @@ REFUSED = {
     "rows of another shape": (
         lambda: train(x=torch.zeros(4, 3)),
         "E169",
-        r"train\.x has rows of shape \(3,\), those of the training sample have \(2,\)",
+        r"train\.x has rows of shape \(3,\), those of the \S+ sample have \(2,\)",
     ),
     "an unknown level": (
         lambda: train(s=["a", "b", "c", "b"]),

@@ -203,7 +203,9 @@ def test_full_passes_reach_the_optimum_that_cvxpy_proves():
 
 def test_training_on_a_dataset_is_training_on_the_table():
     runs = [
-        problem(D).solve(method="lagrangian", epochs=4, batch=32, seed=3, sampling="shuffle", progress=False)
+        regression(D).solve(
+            method="lagrangian", epochs=4, batch=32, seed=3, sampling="shuffle", progress=False
+        )
         for D in (table(), cn.Data.from_dataset("train", Rows(**columns()), NAMES, batch=32))
     ]
     assert runs[0].objective == pytest.approx(runs[1].objective, rel=1e-12)
@@ -313,6 +315,21 @@ def test_a_loader_shuffles_training_batches_and_the_seed_decides_how():
         [population(SOURCES["loader"](columns())).fresh(50).columns["x"][:, 0] for _ in range(1)]
     )
     assert torch.equal(fixed, columns()["x"][:50, 0])
+
+
+@pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no NVIDIA GPU")])])  # fmt: skip
+def test_a_step_stays_on_the_device(device):
+    for source in ("shuffled loader", "dataset"):
+        lagrangian = problem(SOURCES[source](columns())).compile(device=device)
+        (own,) = lagrangian.evaluator.populations.values()
+        rows = own.fresh(40, torch.Generator())
+        assert {c.device.type for c in rows.columns.values()} == {device}
+        loss = lagrangian({"train": rows})
+        loss.backward()
+        lagrangian.ascend()
+        assert loss.device.type == device
+        assert all(m.device.type == device for m in lagrangian.evaluator.moments())
 
 
 def test_the_size_of_training_batches_is_that_of_the_source_unless_it_is_given():
