@@ -281,4 +281,12 @@ def between(lower: Any, e: Any, upper: Any) -> Constraint | Expr:
     With random arguments it is meant for `forall`.
     """
     node = n.Between(as_number(lower), as_number(e), as_number(upper), loc=here())
+    low, high = node.lower, node.upper
+    if isinstance(low, n.Constant) and isinstance(high, n.Constant) and low.value > high.value:
+        raise ModelingError(
+            "E136",
+            f"no number is at least {low.value} and at most {high.value}",
+            at=here(),
+            fix=f"cn.between({high.value}, {code(Expr(node.arg))}, {low.value})",
+        )
     return Expr(node) if type_of(node).random else Constraint(node)
