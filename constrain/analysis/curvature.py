@@ -124,8 +124,15 @@ def _apply(node: n.Apply, parts: tuple[Fact, ...]) -> Fact:
 def _event(node: n.Node, parts: tuple[Fact, ...]) -> Fact:
     if all(part.constant for part in parts):
         return Fact("constant", bounds=Bounds(0.0, 1.0))
-    fact = unknown(f"the event {shown(node)} depends on decisions: its rate jumps and is not convex", node)
-    return fact.within(Bounds(0.0, 1.0))
+    text = f"the event {shown(node)} depends on decisions: its rate jumps and is not convex"
+    match node:
+        case n.Comparison(lhs=n.Apply(atom="div", args=(n.Apply(atom="sub", args=(g, _)), scale))) if (
+            n.mentions(scale, n.Pinned)
+        ):
+            text = f"the quantile of {shown(g)} depends on decisions: like a rate it is not convex"
+        case _:
+            pass
+    return unknown(text, node).within(Bounds(0.0, 1.0))
 
 
 def _call(node: n.Call, parts: tuple[Fact, ...]) -> Fact:

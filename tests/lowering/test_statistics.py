@@ -384,7 +384,9 @@ REFUSED = {
     "covariance of two": (lambda D, w: cn.Cov(D.x @ w, (D.x @ w) * D.y), "is a product of two expressions"),
     "CVaR of a concave loss": (lambda D, w: cn.CVaR(-((D.x @ w) ** 2), 0.7), "is concave, not affine"),
     "negative CVaR": (lambda D, w: -cn.CVaR(D.x @ w, 0.7), "concave"),
-    "quantile": (lambda D, w: cn.Quantile(D.x @ w, 0.7), "its rate jumps and is not convex"),
+    "quantile": (
+        lambda D, w: cn.Quantile(D.x @ w, 0.7),
+        "the quantile of x @ w depends on decisions: like a rate it is not convex"),
     "correlation": (lambda D, w: cn.Corr(D.x @ w, D.y), "quotient"),
 }  # fmt: skip
 
