@@ -115,6 +115,9 @@ def choose(program: Program, facts: Facts, options: Mapping[str, Any]) -> tuple[
     why = facts.certificate if not facts.convex else answers["cvxpy"].reason
     if answers["lagrangian"].open and program.has_rates:
         return "lagrangian", f"{why}; rates have no exact gradient: minibatch training with surrogates"
+    streamed = next((d.name for d in program.populations if d.streamed), None)
+    if answers["lagrangian"].open and streamed is not None:
+        return "lagrangian", f"{why}; {streamed} streams: passes over it cost more than minibatches"
     rows = max((len(d) for d in program.populations), default=1)
     if answers["augmented"].open and rows * _parameters(program) <= FULL_DATA_WORK:
         return "augmented", f"{why}; {answers['augmented'].reason}"

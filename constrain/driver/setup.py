@@ -13,6 +13,7 @@ from constrain.errors import DataError, ModelingError
 from constrain.lowering.lower import EPIGRAPH, lower
 from constrain.lowering.reach import refuse_unreachable
 from constrain.lowering.relaxation import check_weights
+from constrain.lowering.supports import warn_of_steps
 from constrain.runtime.binding import parameter_values
 from constrain.runtime.decisions import Decisions
 from constrain.runtime.evaluator import Evaluator
@@ -139,6 +140,7 @@ def prepare(
     check_weights(program, parameter_values(program.parameters, params))
     if reach:
         refuse_unreachable(program, replaced, params)
+    warn_of_steps(program)
     decisions = Decisions(program, device, dtype)
     evaluator = Evaluator(program, decisions, dtype=dtype, data=replaced, params=params)
     evaluator.check_left_out()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
+from constrain.language.data import as_list
 from constrain.language.expr import Expr, apply, as_expr, choose, shown
 from constrain.language.location import here
 from constrain.language.symbols import Model
@@ -231,8 +232,8 @@ def trace(expr: Any) -> Expr:
 
 
 def stack(*parts: Any) -> Expr:
-    """Expressions of one shape as entries of a new first axis."""
-    return apply("stack", *parts)
+    """Expressions of one shape, or a list of them, as entries of a new first axis."""
+    return apply("stack", *(as_list(parts[0]) if len(parts) == 1 else parts))
 
 
 def where(event: Any, a: Any, b: Any) -> Expr:

@@ -84,6 +84,15 @@ def test_sobol_points_fill_the_region_evenly_and_are_the_same_in_every_run():
     assert math.isclose(average(E((x - 3) ** 2)), 4.0, rel_tol=1e-2)
 
 
+def test_a_step_over_points_for_smooth_functions_is_warned_of():
+    z, t = cn.Normal("z", 0.0, 1.0), cn.Variable((), "t")
+    with pytest.warns(cn.ModelingWarning, match=r"\[W214\] .*is a step over 'z', whose .* points \(gauss\)"):
+        cn.minimize((t - 1) ** 2).subject_to(c=P(z > 0.2) + t <= 10).compile()
+    fine = cn.Normal("z", 0.0, 1.0, rule="sobol", size=4096)
+    solution = cn.minimize((t - 1) ** 2).subject_to(c=P(fine > 0.2) + t <= 10).solve(progress=False)
+    assert float(solution["c"].value) - 1 == pytest.approx(0.4207, abs=2e-3)
+
+
 def test_grids_weigh_their_points():
     b = cn.Grid("b", [0.0, 1.0, 5.0], weights=[1, 1, 2])
     assert math.isclose(average(E(b)), 11 / 4, rel_tol=1e-12)
@@ -93,6 +102,7 @@ def test_grids_weigh_their_points():
         average(E(cn.Grid("b", [0.0, math.nan])))
 
 
+@pytest.mark.filterwarnings("ignore::constrain.errors.ModelingWarning")
 def test_conditions_are_weighed_as_well():
     x = cn.Uniform("x", 0.0, 1.0, size=200)
     points, weights = x.region.values("x"), x.region.weights
@@ -193,7 +203,7 @@ def test_draws_have_the_law_of_the_region(coordinate, means, variances):
 def test_estimates_on_fresh_points_are_unbiased():
     """Means over fresh batches equal the quadrature within four standard errors, values and gradients."""
     net = network(1)
-    u, x = cn.Model(net, "u"), cn.Uniform("x", 0.0, 1.0)
+    u, x = cn.Model(net, "u"), cn.Uniform("x", 0.0, 1.0, rule="sobol", size=4096)
     r = cn.diff(u(x), x, 2) + x
     p = cn.minimize(E(r**2)).subject_to(late=E(r, given=x > 0.75) <= 0.1, square=E(u(x)) ** 2 <= 0.1)
     lagrangian = p.compile()
@@ -243,6 +253,22 @@ def test_a_relation_at_every_point_trains_with_a_multiplier_per_point():
     assert float(solution.objective) == pytest.approx(1 / 3, abs=2e-2)
 
 
+def test_a_relation_at_every_point_trains_with_a_multiplier_function_on_fresh_points():
+    """min E((u - 1)^2) with u(x) <= x everywhere: u = x, and the multiplier at x is 2 (1 - x)."""
+    torch.manual_seed(0)
+    lam = cn.Model(nn.Linear(1, 1), "lam")
+    u, x = cn.Model(nn.Linear(1, 1), "u"), cn.Uniform("x", 0.0, 1.0, size=20)
+    p = cn.minimize(E((u(x) - 1) ** 2)).subject_to(cap=forall(x, u(x) <= x))
+    solution = p.solve(
+        "lagrangian", multipliers={"cap": lam(x)}, epochs=40, batch=128, seed=0, progress=False
+    )
+    points, weights = x.region.values("x"), x.region.weights
+    assert float(solution.objective) == pytest.approx(1 / 3, abs=1e-2)
+    assert float(solution["cap"].multiplier.sum()) == pytest.approx(1.0, abs=0.05)
+    assert float((points * solution["cap"].multiplier).sum()) == pytest.approx(1 / 3, abs=0.05)
+    assert solution["cap"].multiplier.shape == weights.shape
+
+
 # ------------------------------------------------------------------------------------ the other routes
 def test_regression_on_a_region_by_every_full_route():
     """min E((a + b x - x^2)^2) is the best line, a = -1/6 and b = 1, by either route."""
@@ -261,8 +287,9 @@ def test_quadrature_has_no_sampling_error():
     c = solution["c"]
     assert c.verdict == "holds"
     assert np.ravel(c.interval) == pytest.approx([0.1, 0.1], abs=1e-6)
-    finer = solution.evaluate(cn.Uniform("x", 0.0, 1.0, size=20).region)
-    assert finer.objective == pytest.approx(float(solution.objective), rel=1e-9)
+    finer = cn.Uniform("x", 0.0, 1.0, size=20)
+    for data in (finer, {"x": finer}, finer.region):
+        assert solution.evaluate(data).objective == pytest.approx(float(solution.objective), rel=1e-9)
 
 
 def test_a_solution_is_judged_on_points_of_ones_own():
