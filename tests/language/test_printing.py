@@ -577,7 +577,7 @@ def problems(draw):
         if kind == "forall":
             constraints[name] = forall(D, row(draw, 2) <= draw(NUMBERS))
         elif kind == "where":
-            constraints[name] = forall(D.where(event(draw, 1)), cn.between(0, row(draw, 2), draw(NUMBERS)))
+            constraints[name] = forall(D.where(event(draw, 1)), cn.between(-3, row(draw, 2), draw(NUMBERS)))
         elif kind == "between":
             constraints[name] = cn.between(draw(NUMBERS), statistic(draw, 2), eps)
         elif kind == "vector":
