@@ -13,6 +13,7 @@ from constrain.diagnostics.confidence import Judgment, judge_sample
 from constrain.diagnostics.kkt import kkt
 from constrain.errors import DataError, ModelingError
 from constrain.language.data import Data, suggest
+from constrain.language.regions import Coordinate
 from constrain.lowering.lower import lower
 from constrain.runtime.binding import as_array
 from constrain.runtime.decisions import Decisions, precision
@@ -58,13 +59,15 @@ def rebind(program: Program, data: Data | Mapping[str, Data]) -> dict[str, Data]
     Args:
         program: the moment form.
         data: one sample, when the problem has one (or one of its name); else samples by the name of the
-            replaced one.
+            replaced one. A coordinate stands for its region.
 
     Raises:
         ModelingError: E146 when it is not clear, a name is unknown, or something else than samples is given.
         DataError: E169 for a column whose rows have another shape.
     """
     names = [population.name for population in program.populations]
+    if isinstance(data, Coordinate):
+        data = data.region
     if isinstance(data, Data):
         if data.name in names or len(names) == 1:
             return _fitting(program, {data.name if data.name in names else names[0]: data})
@@ -77,6 +80,7 @@ def rebind(program: Program, data: Data | Mapping[str, Data]) -> dict[str, Data]
     given: Any = data
     named = isinstance(given, Mapping)
     samples: dict[str, Any] = dict(cast("Mapping[str, Any]", given)) if named else {"": given}
+    samples = {k: v.region if isinstance(v, Coordinate) else v for k, v in samples.items()}
     for name, sample in samples.items():
         if not isinstance(sample, Data):
             raise ModelingError(

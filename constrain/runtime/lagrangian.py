@@ -148,8 +148,11 @@ class Lagrangian(nn.Module):
         population = self.evaluator.populations[part.rows]
         function: Any = self.functions[part.constraint]
         with torch.no_grad():
-            found = [function(r.columns) for r in population.chunks(self.evaluator.chunk)]
-        return torch.cat(found)
+            found = torch.cat([function(r.columns) for r in population.chunks(self.evaluator.chunk)])
+        if not population.boundless or population.base is None:
+            return found
+        # steps draw from the distribution, which the weights of the support stand for
+        return found * population.base.reshape(-1, *(1 for _ in range(found.dim() - 1))).to(found.dtype)
 
     def multipliers(self) -> dict[str, Tensor]:
         """Copies of the multipliers by part key; of constraints per row, per row of the sample."""
