@@ -197,6 +197,7 @@ def same(problem):
     assert again == problem
     assert hash(again) == hash(problem)
     assert repr(again) == repr(problem)
+    assert cn.from_json(problem.to_json(), problem.symbols()) == problem
     assert str(problem)
     assert "\\begin{aligned}" in problem._repr_latex_()
     return True

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import constrain as cn
 from constrain import E, P, forall
@@ -33,6 +34,21 @@ def mine(e):
     if torch.overrides.has_torch_function_unary(e):
         return torch.overrides.handle_torch_function(mine, (e,), e)
     return e.abs()
+
+
+stream = cn.Data.from_loader(
+    "stream", DataLoader(TensorDataset(numbers, numbers[:, 0]), batch_size=2), columns=("x", "y")
+)
+
+
+def region_problem():
+    x, z = (
+        cn.Uniform("x", 0.0, 1.0),
+        cn.Grid("z", torch.tensor([0.0, 0.5, 1.0]), torch.tensor([0.2, 0.3, 0.5])),
+    )
+    u = cn.Model(nn.Sequential(nn.Linear(1, 1, dtype=torch.float64), nn.Flatten(0)), "u")
+    value = u(x[..., None])
+    return cn.minimize(E(cn.diff(value, x, 1) ** 2) + E(z * t)).subject_to(left=forall(x, value >= 0))
 
 
 CONSTRUCTS = {
@@ -73,17 +89,17 @@ CONSTRUCTS = {
     "relations": lambda: cn.minimize(t).subject_to(
         soft=(E(D.y * t) >= eps).relax(cost=cn.squared(2.0)), unit=(E(D.y * t) <= 2).scale(10.0)
     ),
-    "regions": lambda: region_problem(),
+    "regions": region_problem,
+    "streams": lambda: cn.minimize(E((stream.y - t) ** 2)).subject_to(
+        low=E(stream.y, given=stream.y > 1) <= t
+    ),
+    "divergences": lambda: cn.minimize(
+        E(cn.kl(cn.distributions.Normal(f(D.x), 1.0), cn.distributions.Normal(D.y, 2.0)))
+        + E(cn.entropy(logits=D.x * t))
+    ),
     "large": lambda: cn.minimize(cn.sum(cn.Variable(5000, "many") * large)),
     "same names": lambda: cn.minimize(cn.Variable((), "v") + cn.Variable((), "v") * 2),
 }
-
-
-def region_problem():
-    x, z = cn.Uniform("x", 0.0, 1.0), cn.Grid("z", torch.tensor([0.0, 0.5, 1.0]), torch.tensor([0.2, 0.3, 0.5]))
-    u = cn.Model(nn.Sequential(nn.Linear(1, 1, dtype=torch.float64), nn.Flatten(0)), "u")
-    value = u(x[..., None])
-    return cn.minimize(E(cn.diff(value, x, 1) ** 2) + E(z * t)).subject_to(left=forall(x, value >= 0))
 
 
 def again(problem, symbols=None):
