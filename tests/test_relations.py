@@ -349,3 +349,13 @@ def test_the_least_entries():
     assert least(values, 3).tolist() == [5, 1, 3]
     assert least(values, 99).tolist() == [5, 1, 3, 2, 0, 4]
     assert least(values, 0).tolist() == []
+
+
+def test_a_bound_with_an_entry_per_column_is_judged_in_chunks():
+    D, w = sample(), cn.Variable((), "w")
+    w.value = 1.0
+    program = lower(cn.minimize(w**2).subject_to(c=forall(D, D.x * w <= np.array([1.0, 2.0, 3.0]))))
+    decisions = Decisions(program, torch.device("cpu"), torch.float64)
+    judged = judge_sample(Evaluator(program, decisions, dtype=torch.float64, chunk=37)).estimates["c"]
+    assert judged.share == pytest.approx(np.mean((X > [1.0, 2.0, 3.0]).any(axis=1)))
+    assert judged.bound.shape == judged.value.shape == (ROWS, 3)

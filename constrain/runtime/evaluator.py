@@ -15,6 +15,7 @@ from torch import Tensor
 from constrain._lazy import language_printing
 from constrain.errors import DataError, ModelingError
 from constrain.language import nodes as n
+from constrain.language.types import type_of
 from constrain.runtime.binding import (
     Population,
     Request,
@@ -257,6 +258,7 @@ class Evaluator:
             moments = [self.program.moments[i] for i in job.moments]
             moved = [m for m in moments if m.given is not None and n.mentions(m.given, n.Knob)]
             self._add_strata(self.populations[job.data], moved)
+        set_thresholds(self, decisions=False)
 
     def follow_parameters(self) -> None:
         """`set_parameters` when the user has given a `Parameter` a new value since."""
@@ -474,10 +476,8 @@ class Evaluator:
         with torch.no_grad():
             chunks = population.chunks(self.chunk)
             pieces = [self._run(function, rows.columns, [], population) for rows in chunks]
-        return [
-            torch.cat(list(column)) if isinstance(column[0], Tensor) and column[0].dim() else column[0]
-            for column in zip(*pieces, strict=True)
-        ]
+        columns = zip(nodes, zip(*pieces, strict=True), strict=True)
+        return [torch.cat(list(c)) if type_of(x).rows is not None else c[0] for x, c in columns]
 
     def pull(
         self, functions: Sequence[Callable[[Outer], Tensor]], row_term: RowTerm | None = None
