@@ -125,6 +125,17 @@ def test_thresholds_follow_the_decisions_and_the_sample():
     exact(evaluator, x, g)
 
 
+def test_thresholds_follow_parameters():
+    D, a = cn.Data("d", x=[1.0, 2.0, 3.0, 4.0]), cn.Parameter("a", 1.0)
+    w = cn.Variable((), "w")
+    w.value = 1.0
+    evaluator, _ = compiled(cn.minimize(w).subject_to(q=cn.Quantile(D.x * a * w, 0.5, given=D.x > a) <= 9))
+    assert float(evaluator.sides()[0][0]) == 3.0
+    a.value = -2.0
+    evaluator.follow_parameters()
+    assert float(evaluator.sides()[0][0]) == -6.0
+
+
 def test_continuous_populations_have_quantiles_by_their_weights():
     """The quadrature weights count: the 0.3 quantile of x^2 for uniform x is 0.09, its variance 4 / 45."""
     x, t = cn.Uniform("x", 0.0, 1.0), cn.Variable((), "t")
