@@ -149,10 +149,22 @@ class Lagrangian(nn.Module):
         function: Any = self.functions[part.constraint]
         with torch.no_grad():
             found = torch.cat([function(r.columns) for r in population.chunks(self.evaluator.chunk)])
+            i = self.parts.index(part)
+            found = self._with_penalty(i, part, found, self.evaluator.row_residuals(i)[0])
         if not population.boundless or population.base is None:
             return found
         # steps draw from the distribution, which the weights of the support stand for
         return found * population.base.reshape(-1, *(1 for _ in range(found.dim() - 1))).to(found.dtype)
+
+    def _with_penalty(self, i: int, part: Part, values: Tensor, residual: Tensor) -> Tensor:
+        """What the primal sees of multipliers per row: multiplier + gain * step * the row's own residual.
+
+        The residual of a row is no estimate, so that its product with its gradient is not biased.
+        """
+        if not self.gain:
+            return values
+        values = torch.add(values, residual.to(values.dtype), alpha=self.gain * self.row_scales[i])
+        return values.clamp(min=0) if part.kind == "<=" else values
 
     def multipliers(self) -> dict[str, Tensor]:
         """Copies of the multipliers by part key; of constraints per row, per row of the sample."""
@@ -286,9 +298,7 @@ class Lagrangian(nn.Module):
         residual, exact, mask = estimate.rows[i]
         rows = self._rows(part)
         values = self._row_multipliers(part, rows).detach().to(residual.dtype)
-        if self.gain:  # a row's own residual is no estimate: its product with its gradient is not biased
-            values = torch.add(values, exact, alpha=self.gain * self.row_scales[i])
-            values = values.clamp(min=0) if part.kind == "<=" else values
+        values = self._with_penalty(i, part, values, exact)
         return _masked(_weighted(values * residual, rows), mask).sum() / rows.count
 
     def _rows(self, part: Part) -> Rows:
