@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from constrain.lowering.lower import EPIGRAPH
 from constrain.runtime.lagrangian import Lagrangian
 from constrain.runtime.multipliers import multiplier_functions
 from constrain.solvers.sampling import BatchSampler, Sampling
@@ -154,9 +155,20 @@ class _Training:
         """Scales of surrogates and steps, and the start of the multipliers."""
         self.evaluator.refresh_scales()
         self.lagrangian.calibrate(self.generator)
+        self.lagrangian.set_multipliers(self._weights())
         if multipliers:
             self.warmup = 0
             self.lagrangian.set_multipliers(multipliers)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Multipliers of a largest value as the objective: they sum to one, so they start equal.
+
+        From 0, nothing holds the bound variable, which would fall until the multipliers come.
+        """
+        parts = [p for p in self.evaluator.program.parts if p.constraint == EPIGRAPH]
+        shapes = {p.key: self.lagrangian.multiplier(p) for p in parts}
+        total = sum(values.numel() for values in shapes.values())
+        return {key: torch.full_like(values, 1 / total) for key, values in shapes.items()}
 
     def epoch(self, epoch: int) -> None:
         """One pass over the largest sample."""
