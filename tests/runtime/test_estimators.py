@@ -314,8 +314,8 @@ def test_every_sample_has_batches_of_its_own_size(kit):
     sampler = BatchSampler(evaluator, {"sample": 20, "other": 45}, torch.Generator().manual_seed(0))
     assert {name: rows.count for name, rows in sampler.draw().items()} == {"sample": 20, "other": 45}
     assert sampler.per_epoch == 15
-    with pytest.raises(cn.ModelingError, match=r"\[E141\].*'othr'.*did you mean 'other'"):
-        BatchSampler(evaluator, {"othr": 3}, torch.Generator())
+    with pytest.raises(cn.ModelingError, match=r"\[E141\].*'otherr'.*did you mean 'other'"):
+        BatchSampler(evaluator, {"otherr": 3}, torch.Generator())
 
 
 def test_a_multiplier_function_takes_fresh_points(kit):
