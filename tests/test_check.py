@@ -440,6 +440,23 @@ def test_other_data_and_parameters():
     assert report.populations[0].rows == 100
 
 
+def test_ranges_are_those_of_the_data_and_parameters_that_are_given():
+    t, cap = cn.Variable((), "t", bounds=(0, 1)), cn.Parameter("cap", 0.5)
+    narrow, wide = (cn.Data("d", y=[0.0, size], z=[0.0, 1.0]) for size in (1.0, 10.0))
+    problem = cn.minimize(t).subject_to(
+        sum=E(narrow.y * t) + E(narrow.z * t) >= 2.5, cap=E(torch.relu(narrow.z * t - cap)) <= 1.0
+    )
+    assert only(problem, "E172").constraint == "sum"
+    assert not findings(problem, "E172", data=wide)
+    assert not findings(problem, "W202", data=wide)
+    split = cn.minimize(t).subject_to(
+        a=E(narrow.y * t) - E(narrow.z * t) >= 0.6, b=E(narrow.z * t) >= cap, c=E(narrow.y * t) >= 0
+    )
+    assert only(split, "W202").constraint == "a, b"
+    assert not findings(split, "W202", data=wide)
+    assert not findings(split, "W202", params={"cap": 0.1})
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [

@@ -17,7 +17,9 @@ import numpy as np
 from scipy import optimize as scipy_optimize
 from scipy.sparse import coo_array
 
+from constrain.analysis.bounds import bounds_of_value
 from constrain.analysis.curvature import analyze
+from constrain.analysis.fact import Fact
 from constrain.diagnostics.names import level_axis
 from constrain.language import nodes as n
 from constrain.language.types import type_of
@@ -256,10 +258,23 @@ class System:
 
     def _reach(self) -> list[tuple[float | None, float | None]]:
         """What each unknown can be at most, by interval arithmetic."""
-        memo: dict[int, Any] = {}
+        memo = self._replaced()
         ranges = {key: analyze(key, memo).bounds for key in self._first}
         ends = [(ranges[key].low, ranges[key].high) for key, _ in self.unknowns]
         return [(a if math.isfinite(a) else None, b if math.isfinite(b) else None) for a, b in ends]
+
+    def _replaced(self) -> dict[int, Any]:
+        """Facts of the columns and parameters that other samples and values stand in for."""
+        memo: dict[int, Any] = {}
+        for x in n.postorder(*self._first):
+            if isinstance(x, n.Column):
+                other = self.evaluator.populations[x.data].data
+                if other is not x.data:
+                    memo[id(x)] = analyze(n.Column(other, x.name), {})
+            elif isinstance(x, n.Knob) and x.symbol.name in self.evaluator.params:
+                bounds = bounds_of_value(self.evaluator.params[x.symbol.name])
+                memo[id(x)] = Fact("constant", bounds=bounds)
+        return memo
 
     def conflict(self, names: Sequence[str]) -> tuple[list[str], float]:
         """A smallest set of these constraints that exclude each other, and by how much; empty if none do."""
