@@ -5,8 +5,8 @@ exact counts: the gradient goes through a surrogate, the multipliers and the rep
 group of n rows can only have rates that are multiples of 1/n, so the equality holds up to that; the
 smallest group has 231 rows.
 
-Training ends near the equalities, not on them: the largest error was 0.011 over three seeds. The
-status is then `limit`, because the constraints do not hold within the tolerance.
+Training ends near the equalities, not on them: the largest error was 0.007 over three seeds, two rows of
+the smallest groups. The status is then `limit`, because the constraints do not hold within the tolerance.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import adult_data
 import constrain as cn
 from constrain import E, P
 
-TOLERANCE = 0.02
+TOLERANCE = 0.01
 
 
 def problem():
@@ -33,7 +33,7 @@ def problem():
 def solve():
     """Train with large batches and a strong proportional part, for groups that are small."""
     torch.manual_seed(0)
-    return problem().solve(seed=0, epochs=150, batch=2048, lr=5e-3, gain=1.0, progress=False)
+    return problem().solve(seed=0, epochs=150, batch=4096, lr=1e-2, gain=10.0, progress=False)
 
 
 def run():
