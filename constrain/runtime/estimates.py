@@ -135,7 +135,8 @@ class Estimator(nn.Module):
         dtype = torch.promote_types(evaluator.dtype, torch.float32)
         flat = self._flat(exact).to(dtype)
         self.register_buffer("exact", flat)
-        self.register_buffer("primal", self._flat(self._primal(exact)).to(dtype).clone())
+        primal = self._flat(self._primal(exact)).to(dtype).clone()
+        self.register_buffer("primal", primal, persistent=self.rates)
 
     def _primal(self, exact: list[Tensor]) -> list[Tensor]:
         return self.evaluator.moments("primal") if self.rates else exact
@@ -252,8 +253,9 @@ class Estimator(nn.Module):
     # ---------------------------------------------------------------------------------- running state
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name in ("primal", "exact"):
-            destination[prefix + name] = destination[prefix + name].clone()  # a snapshot is a copy
+        for key in (f"{prefix}primal", f"{prefix}exact"):
+            if key in destination:
+                destination[key] = destination[key].clone()  # a snapshot is a copy
 
     @torch.no_grad()
     def learn(self, estimate: Estimate) -> None:
