@@ -224,6 +224,10 @@ class Population:
         """Whether fresh rows are draws from a distribution, so that there is no pass over them."""
         return False
 
+    def drawn(self, given: Any) -> Rows | None:  # noqa: ARG002
+        """Rows of a distribution as a user's loop asks for them: a number of draws, or points; else None."""
+        return None
+
     @property
     def endless(self) -> bool:
         """Whether training steps take new rows (`fresh`) instead of positions of a table."""

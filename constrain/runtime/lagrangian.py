@@ -331,13 +331,13 @@ class Lagrangian(nn.Module):
         result: dict[str, Rows] = {}
         for data, population in self.evaluator.populations.items():
             if data.name not in given:
-                raise ModelingError(
-                    "E140",
-                    f"the batch has no rows of {data.name!r}",
-                    fix=f"lagrangian({data.name}.rows(index))",
-                )
+                fix = f"lagrangian({data.name}.rows(index))"
+                if population.boundless:
+                    fix = f'lagrangian({{"{data.name}": 256}}), for so many fresh points'
+                raise ModelingError("E140", f"the batch has no rows of {data.name!r}", fix=fix)
             found = given[data.name]
-            result[data.name] = found if isinstance(found, Rows) else self._positions(population, found)
+            drawn = found if isinstance(found, Rows) else population.drawn(found)
+            result[data.name] = self._positions(population, found) if drawn is None else drawn
         return result
 
     def _positions(self, population: Population, given: Any) -> Rows:

@@ -7,7 +7,7 @@ run.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -139,6 +139,15 @@ class RegionPopulation(Population):
             return None
         points = draw(cast("Region", self.data), count, generator)
         return Rows({self.data.name: points.to(device=self.device, dtype=self.dtype)}, count)
+
+    def drawn(self, given: Any) -> Rows | None:
+        """So many draws, or these points (count,) or (count, d); None for positions in the support."""
+        if isinstance(given, int) and not isinstance(given, bool):
+            return self.fresh(given)
+        if not isinstance(given, Tensor) or not given.is_floating_point():
+            return None
+        points = given.to(device=self.device, dtype=self.dtype)
+        return Rows({self.data.name: points}, points.shape[0])
 
 
 def bind_region(region: Region, device: torch.device, dtype: torch.dtype) -> RegionPopulation:

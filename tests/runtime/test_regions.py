@@ -268,6 +268,47 @@ def test_a_relation_at_every_point_trains_with_a_multiplier_function_on_fresh_po
     assert float(multiplier[points > 0.6].sum()) < 0.05
 
 
+def test_a_loop_of_ones_own_takes_fresh_points_points_and_positions():
+    torch.manual_seed(0)
+    u, x = cn.Model(network(1), "u"), cn.Uniform("x", 0.0, 1.0, rule="sobol", size=64)
+    p = cn.minimize(E(cn.diff(u(x), x) ** 2)).subject_to(left=u(0.0) == 1, late=E(u(x), given=x > 0.5) <= 1)
+    lagrangian = p.compile()
+    points = torch.tensor([0.1, 0.7, 0.9])
+    region = x.region
+    for batch in (
+        {"x": 64},
+        {"x": points},
+        {"x": torch.arange(5)},
+        region.rows(torch.arange(5)),
+        {"x": slice(9)},
+    ):
+        loss = lagrangian(batch)
+        loss.backward()
+        lagrangian.ascend()
+        assert loss.shape == ()
+    found = lagrangian.batches({"x": points})["x"]
+    assert found.index is None
+    assert torch.equal(found.columns["x"], points.double())
+    assert lagrangian.batches({"x": 64})["x"].columns["x"].shape == (64,)
+    with pytest.raises(cn.ModelingError, match=r"E140.*no rows of 'x'") as caught:
+        lagrangian({})
+    assert "fresh points" in str(caught.value)
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_step_needs_no_numbers_of_the_device(fresh):
+    """On meta tensors, which have none."""
+    u, x = cn.Model(network(1, torch.float32), "u"), cn.Box("x", [0.0], [1.0])
+    p = cn.minimize(E(cn.laplacian(u(x)[..., 0], x) ** 2)).subject_to(
+        left=u(0.0) == 1, c=E(u(x)[..., 0]) <= 1
+    )
+    lagrangian = p.compile(device="meta")
+    loss = lagrangian({"x": 32 if fresh else torch.arange(5)})
+    loss.backward()
+    lagrangian.ascend()
+    assert loss.device.type == "meta"
+
+
 # ------------------------------------------------------------------------------------ the other routes
 def test_regression_on_a_region_by_every_full_route():
     """min E((a + b x - x^2)^2) is the best line, a = -1/6 and b = 1, by either route."""
