@@ -82,6 +82,7 @@ class Lagrangian(nn.Module):
         self.functions = nn.ModuleDict({} if functions is None else dict(functions))
         self._seen = _Seen()
         self.spreads: dict[str, float] = {}
+        self.widest: dict[str, float] = {}
         self.slope = 0.0
         self.slopes: dict[str, float] = {}
         self.slacks = Slacks(evaluator)
@@ -459,6 +460,9 @@ class Lagrangian(nn.Module):
             largest = self.slopes[part.key] = max(self.slopes.get(part.key, 0.0) / 2, gradients[i + 1])
             slope = largest or 1.0
             own, pooled = _units(*spreads[i], slope)
+            if part.rows is not None:  # where every row is active, residuals and their spread go to zero
+                pooled = max(pooled, LEAST_SPREAD * self.widest.get(part.key, 0.0))
+                self.widest[part.key] = max(pooled, self.widest.get(part.key, 0.0))
             self.spreads[part.key] = pooled
             with torch.no_grad():
                 if part.rows is not None:
