@@ -479,7 +479,7 @@ def test_batches_of_frames_with_levels_and_types_that_vary():
     )
     w = cn.Variable((), "w")
     problem = cn.minimize((w - E(D.v)) ** 2).subject_to(c=E(D.v, by=(D.t, D.s)) + w <= 9)
-    solution = problem.solve(progress=False)
+    solution = problem.solve("augmented", progress=False)
     assert w.value == pytest.approx(3.5 / 3, rel=1e-5)
     assert list(solution["c"].levels) == [("a", "lo"), ("u", "hi"), ("v", "lo")]
     polars = [pl.from_pandas(piece.drop(columns="s")) for piece in pieces]
