@@ -142,7 +142,7 @@ class Task(NamedTuple):
 
 PROBLEMS = {
     "fair": Task(adult, fair, {"epochs": 20}),
-    "prescribed": Task(adult, prescribed, {"epochs": 100, "batch": 4096, "lr": 1e-2, "gain": 10.0}),
+    "prescribed": Task(adult, prescribed, {"epochs": 150, "batch": 4096, "lr": 1e-2, "gain": 10.0}),
     "powerful": Task(adult, powerful, {"epochs": 20, "warmup": 0}),
     "screening": Task(cancer, screening, {"epochs": 250}),
     "precise": Task(adult, precise, {"epochs": 20}),
