@@ -5,7 +5,7 @@ the violation on the training data in exact rates (a solver that ends infeasible
 the objective exceeds the best one that a feasible run of any candidate reached. The second is a problem whose
 optimum and price are known (the lemma of Neyman and Pearson). The third compares two ways to combine the
 surrogates of a compound event, where the true rate and its gradient are known: the product of the parts, and
-the surrogate of the least margin. About ten minutes of one CPU thread.
+the surrogate of the least margin. About eleven minutes of one CPU thread.
 """
 
 from __future__ import annotations
