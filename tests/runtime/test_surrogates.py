@@ -12,6 +12,7 @@ from hypothesis import given, settings
 
 import constrain as cn
 from constrain import E, P
+from constrain.diagnostics.point import read_point
 from constrain.language.surrogates import DEFAULT
 from constrain.lowering.lower import lower
 from constrain.runtime import surrogates as functions
@@ -372,6 +373,23 @@ def test_multipliers_status_and_reports_see_the_exact_rate(form, sense):
     assert float(solution["c"].value) == 0.5
     assert float(solution["c"].violation) == pytest.approx(max(exact, 0.0))
     assert (solution.status.value == "feasible") == (exact <= 0)
+
+
+def test_an_objective_that_is_a_rate_is_reported_exactly_and_residuals_are():
+    _, w, rate = far_apart(Sigmoid(scale=2.0))
+    problem = cn.minimize(rate + w**2).subject_to(c=rate <= 0.45, tied=rate - 2 * rate >= -0.6)
+    primal, exact = residuals(problem)
+    assert primal[0] < 0.45 < exact[0] == 0.5
+    setup = problem.compile().evaluator
+    point = read_point(setup)
+    assert point.objective == exact[0]
+    assert [float(r) for r in point.residuals] == pytest.approx(exact[1:])
+    assert [float(r) for r in point.surrogates] == pytest.approx(primal[1:])
+    solution = problem.solve("lagrangian", epochs=1, batch=200, lr=1e-12, seed=0, progress=False)
+    assert solution.objective == pytest.approx(0.5)
+    assert solution.history[-1]["objective"] == pytest.approx(0.5)
+    assert solution.history[-1]["violation"] == pytest.approx(0.05)
+    assert "surrogate-gap" in {warning.name for warning in solution.kkt().warnings}
 
 
 def test_the_shifted_surrogate_of_the_augmented_lagrangian_meets_the_exact_rate():
