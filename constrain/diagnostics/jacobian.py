@@ -230,6 +230,16 @@ class Qualification:
     parallel: bool
     vanishing: list[Entry]
 
+    @property
+    def dependent_labels(self) -> tuple[str, ...]:
+        """Labels of the dependent entries, each once."""
+        return tuple(dict.fromkeys(entry.label for entry, _ in self.dependent))
+
+    @property
+    def vanishing_labels(self) -> tuple[str, ...]:
+        """Labels of the entries whose gradient vanishes, each once."""
+        return tuple(dict.fromkeys(entry.label for entry in self.vanishing))
+
 
 def _like_a_square(residual: float, length: float) -> bool:
     """Whether |grad c|^2 falls with c, as that of E[r^2] does, while c is nearly 0."""

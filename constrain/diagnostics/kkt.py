@@ -69,7 +69,7 @@ def kkt(
     independence = _independence(view, forces)
     magnitude = 1 + abs(user_objective(evaluator, point))
     stationarity, scaled, blocks, force = _stationarity(evaluator.decisions, forces)
-    gap = abs(point.objective - bound) if bound is not None else values.total
+    gap = values.total if bound is None else abs(point.objective - bound)
     certified = bound is not None or (convex and min(stationarity, scaled) <= tolerance)
     return KKT(
         stationarity=stationarity,
@@ -95,8 +95,8 @@ def kkt(
         singular_values=independence.singular_values,
         rank=independence.rank,
         active=independence.active,
-        dependent=tuple(dict.fromkeys(e.label for e, _ in independence.dependent)),
-        vanishing=tuple(dict.fromkeys(e.label for e in independence.vanishing)),
+        dependent=independence.dependent_labels,
+        vanishing=independence.vanishing_labels,
         truncated=forces.truncated,
         strict_complementarity=values.strict,
         surrogate=evaluator.program.has_rates,

@@ -15,6 +15,7 @@ from constrain.lowering.reach import refuse_unreachable
 from constrain.lowering.relaxation import check_weights
 from constrain.lowering.supports import warn_of_steps
 from constrain.runtime.binding import parameter_values
+from constrain.runtime.checks import check_left_out, check_rows
 from constrain.runtime.decisions import Decisions
 from constrain.runtime.evaluator import Evaluator
 from constrain.runtime.flat import check_derivatives
@@ -143,9 +144,9 @@ def prepare(
     warn_of_steps(program)
     decisions = Decisions(program, device, dtype)
     evaluator = Evaluator(program, decisions, dtype=dtype, data=replaced, params=params)
-    evaluator.check_left_out()
+    check_left_out(evaluator)
     if check:
-        evaluator.check_rows()
+        check_rows(evaluator)
         check_derivatives(evaluator)
         _start_epigraph(program, decisions, evaluator)
     return Setup(program, decisions, evaluator)

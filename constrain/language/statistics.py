@@ -228,6 +228,21 @@ def forall(where: Data | Subset | Coordinate, relation: Expr | Constraint | Any 
             at=here(),
             fix=f'cn.Data.from_dataset("{data.name}", dataset, columns=...), whose rows have positions',
         )
+    node = _relation(data, relation)
+    rows = type_of(node).rows
+    if rows is not data:
+        raise ModelingError(
+            "E108" if rows is None else "E107",
+            f"the relation {shown(relation)} depends on "
+            + ("no data column" if rows is None else f"the rows of {rows.name!r}, not of {data.name!r}"),
+            at=here(),
+            fix="the relation itself, without forall" if rows is None else f"forall over {rows.name!r}",
+        )
+    return Constraint(n.ForAll(data, event, node, loc=here()))
+
+
+def _relation(data: Data, relation: Any) -> n.Comparison | n.Between:
+    """The relation of a forall, which a constraint can have."""
     if isinstance(relation, bool):
         raise ModelingError(
             "E110",
@@ -251,16 +266,7 @@ def forall(where: Data | Subset | Coordinate, relation: Expr | Constraint | Any 
             at=here(),
             fix="<=, >= or ==",
         )
-    rows = type_of(node).rows
-    if rows is not data:
-        raise ModelingError(
-            "E108" if rows is None else "E107",
-            f"the relation {shown(relation)} depends on "
-            + ("no data column" if rows is None else f"the rows of {rows.name!r}, not of {data.name!r}"),
-            at=here(),
-            fix="the relation itself, without forall" if rows is None else f"forall over {rows.name!r}",
-        )
-    return Constraint(n.ForAll(data, event, node, loc=here()))
+    return node
 
 
 def _no_sample(where: Any, relation: Any) -> ModelingError:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from constrain._lazy import language_printing
-from constrain.errors import DataError, ModelingError
+from constrain.errors import DataError
 from constrain.language import nodes as n
 from constrain.language.types import type_of
 from constrain.runtime.binding import (
@@ -519,76 +519,6 @@ class Evaluator:
                 columns = population.spread(rows).columns
                 margins = self._run(generated.function, columns, [], population)
                 update_spreads(self.scales, self._widest, margins)
-
-    # --------------------------------------------------------------------------------------- checking
-    def check_left_out(self) -> None:
-        """Refuses integrands that are not finite on rows that their condition leaves out (E138).
-
-        Such a row adds nothing to the average, but back-propagation through it gives NaN.
-        """
-        for job in self.jobs:
-            population = self.populations[job.data]
-            strata = [
-                population.stratum(m.given, m.by) for m in (self.program.moments[i] for i in job.moments)
-            ]
-            if self.device.type == "meta" or not any(s.event is not None for s in strata):
-                continue
-            with torch.no_grad():
-                for rows in population.chunks(self.chunk):
-                    values = self.rows(job, rows, "exact")
-                    for i, stratum, value in zip(job.moments, strata, values, strict=False):
-                        if stratum.event is not None:
-                            self._refuse_left_out(i, value, ~stratum.event(rows.columns))
-
-    def _refuse_left_out(self, i: int, value: Tensor, left_out: Tensor) -> None:
-        bad = ~torch.isfinite(value.reshape(value.shape[0], -1)).all(1) & left_out
-        if bool(bad.any()):
-            moment = self.program.moments[i]
-            shown = language_printing().text(moment.integrand, limit=80)
-            raise DataError(
-                "E138",
-                f"{shown} is not finite on {int(bad.sum())} rows "
-                "that its condition leaves out; they add nothing to the average, but their gradient is NaN",
-                at=moment.loc,
-                fix="cn.where(condition, x, 1.0) inside of the function, or those rows as a cn.Data",
-            )
-
-    def check_rows(self) -> None:
-        """Refuses integrands whose value for a row depends on other rows, or changes between calls (E122)."""
-        for job in self.jobs:
-            population = self.populations[job.data]
-            if population.rows < 2 or self.device.type == "meta":
-                continue
-            size = min(population.rows, 6)
-            with torch.no_grad():
-                whole = self.rows(job, population.take(slice(0, size)), "primal")
-                part = self.rows(job, population.take(slice(0, size // 2)), "primal")
-            nodes = [self.program.moments[i].integrand for i in job.moments]
-            nodes += [self.program.parts[i].residual for i in job.parts]
-            for node, a, b in zip(nodes, whole, part, strict=False):
-                self._compare_rows(node, a, b, size)
-
-    def _compare_rows(self, node: n.Node, whole: Tensor, part: Tensor, size: int) -> None:
-        shown = language_printing().text(node, limit=100)
-        if whole.dim() == 0 or whole.shape[0] != size:
-            raise ModelingError(
-                "E112",
-                f"{shown} has shape {tuple(whole.shape)} on {size} rows: the first axis is not the rows",
-                at=node.loc,
-            )
-        if not torch.isfinite(whole).all():
-            raise DataError(
-                "E138", f"{shown} is not finite at the starting point", at=node.loc, fix="another start"
-            )
-        a, b = whole[: size // 2].double(), part.double()
-        if not torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max()) + 1e-8):
-            raise ModelingError(
-                "E122",
-                f"{shown} of one row changes with the other rows of its batch (batch normalization, dropout, "
-                "or a function along the row axis)",
-                at=node.loc,
-                fix="put the module into eval() mode, use GroupNorm or LayerNorm, or reduce along dim=-1",
-            )
 
 
 class _Flattened:

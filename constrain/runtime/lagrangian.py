@@ -10,9 +10,7 @@ gradient would be biased.
 
 Relaxed averages need no step of their slacks: the multipliers take a proximal one (`slacks.py`).
 
-Steps are scaled by `|grad f| / (|grad c| * spread of c)`, so that a change of units of a constraint or of the
-objective changes nothing. Among the entries of a block they are proportional to 1 / spread^2: an entry in
-other units keeps its pace, and so does a rare group, whose multiplier is small like its share.
+How large the steps are is measured on the data (`steps.py`).
 """
 
 from __future__ import annotations
@@ -29,6 +27,7 @@ from constrain.language.data import Batch
 from constrain.runtime.binding import Rows
 from constrain.runtime.estimates import Estimator
 from constrain.runtime.slacks import Slacks
+from constrain.runtime.steps import FASTER, LEAST_PACE, SLOWER, Scales
 
 if TYPE_CHECKING:
     from constrain.lowering.program import Part
@@ -38,9 +37,6 @@ if TYPE_CHECKING:
     from constrain.runtime.multipliers import MultiplierFunction
 
 __all__ = ["Lagrangian"]
-
-LEAST_SPREAD = 0.1
-"""Least spread of an entry that steps are scaled by, in units of its constraint's."""
 
 Batches = Batch | Mapping[str, Any] | tuple[Batch, ...] | list[Batch]
 
@@ -56,8 +52,9 @@ class Lagrangian(nn.Module):
         estimator: minibatch estimator by term, or one for all (see `Estimator`).
         functions: by constraint name, the function that gives the multipliers of a constraint per row.
 
-    State (`state_dict`, copies): per `Part.key` the multiplier (`multiplier:KEY`), its running residual and
-    its step; the running averages of the estimator. Constraints per row have a table with one multiplier per
+    State (`state_dict`, copies): per `Part.key` the multiplier (`multiplier:KEY`), its running residual, its
+    step with the pace that it has found and the exact residuals that the pace compares with; the running
+    averages of the estimator. Constraints per row have a table with one multiplier per
     row, of which a step touches the rows of the batch only. Multipliers are never below float32. The models
     themselves are not part of this module's state.
     """
@@ -82,15 +79,14 @@ class Lagrangian(nn.Module):
         self.functions = nn.ModuleDict({} if functions is None else dict(functions))
         self._seen = _Seen()
         self.spreads: dict[str, float] = {}
-        self.widest: dict[str, float] = {}
-        self.slope = 0.0
-        self.slopes: dict[str, float] = {}
         self.slacks = Slacks(evaluator)
         self.slacks.clear()
         self.follows = False
         self._share = 0.0
         self._layout(part_shapes(evaluator))
         self._turn = self.slacks.turn(self._place)
+        tensors = self.slacks.others(evaluator.decisions.tensors)
+        self._scales = Scales(self.estimator, self.parts, tensors)
 
     def _layout(self, shapes: list[tuple[int, ...]]) -> None:
         """One vector holds the multipliers of all averages; each constraint per row has a table."""
@@ -114,11 +110,17 @@ class Lagrangian(nn.Module):
         self.values: Tensor
         self.running: Tensor
         self.scales: Tensor
+        self.largest: Tensor
+        self.pace: Tensor
+        self.before: Tensor
         self.low: Tensor
         zeros = torch.zeros(len(low), dtype=dtype, device=device)
         self.register_buffer("values", zeros)
         self.register_buffer("running", zeros.clone())
         self.register_buffer("scales", torch.ones_like(zeros))
+        self.register_buffer("largest", torch.ones_like(zeros))
+        self.register_buffer("pace", torch.ones_like(zeros))  # factor of the scales that an entry has found
+        self.register_buffer("before", zeros.clone())  # exact residuals at the last pass
         self.register_buffer("low", torch.tensor(low, dtype=dtype, device=device))
         self.row_scales = [1.0] * len(self.parts)
         self._weight = 0.0  # how much of the running residuals has been seen
@@ -197,7 +199,7 @@ class Lagrangian(nn.Module):
         for part in self.parts:
             if part.rows is None:
                 place, shape = self._place[part.key]
-                named = {"multiplier": self.values, "running": self.running, "step": self.scales}
+                named = self._named()
                 for name, flat in named.items():
                     destination[f"{prefix}{name}:{part.key}"] = flat[place].reshape(shape).detach().clone()
             else:
@@ -235,6 +237,16 @@ class Lagrangian(nn.Module):
                 if k.startswith(prefix) and k not in current and not k.startswith(children)
             ]
 
+    def _named(self) -> dict[str, Tensor]:
+        """What of the state has one number per entry of an average, by its name in a state dict."""
+        return {
+            "multiplier": self.values,
+            "running": self.running,
+            "step": self.scales,
+            "pace": self.pace,
+            "before": self.before,
+        }
+
     @torch.no_grad()
     def _restore(self, key: str, value: Tensor) -> None:
         """Puts one entry of a state dict back."""
@@ -249,7 +261,7 @@ class Lagrangian(nn.Module):
             else:
                 self.table(self.parts[i]).copy_(value)
             return
-        flat = {"multiplier": self.values, "running": self.running, "step": self.scales}[name]
+        flat = self._named()[name]
         flat[self._place[part_key][0]].copy_(value.reshape(-1))
 
     # ---------------------------------------------------------------------------------------- forward
@@ -373,10 +385,11 @@ class Lagrangian(nn.Module):
         if self._vector:
             residual = self._stacked(estimate.exact.residuals).to(self.values.dtype)
             self.running.lerp_(residual, 1 - self.memory)
-            self.values.addcmul_(self.scales, residual, value=self.rate)
+            steps = self.scales * self.pace
+            self.values.addcmul_(steps, residual, value=self.rate)
             torch.maximum(self.values, self.low, out=self.values)
             if self._turn is not None:
-                self.values.copy_(self._turn(self.values, self.rate * self.scales))
+                self.values.copy_(self._turn(self.values, self.rate * steps))
         for i in self._tables:
             self._ascend_rows(i, self.parts[i], estimate)
         if self.follows:
@@ -410,9 +423,10 @@ class Lagrangian(nn.Module):
     def observe(self, residuals: Mapping[int, Tensor], moments: list[Tensor] | None = None) -> None:
         """Replaces running residuals (by part position) and averages by exact ones of the full data."""
         self._weight = 1.0
-        for i, residual in residuals.items():
-            place, _ = self._place[self.parts[i].key]
-            self.running[place].copy_(residual.reshape(-1))
+        if self._vector:
+            found = torch.cat([residuals[i].reshape(-1) for i in self._vector]).to(self.running)
+            self._adapt(found)
+            self.running.copy_(found)
         if moments is not None:
             self.estimator.observe(moments)
 
@@ -438,77 +452,29 @@ class Lagrangian(nn.Module):
 
     # ---------------------------------------------------------------------------------------- scaling
     def calibrate(self, generator: torch.Generator | None = None, rows: int = 4096, batches: int = 8) -> None:
-        """Measures the steps' scale on a sample of the data.
-
-        `|grad f| / (|grad c| * spread)`, with the gradient of a block from one random combination of its
-        entries, and the spread the standard deviation of one row's contribution to c, measured between small
-        batches. Of |grad f| the largest seen so far is used: it vanishes at an unconstrained optimum,
-        multipliers do not. |grad c| at most halves from one call to the next: it
-        vanishes where a rate's surrogate saturates.
-        """
+        """Measures the scales of the steps on a sample of the data (`steps.Scales.measure`)."""
         if self.evaluator.device.type == "meta":
             return
-        sample = {
-            data.name: p.some(min(rows, p.rows), generator) for data, p in self.evaluator.populations.items()
-        }
-        gradients = self._gradient_norms(self.estimator(sample), generator)
-        least = min((p.rows for p in self.evaluator.populations.values()), default=rows)
-        spreads = self._spreads(min(rows, least), batches, generator)
-        self.slope = max(self.slope, gradients[0])
-        objective = self.slope or 1.0
-        for i, part in enumerate(self.parts):
-            largest = self.slopes[part.key] = max(self.slopes.get(part.key, 0.0) / 2, gradients[i + 1])
-            slope = largest or 1.0
-            own, pooled = _units(*spreads[i], slope)
-            if part.rows is not None:  # where every row is active, residuals and their spread go to zero
-                pooled = max(pooled, LEAST_SPREAD * self.widest.get(part.key, 0.0))
-                self.widest[part.key] = max(pooled, self.widest.get(part.key, 0.0))
-            self.spreads[part.key] = pooled
+        for i, (part, scale) in enumerate(
+            zip(self.parts, self._scales.measure(generator, rows, batches), strict=True)
+        ):
+            self.spreads[part.key] = scale.spread
+            if part.rows is not None:
+                self.row_scales[i] = scale.largest
+                continue
+            place, _ = self._place[part.key]
             with torch.no_grad():
-                if part.rows is not None:
-                    self.row_scales[i] = objective / (slope * pooled)
-                else:
-                    place, _ = self._place[part.key]
-                    self.scales[place] = (objective * own.min() / (slope * own.square())).to(self.scales)
+                self.scales[place] = scale.steps.to(self.scales)
+                self.largest[place] = scale.largest
 
-    def _gradient_norms(self, estimate: Estimate, generator: torch.Generator | None) -> list[float]:
-        scalars: list[Tensor] = [estimate.primal.objective]
-        for i, part in enumerate(self.parts):
-            residual = estimate.rows[i][0] if part.rows is not None else estimate.primal.residuals[i]
-            assert residual is not None  # one of the two exists
-            signs = torch.randint(2, tuple(residual.shape), generator=generator).to(residual) * 2 - 1
-            scalars.append((signs * residual).sum() / max(residual.numel(), 1) ** 0.5)
-        norms: list[float] = []
-        tensors = self.slacks.others(self.evaluator.decisions.tensors)
-        for scalar in scalars:
-            found: tuple[Tensor | None, ...] = ()
-            if scalar.requires_grad:
-                found = torch.autograd.grad(scalar, tensors, retain_graph=True, allow_unused=True)
-            norms.append(sum(_square(g) for g in found) ** 0.5)
-        return norms
-
-    @torch.no_grad()
-    def _spreads(
-        self, rows: int, batches: int, generator: torch.Generator | None
-    ) -> list[tuple[Tensor, float]]:
-        """Per part the spread of a row's contribution to each entry, and what of it may be rounding."""
-        size = max(rows // batches, 2)
-        count = batches
-        found: list[list[Tensor]] = [[] for _ in self.parts]
-        for _ in range(count):
-            sample = {d.name: p.some(size, generator) for d, p in self.evaluator.populations.items()}
-            estimate = self.estimator(sample)
-            for i, part in enumerate(self.parts):
-                value = estimate.rows[i][1] if part.rows is not None else estimate.exact.residuals[i]
-                assert value is not None  # one of the two exists
-                found[i].append(value.double())
-        result: list[tuple[Tensor, float]] = []
-        rounding = torch.finfo(self.low.dtype).eps ** 0.5
-        for i, part in enumerate(self.parts):
-            values = torch.cat(found[i]) if part.rows is not None else torch.stack(found[i])
-            spread = values.std() if part.rows is not None else values.std(0) * size**0.5
-            result.append((spread.reshape(-1), rounding * float(values.abs().mean())))
-        return result
+    def _adapt(self, residual: Tensor) -> None:
+        """Steps grow where an exact residual keeps its sign, and shrink where it changes (`steps.py`)."""
+        active = (self.values > 0) | (residual > 0) | torch.isneginf(self.low)
+        sign = torch.sign(residual * self.before) * active
+        self.pace.mul_(torch.where(sign > 0, FASTER, torch.where(sign < 0, SLOWER, 1.0)))
+        self.pace.clamp_(min=LEAST_PACE)
+        torch.minimum(self.pace, self.largest / self.scales, out=self.pace)
+        self.before.copy_(residual)
 
     def extra_repr(self) -> str:
         """Settings, for `print`."""
@@ -521,21 +487,6 @@ class _Seen:
 
     estimate: Estimate | None = None
     batches: dict[str, Rows] = field(default_factory=dict[str, Rows])
-
-
-def _units(entries: Tensor, rounding: float, slope: float) -> tuple[Tensor, float]:
-    """The units that the steps of a part's entries are measured in, and their root mean square.
-
-    Where rows do not differ there is no spread but rounding: the unit is then the length of the gradient.
-    """
-    least = max(rounding, torch.finfo(torch.float32).eps * slope)
-    entries = torch.where(entries > least, entries, torch.full_like(entries, slope))
-    pooled = float(entries.square().mean().sqrt())
-    return entries.clamp(min=LEAST_SPREAD * pooled), pooled
-
-
-def _square(gradient: Tensor | None) -> float:
-    return 0.0 if gradient is None else float(gradient.double().square().sum())
 
 
 def _masked(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from constrain.language import nodes as n
 from constrain.lowering.lower import EPIGRAPH
 from constrain.runtime.lagrangian import Lagrangian
 from constrain.runtime.multipliers import multiplier_functions
@@ -55,7 +56,8 @@ class PrimalDual:
         gain: the penalty in units of the multiplier steps' scale, dimensionless (the proportional gain of the
             multiplier rule); None takes 0.3 for the Lagrangian and 4 for the augmented Lagrangian.
         warmup: epochs in which multipliers rest, so that their steps are measured on a model that has left
-            its random start; not used when multipliers are given.
+            its random start; not used when multipliers are given. None makes one, and none where the
+            objective holds rates: without multipliers it drives all margins to one side.
         estimator: "auto", or "batch", "halves" or "running" for all terms, or by term ("objective", names of
             constraints); see `constrain.runtime.estimates`.
         sampling: "shuffle", "stratified", or "auto": stratified where a group would be rare in a batch.
@@ -76,7 +78,7 @@ class PrimalDual:
     formulation: Literal["lagrangian", "augmented"] = "lagrangian"
     rate: float | None = None
     gain: float | None = None
-    warmup: int = 1
+    warmup: int | None = None
     estimator: Mapping[str, str] | str = "auto"
     sampling: Sampling = "auto"
     multipliers: Mapping[str, Any] | None = None
@@ -115,7 +117,9 @@ class _Training:
         self.options = options
         self.evaluator = evaluator
         self.steps = 0
-        self.warmup = options.warmup
+        objective = n.postorder(evaluator.program.objective)
+        rates = any(isinstance(x, n.Indicator) and x.surrogate for x in objective)
+        self.warmup = int(not rates) if options.warmup is None else options.warmup
         self.generator = torch.Generator().manual_seed(options.seed)
         gain = (
             {"lagrangian": 0.3, "augmented": 4.0}[options.formulation]
