@@ -11,9 +11,9 @@ from torch import nn
 import constrain as cn
 from constrain import E, P
 from constrain.analysis.curvature import analyze
-from constrain.backends.cvxpy.constants import Constants
 from constrain.language import nodes as n
 from constrain.lowering.lower import _Lowering
+from constrain.runtime.constants import Constants
 
 RNG = np.random.default_rng(0)
 ROWS = 24

@@ -11,10 +11,10 @@ from torch import nn
 import constrain as cn
 from constrain import E
 from constrain.backends.cvxpy.atoms import LOWERINGS
-from constrain.backends.cvxpy.constants import Constants
 from constrain.backends.cvxpy.expressions import Lowerer
 from constrain.language.atoms import ATOMS
 from constrain.lowering.lower import lower
+from constrain.runtime.constants import Constants
 
 RNG = np.random.default_rng(0)
 ROWS = 12

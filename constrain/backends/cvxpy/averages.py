@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from constrain.backends.cvxpy.constants import Averaging
     from constrain.backends.cvxpy.expressions import Lowerer
+    from constrain.runtime.constants import Averaging
 
 __all__ = ["SUMS", "VARIANCES", "Averager", "added"]
 

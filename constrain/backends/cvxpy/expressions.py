@@ -12,8 +12,6 @@ from scipy import sparse
 from constrain.analysis.models import AffineModel, Features, affine_model, refusal_of, trainable
 from constrain.backends.cvxpy.atoms import LOWERINGS, Arguments
 from constrain.backends.cvxpy.averages import SUMS, VARIANCES, Averager, added
-from constrain.backends.cvxpy.constants import Constants
-from constrain.backends.cvxpy.derivatives import affine_parts
 from constrain.backends.cvxpy.package import cp
 from constrain.errors import RouteError
 from constrain.language import nodes as n
@@ -21,6 +19,8 @@ from constrain.language.atoms import ATOMS
 from constrain.language.types import type_of
 from constrain.runtime import rowwise
 from constrain.runtime.binding import as_array
+from constrain.runtime.constants import Constants
+from constrain.runtime.coordinates import affine_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import torch
 
-from constrain.backends.cvxpy.derivatives import too_large
 from constrain.backends.cvxpy.package import cp
 from constrain.errors import RouteError
 from constrain.language import nodes as n
 from constrain.language.types import type_of
 from constrain.runtime.columns import read_column
+from constrain.runtime.coordinates import too_large
 from constrain.runtime.result import Ending, RawResult
 
 if TYPE_CHECKING:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from constrain.backends.cvxpy.constants import Constants
     from constrain.language.symbols import Model
     from constrain.lowering.program import Program
+    from constrain.runtime.constants import Constants
 
 __all__ = ["affine_parts", "derivative", "too_large"]
 

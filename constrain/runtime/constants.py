@@ -18,7 +18,6 @@ from torch import Tensor
 
 from constrain._lazy import language_printing
 from constrain.analysis.models import trainable
-from constrain.backends.cvxpy.derivatives import derivative
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS
@@ -26,6 +25,7 @@ from constrain.language.types import type_of
 from constrain.lowering.dependence import depends_on_decisions
 from constrain.runtime import rowwise
 from constrain.runtime.binding import Population, bind_population, level_codes
+from constrain.runtime.coordinates import derivative
 from constrain.runtime.tails import Sample, numbers
 
 if TYPE_CHECKING:
