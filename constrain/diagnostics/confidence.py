@@ -21,8 +21,9 @@ from scipy import stats
 from constrain.diagnostics.influence import Spread, spread
 from constrain.diagnostics.names import level_axis
 from constrain.diagnostics.point import Point, array_of, bound_scale, read_point, reduce_to, user_objective
-from constrain.diagnostics.relaxed import judged
+from constrain.diagnostics.relaxed import cost_of, judged, shares
 from constrain.language import nodes as n
+from constrain.language.picked import place_of
 from constrain.language.types import type_of
 from constrain.lowering.lower import EPIGRAPH
 from constrain.solution.constraint import labels_of, slack_of, violation_of
@@ -151,7 +152,11 @@ def judge_sample(
     outer = view.outer(moments, "exact")
     sides = view.sides_at(moments)
     forms = [(k, form) for k, form in enumerate(program.forms) if form.rows is None]
-    functions: list[Tensor] = [_objective(evaluator, moments, sides)]
+    whole, base = (_objective(e, moments, sides) for e in (evaluator, view))
+    paid = sum(_paid(view, point, form) for form in program.forms)
+    counted = float(whole.detach()) - float(base.detach())
+    same = abs(paid - counted) <= 1e-9 * (1 + abs(paid))
+    functions: list[Tensor] = [whole if same else base + (whole - base) * (paid / counted)]
     functions += [_left(sides[k]) for k, _ in forms]
     functions += [r for r in outer.residuals if r is not None]
     urgency = [np.zeros(()), *(_urgency(form, point.sides[k]) for k, form in forms)]
@@ -179,7 +184,8 @@ def judge_sample(
     for k, form in enumerate(program.forms):
         if form.rows is not None:
             estimates[form.name] = per_row(point, k, first[form.name], form, tolerance, confidence)
-    value = user_objective(evaluator, point) if objective.smallest.min(initial=0.0) >= 0 else math.nan
+    value = user_objective(evaluator, point) + (0.0 if same else program.sign * (paid - counted))
+    value = value if objective.smallest.min(initial=0.0) >= 0 else math.nan
     half = float(stats.norm.ppf(0.5 + confidence / 2)) * float(objective.error.max(initial=0.0))
     ordered = {f.name: estimates[f.name] for f in program.forms if f.name in estimates}
     return Judgment(value, value - half, value + half, ordered)
@@ -249,6 +255,14 @@ def _objective(
         if form.name == EPIGRAPH and own is not None:
             total = total + own[0] - own[1]
     return total
+
+
+def _paid(view: Evaluator, point: Point, form: Form) -> float:
+    """What the rows of this sample pay for a relaxed constraint per row; the program counts training rows."""
+    if form.relaxation is None or form.rows is None:
+        return 0.0
+    slack = np.abs(point.slack[form.name])
+    return cost_of(view, form.relaxation).of(slack, shares(view, form.rows, slack.ndim))
 
 
 def _left(sides: tuple[Tensor, ...] | None) -> Tensor:
@@ -338,13 +352,13 @@ def _interval(
 
 def _rate_rows(evaluator: Evaluator, form: Form) -> NDArray[np.float64] | None:
     """Rows of a plain rate P(A | B, by) against a bound without data, at least 1; else None."""
-    moment = form.lhs
-    plain_rate = isinstance(moment, n.Moment) and isinstance(moment.integrand, n.Indicator)
-    if not plain_rate or any(n.mentions(side, n.Moment) for side in form.rhs):
+    moment, place = place_of(form.lhs) or (form.lhs, ...)
+    if not isinstance(moment, n.Moment) or not isinstance(moment.integrand, n.Indicator):
         return None
-    assert isinstance(moment, n.Moment)  # narrows the type
-    counts = evaluator.populations[moment.data].stratum(moment.given, moment.by).counts
-    return np.maximum(1.0, array_of(counts)) if type_of(moment).shape == () else None
+    if any(n.mentions(side, n.Moment) for side in form.rhs):
+        return None
+    counts = array_of(evaluator.populations[moment.data].stratum(moment.given, moment.by).counts)[place]
+    return np.maximum(1.0, counts) if type_of(moment).shape == () else None
 
 
 def _verdicts(
@@ -393,8 +407,8 @@ def _verdicts(
 
 
 def _loosened(word: str, relaxed: bool) -> str:
-    """The word for an entry that holds, but only as it was relaxed."""
-    return "relaxed" if relaxed and word in ("holds", "compatible") else word
+    """The word for an entry that gave way: it holds only as it was relaxed, unless not even so."""
+    return word if not relaxed or word in ("violated", "not judged") else "relaxed"
 
 
 def _p_values(t: _Tested) -> NDArray[np.float64]:
@@ -423,8 +437,8 @@ def overall(words: Sequence[str], *, complete: bool = True) -> str:
             room than the judged ones, and do not count unless nothing was judged.
     """
     if not complete or (words and set(words) == {"not judged"}):
-        return next((w for w in ("violated", "undecided") if w in words), "not judged")
-    return next((w for w in ("violated", "undecided", "compatible", "relaxed") if w in words), "holds")
+        return next((w for w in ("violated", "relaxed", "undecided") if w in words), "not judged")
+    return next((w for w in ("violated", "relaxed", "undecided", "compatible") if w in words), "holds")
 
 
 def _rows_needed(t: _Tested, words: Sequence[str], count: int, confidence: float) -> int:

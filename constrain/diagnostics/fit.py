@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
-__all__ = ["best_fit", "projected"]
+__all__ = ["best_fit", "bounded_fit", "projected"]
 
 Vector = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -34,8 +34,8 @@ def best_fit(
     """Solves min over multipliers of |P(grad f + J' multipliers)|^2, nonnegative for inequalities.
 
     P drops what active bounds explain, which makes the problem piecewise quadratic; it is solved by repeated
-    bounded least squares on the coordinates that count (a semismooth Newton method). Minimum-norm where the
-    multipliers are not unique and equalities alone are concerned.
+    bounded least squares on the coordinates that count (a semismooth Newton method). Where the multipliers
+    are not unique, those of minimum norm.
 
     Args:
         gradient: (decisions,) of the objective.
@@ -48,15 +48,66 @@ def best_fit(
     Returns:
         Multipliers (entries,) and the remaining gradient (decisions,).
     """
+    upper = np.full(rows.shape[0], np.inf) if caps is None else caps
+    limits = (np.where(equality, -upper, 0.0), upper)
+    found, rest = bounded_fit(gradient, rows, limits, at_lower, at_upper)
+    shorter = _least_norm(found, rows, limits)
+    return (
+        (found, rest)
+        if shorter is None
+        else (shorter, projected(gradient + shorter @ rows, at_lower, at_upper))
+    )
+
+
+def _least_norm(x: Vector, rows: NDArray[np.float64], limits: tuple[Vector, Vector]) -> Vector | None:
+    """The shortest vector within the limits with the same x' rows; None where x is the only one.
+
+    A least-distance problem, solved by nonnegative least squares.
+
+    Source: Lawson & Hanson, Solving Least Squares Problems (1974), chapter 23.
+    """
+    lengths = np.linalg.norm(rows, axis=1)
+    if not x.size or not lengths.all():
+        return None
+    scaled = rows / lengths[:, None]
+    u, s, _ = np.linalg.svd(np.asarray(np.linalg.qr(scaled.T, mode="r")).T, full_matrices=True)
+    null = u[:, int((s > 1e-9 * max(1.0, s[0])).sum()) :] / lengths[:, None]
+    if not null.shape[1]:
+        return None
+    basis = np.asarray(np.linalg.qr(null)[0])
+    start = x - basis @ (basis.T @ x)
+    sides = np.concatenate([basis, -basis])
+    needed = np.concatenate([limits[0] - start, start - limits[1]])
+    kept = np.isfinite(needed)
+    if (needed[kept] <= 0).all():
+        return start
+    system = np.vstack([sides[kept].T, needed[kept]])
+    target = np.append(np.zeros(basis.shape[1]), 1.0)
+    rest = system @ cast("Any", optimize).nnls(system, target)[0] - target
+    return np.clip(start - basis @ (rest[:-1] / rest[-1]), *limits)
+
+
+def bounded_fit(
+    gradient: Vector,
+    rows: NDArray[np.float64],
+    limits: tuple[Vector, Vector],
+    at_lower: Mask,
+    at_upper: Mask,
+) -> tuple[Vector, Vector]:
+    """Solves min over x within its limits of |P(gradient + x' rows)|^2, as `best_fit` does.
+
+    Returns:
+        x (entries,) and what remains of the gradient (decisions,).
+    """
     if not rows.shape[0]:
         return np.zeros(0), projected(gradient, at_lower, at_upper)
     lengths = np.linalg.norm(rows, axis=1)
     usable = lengths > 1e-12 * max(1.0, float(lengths.max()))
     scaled = rows[usable] / lengths[usable, None]
-    upper = np.full(int(usable.sum()), np.inf) if caps is None else caps[usable] * lengths[usable]
-    lower = np.where(equality[usable], -upper, 0.0)
+    lower, upper = (limit[usable] * lengths[usable] for limit in limits)
     counted = ~(at_lower | at_upper)
-    best: tuple[float, Vector] = (np.inf, np.zeros(int(usable.sum())))
+    start = np.clip(np.zeros(int(usable.sum())), lower, upper)
+    best: tuple[float, Vector] = (np.inf, start)
     for _ in range(30):
         solution = _bounded(scaled[:, counted], -gradient[counted], lower, upper)
         rest = projected(gradient + solution @ scaled, at_lower, at_upper)
@@ -67,9 +118,9 @@ def best_fit(
         if (following == counted).all():
             break
         counted = following
-    multipliers = np.zeros(rows.shape[0])
-    multipliers[usable] = best[1] / lengths[usable]
-    return multipliers, projected(gradient + multipliers @ rows, at_lower, at_upper)
+    found = np.clip(np.zeros(rows.shape[0]), *limits)
+    found[usable] = best[1] / lengths[usable]
+    return found, projected(gradient + found @ rows, at_lower, at_upper)
 
 
 def _bounded(rows: NDArray[np.float64], target: Vector, lower: Vector, upper: Vector) -> Vector:

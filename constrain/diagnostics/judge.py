@@ -78,6 +78,24 @@ def judge_status(
     return Status.STATIONARY if balanced else Status.FEASIBLE
 
 
+def _uncertified(status: Status, record: KKT) -> str:
+    """Why multipliers are no prices of an optimum; empty where the status says that they are."""
+    if status in (Status.OPTIMAL, Status.STATIONARY):
+        return ""
+    if status is not Status.FEASIBLE:
+        return "the constraints do not hold at the point" if status is not Status.DIVERGED else "it diverged"
+    if record.surrogate:
+        return "gradients of rates are those of surrogates"
+    if record.nonsmooth:
+        return record.nonsmooth
+    if not record.stationary:
+        size = min(record.stationarity, record.stationarity_scaled)
+        return f"the point is not stationary ({size:.1e}, tolerance {record.tolerance:.0e})"
+    if record.dual_feasibility < -record.tolerance:
+        return "a multiplier of an inequality is negative"
+    return "a constraint with a multiplier has room left"
+
+
 # ----------------------------------------------------------------------------------------- building
 def build_solution(  # noqa: PLR0913  # one record of everything
     program: Program,
@@ -114,7 +132,8 @@ def build_solution(  # noqa: PLR0913  # one record of everything
     other = None if holdout is None else judge_other(holdout, tolerance=tolerance)
     status = judge_status(record, raw, facts.certified_convex, tolerance, feasibility=program.feasibility)
     multipliers = _completed(evaluator, raw, record)
-    constraints = _constraints(evaluator, point, raw, multipliers, train, other)
+    caveat = _uncertified(status, record)
+    constraints = _constraints(evaluator, point, raw, multipliers, train, other, caveat)
     texts = {name: result.text for name, result in constraints.items()}
     attached = Attached(
         program, evaluator, decisions, convex=facts.certified_convex, bound=raw.bound, texts=texts
@@ -174,6 +193,7 @@ def _constraints(
     multipliers: Mapping[str, Any] | None,
     train: Judgment,
     other: Judgment | None,
+    caveat: str,
 ) -> dict[str, ConstraintResult]:
     program = evaluator.program.judged
     result: dict[str, ConstraintResult] = {}
@@ -207,6 +227,7 @@ def _constraints(
             relaxation=relaxation,
             cost=cost,
             scale=form.scale,
+            uncertified="" if duals is None else caveat,
         )
     return result
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from constrain.diagnostics.fit import best_fit, projected
+from constrain.diagnostics.fit import best_fit, bounded_fit, projected
 from constrain.diagnostics.jacobian import Entry, Gradients, Qualification, choose, gradients, qualify
 from constrain.diagnostics.point import Point, align, bound_scale, read_point, user_objective
 from constrain.diagnostics.relaxed import judged, row_prices
+from constrain.diagnostics.ties import find_ties, no_ties
 from constrain.diagnostics.traps import recognize
 from constrain.lowering.lower import EPIGRAPH
 from constrain.solution.records import KKT
@@ -30,10 +31,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from constrain.diagnostics.relaxed import Priced
+    from constrain.diagnostics.ties import Ties
     from constrain.runtime.decisions import Decisions
     from constrain.runtime.evaluator import Evaluator
 
 __all__ = ["CERTIFIED", "ESTIMATE", "kkt", "largest_violation"]
+
+SWEEPS = 50
+"""Turns between multipliers and slopes at kinks."""
 
 NEAR_BOUND = 1e-6
 """A decision this close to its bound, relative to 1 + |bound|, is at it."""
@@ -66,16 +71,31 @@ def kkt(
     point = read_point(evaluator) if point is None else point
     forces = _balance(view, point, multipliers, tolerance)
     values = _values(view, point, forces.multipliers, forces.scales)
-    independence = _independence(view, forces)
-    magnitude = 1 + abs(user_objective(evaluator, point))
-    stationarity, scaled, blocks, force = _stationarity(evaluator.decisions, forces)
+    pull = _stationarity(evaluator, forces)
     gap = values.total if bound is None else abs(point.objective - bound)
-    certified = bound is not None or (convex and min(stationarity, scaled) <= tolerance)
+    holds = values.scaled <= tolerance and values.dual >= -tolerance
+    certified = holds and (bound is not None or (convex and min(pull.absolute, pull.scaled) <= tolerance))
+    return _record(view, point, forces, values, pull, gap, certified, tolerance)
+
+
+def _record(
+    view: Evaluator,
+    point: Point,
+    forces: _Forces,
+    values: _Values,
+    pull: _Stationarity,
+    gap: float,
+    certified: bool,
+    tolerance: float,
+) -> KKT:
+    """The record of everything that was found."""
+    independence = _independence(view, forces)
+    magnitude = 1 + abs(user_objective(view, point))
     return KKT(
-        stationarity=stationarity,
-        stationarity_scaled=scaled,
-        blocks=blocks,
-        force_balance=force,
+        stationarity=pull.absolute,
+        stationarity_scaled=pull.scaled,
+        blocks=pull.blocks,
+        force_balance=pull.balance,
         feasibility=values.violations.get(values.worst, 0.0),
         feasibility_scaled=values.scaled,
         worst=values.worst,
@@ -99,9 +119,11 @@ def kkt(
         vanishing=independence.vanishing_labels,
         truncated=forces.truncated,
         strict_complementarity=values.strict,
-        surrogate=evaluator.program.has_rates,
-        warnings=tuple(recognize(view.program, point, independence, tolerance)),
+        surrogate=view.program.has_rates,
+        warnings=tuple(recognize(view, point, independence, tolerance)),
         tolerance=tolerance,
+        kinks=len(forces.ties.lower),
+        nonsmooth=forces.ties.note,
     )
 
 
@@ -119,6 +141,7 @@ class _Forces:
         fit_stationarity: largest entry of the gradient that remains with them.
         at_lower: (decisions,) coordinates at their lower bound.
         at_upper: (decisions,) coordinates at their upper bound.
+        ties: kinks at the point, none where the gradients that autograd returns balance already.
         truncated: active entries left out.
         scales: per part the unit of each entry: the one the user gave, else 1 + |bound|.
     """
@@ -131,6 +154,7 @@ class _Forces:
     fit_stationarity: float
     at_lower: NDArray[np.bool_]
     at_upper: NDArray[np.bool_]
+    ties: Ties
     truncated: int
     scales: list[NDArray[np.float64]]
 
@@ -234,7 +258,13 @@ def _balance(
     found = _inside(evaluator, entries, aligned, found, at_lower & ~at_upper, at_upper & ~at_lower)
     active = np.array([e.active for e in entries], dtype=bool)
     fitted = np.zeros(len(entries))
-    fitted[active], rest = _fitted(found, found.objective + found.rest, entries, active, at_lower, at_upper)
+    base = found.objective + found.rest
+    fitted[active], rest = _fitted(found, base, entries, active, at_lower, at_upper)
+    pull = projected(found.lagrangian(entries), at_lower, at_upper) if own else rest
+    ties = no_ties(evaluator, entries)
+    if max(float(np.max(np.abs(x), initial=0.0)) for x in (rest, pull)) > 0.1 * tolerance:
+        ties = find_ties(evaluator, entries)
+        fitted, rest = _with_slopes(found, entries, ties, (fitted, rest), at_lower, at_upper)
     fit = _scatter(entries, fitted, actives, priced)
     origin = "given" if own or len(priced) == len(parts) > 0 else "best fit" if entries else "none"
     if origin == "best fit":
@@ -247,7 +277,37 @@ def _balance(
                 priced[e.part].values.reshape(-1)[e.index] = e.multiplier
     left = float(np.max(np.abs(rest), initial=0.0))
     truncated = sum(int(active.sum()) for active in actives) - sum(e.active for e in entries)
-    return _Forces(entries, found, aligned, origin, fit, left, at_lower, at_upper, truncated, scales)
+    return _Forces(entries, found, aligned, origin, fit, left, at_lower, at_upper, ties, truncated, scales)
+
+
+def _with_slopes(
+    found: Gradients,
+    entries: Sequence[Entry],
+    ties: Ties,
+    first: tuple[NDArray[np.float64], NDArray[np.float64]],
+    at_lower: NDArray[np.bool_],
+    at_upper: NDArray[np.bool_],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Best-fit multipliers when the slopes at kinks may be chosen as well, and what remains.
+
+    Slopes for the multipliers and multipliers for the slopes, in turns: each is a bounded least-squares
+    problem.
+    """
+    active = np.array([e.active for e in entries], dtype=bool)
+    fitted, rest = first[0].copy(), first[1]
+    base = found.objective + found.rest
+    for _ in range(SWEEPS if len(ties.lower) else 0):
+        before = float(rest @ rest)
+        force = base + fitted @ found.rows
+        limits = (ties.lower, ties.upper)
+        choice, rest = bounded_fit(force, ties.rows(fitted), limits, at_lower, at_upper)
+        own, others = ties.moved(choice)
+        moved = Gradients(found.objective, found.rows + others, found.rest)
+        if active.any():
+            fitted[active], rest = _fitted(moved, base + own, entries, active, at_lower, at_upper)
+        if float(rest @ rest) >= 0.999 * before:
+            break
+    return fitted, rest
 
 
 def _fitted(
@@ -305,32 +365,58 @@ def _distance(forces: _Forces) -> float:
     return max((float(np.nanmax(np.abs(m - f), initial=0.0)) for m, f in pairs), default=float("nan"))
 
 
-def _stationarity(
-    decisions: Decisions, forces: _Forces
-) -> tuple[float, float, dict[str, tuple[float, float]], float]:
-    """Absolute, scaled, per block (absolute, scaled), and the force balance."""
-    g = forces.gradients
-    residual = projected(g.lagrangian(forces.entries), forces.at_lower, forces.at_upper)
-    weights = np.abs([e.multiplier for e in forces.entries])
-    scale = float(np.max(np.abs(g.objective), initial=0.0)) + float(np.max(np.abs(g.rest), initial=0.0))
-    scale += float(weights @ np.max(np.abs(g.rows), axis=1, initial=0.0))
+@dataclass(frozen=True)
+class _Stationarity:
+    """How far the forces are from balance.
+
+    Attributes:
+        absolute: largest entry of the gradient of the Lagrangian.
+        scaled: the same over the sum of the forces; where nothing pulls against the objective that quotient
+            says nothing (0 / 0 at a minimum), and it is at most the absolute one.
+        blocks: both per block of decisions of the user.
+        balance: share of the objective's pull that constraints balance.
+    """
+
+    absolute: float
+    scaled: float
+    blocks: dict[str, tuple[float, float]]
+    balance: float
+
+
+def _stationarity(evaluator: Evaluator, forces: _Forces) -> _Stationarity:
+    """The balance of forces; at kinks with the slopes that leave least."""
+    g, ties = forces.gradients, forces.ties
+    multipliers = np.array([e.multiplier for e in forces.entries])
+    _, residual = bounded_fit(
+        g.lagrangian(forces.entries),
+        ties.rows(multipliers),
+        (ties.lower, ties.upper),
+        forces.at_lower,
+        forces.at_upper,
+    )
+    weights = np.abs(multipliers)
+    against = float(np.max(np.abs(g.rest), initial=0.0))
+    against += float(weights @ np.max(np.abs(g.rows), axis=1, initial=0.0))
+    scale = float(np.max(np.abs(g.objective), initial=0.0)) + against
+    alone = against <= float(np.max(np.abs(residual), initial=0.0))
 
     def sizes(where: slice) -> tuple[float, float]:
         absolute = float(np.max(np.abs(residual[where]), initial=0.0))
-        return absolute, absolute / scale if scale > 0 else absolute
+        quotient = absolute / scale if scale > 0 else absolute
+        return absolute, min(absolute, quotient) if alone else quotient
 
+    hidden = {symbol.name for symbol in evaluator.program.auxiliary}
     blocks: dict[str, tuple[float, float]] = {}
     start = 0
-    for block in decisions.blocks:
+    for block in evaluator.decisions.blocks:
         size = block.tensor.numel()
-        name = "objective bound" if block.name == EPIGRAPH else block.name
-        blocks[name] = sizes(slice(start, start + size))
+        if block.name not in hidden:
+            blocks[block.name] = sizes(slice(start, start + size))
         start += size
-    absolute, scaled = sizes(slice(None))
     pull = projected(g.objective, forces.at_lower, forces.at_upper)
     total, left = float(pull @ pull), float(residual @ residual)
     balance = 1 - left / total if total > 0 else (1.0 if left == 0 else float("nan"))
-    return absolute, scaled, blocks, balance
+    return _Stationarity(*sizes(slice(None)), blocks, balance)
 
 
 # ------------------------------------------------------------------------------------------- values

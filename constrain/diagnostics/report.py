@@ -77,6 +77,7 @@ def constraint_rows(c: ConstraintResult) -> list[dict[str, Any]]:
         }
     if c.has_duals:
         columns |= {"multiplier": spread(c.multiplier), "shadow_price": spread(c.shadow_price)}
+        columns |= {"certified": [not c.uncertified] * size}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
@@ -117,7 +118,7 @@ def _block(s: Solution, c: ConstraintResult) -> list[tuple[str, ...]]:
             if held
             else ""
         )
-        mark = " (!)" if record["constraint"] in multiplicity else ""
+        mark = " (!)" if record["constraint"] in multiplicity else " (?)" if c.uncertified else ""
         rows.append(
             (
                 cut(record["constraint"], 26),
@@ -150,6 +151,7 @@ def _share(estimate: Estimate) -> str:
 
 def _summary(s: Solution, c: ConstraintResult) -> tuple[str, ...]:
     """One line for a constraint per row: shares of violated or relaxed rows, largest multiplier."""
+    mark = " (?)" if c.uncertified else ""
     held = "" if c.holdout is None else _share(c.holdout)
     most = float(np.max(np.asarray(c.relaxation), initial=0.0)) if c.relaxation is not None else 0.0
     bounds = np.zeros(0) if isinstance(c.bound, tuple) else np.ravel(c.bound)
@@ -162,8 +164,8 @@ def _summary(s: Solution, c: ConstraintResult) -> tuple[str, ...]:
         f"max {number(most)}" if most > s.record.tolerance else "",
         held,
         (c.holdout or c.train).verdict,
-        f"max {number(float(np.max(np.abs(c.multiplier), initial=0.0)))}" if c.has_duals else "-",
-        f"sum {number(float(np.sum(c.shadow_price)))}" if c.has_duals else "-",
+        f"max {number(float(np.max(np.abs(c.multiplier), initial=0.0)))}{mark}" if c.has_duals else "-",
+        f"sum {number(float(np.sum(c.shadow_price)))}{mark}" if c.has_duals else "-",
     )
 
 
@@ -178,6 +180,8 @@ def _kkt_lines(k: KKT) -> list[str]:
     second += f"  dual feasibility {dual}  force balance {number(k.force_balance, 3)}"
     if k.origin == "best fit":
         second += "  multipliers: best fit"
+    if k.nonsmooth:
+        second += "  nonsmooth point"
     if k.surrogate:
         second += "  gradients of rates: surrogates"
     return [first, second]
@@ -307,6 +311,13 @@ def _at_risk(s: Solution) -> str:
     return "; ".join(texts)
 
 
+def _uncertified(s: Solution) -> list[str]:
+    """Why multipliers marked (?) are no prices."""
+    return [
+        f"not certified (?): {why}" for why in dict.fromkeys(s[name].uncertified for name in s.names) if why
+    ]
+
+
 def _text(s: Solution) -> str:
     lines = wrapped("constrain", _provenance_lines(s)[0])
     if s.provenance.route:
@@ -321,6 +332,8 @@ def _text(s: Solution) -> str:
         lines += wrapped("tails", at_risk)
     first, second = _kkt_lines(s.record)
     lines += [*wrapped("KKT", first), *wrapped("", second)]
+    for text in _uncertified(s):
+        lines += wrapped("multipliers", text)
     for warning in s.warnings:
         lines += wrapped("warning", str(warning))
     lines += wrapped("next steps", _next_steps(s))
@@ -338,6 +351,7 @@ def _markdown(s: Solution) -> str:
     if at_risk := _at_risk(s):
         lines += ["", f"- {at_risk}"]
     lines += ["", "## KKT", "", *(f"- {line}" for line in _kkt_lines(s.record))]
+    lines += [f"- multipliers {text}" for text in _uncertified(s)]
     if s.warnings:
         lines += ["", "## Warnings", "", *(f"- {warning}" for warning in s.warnings)]
     return "\n".join(lines) + "\n"
@@ -399,6 +413,10 @@ def kkt_text(k: KKT) -> str:
     rows.append(("multipliers", _origin(k)))
     if not math.isnan(k.strict_complementarity):
         rows.append(("strictness", short(k.strict_complementarity)))
+    if k.kinks:
+        rows.append(("kinks", f"{k.kinks}; slopes there are the ones that balance best"))
+    if k.nonsmooth:
+        rows.append(("nonsmooth point", k.nonsmooth))
     if k.surrogate:
         rows.append(("surrogates", "gradients are those of the surrogates of rates; values are exact"))
     lines = [f"{label:<17} {text}" for label, text in rows]

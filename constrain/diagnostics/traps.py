@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from constrain.diagnostics.names import part_label
 from constrain.solution.records import Warn
 
 if TYPE_CHECKING:
@@ -13,12 +14,14 @@ if TYPE_CHECKING:
 
     from constrain.diagnostics.jacobian import Qualification
     from constrain.diagnostics.point import Point
-    from constrain.lowering.program import Program
+    from constrain.runtime.evaluator import Evaluator
 
 __all__ = ["recognize"]
 
 
-def recognize(program: Program, point: Point, qualification: Qualification, tolerance: float) -> list[Warn]:
+def recognize(
+    evaluator: Evaluator, point: Point, qualification: Qualification, tolerance: float
+) -> list[Warn]:
     """W203 redundant-constraints, W204 vanishing-gradient, C301 surrogate-gap."""
     found: list[Warn] = []
     if qualification.dependent:
@@ -33,7 +36,7 @@ def recognize(program: Program, point: Point, qualification: Qualification, tole
                 "write the quantity itself (r == 0, not E(r**2) == 0), or allow a tolerance",
             )
         )
-    return found + _surrogate_gaps(program, point, tolerance)
+    return found + _surrogate_gaps(evaluator, point, tolerance)
 
 
 def _listed(names: Iterable[str], limit: int = 6) -> str:
@@ -61,29 +64,27 @@ def _redundant(q: Qualification) -> Warn:
     )
 
 
-def _surrogate_gaps(program: Program, point: Point, tolerance: float) -> list[Warn]:
-    found: list[Warn] = []
-    for form in program.forms:
-        worst: tuple[float, float, float] = (0.0, 0.0, 0.0)
-        for i, part in enumerate(program.parts):
-            if part.constraint != form.name or point.surrogates[i] is point.residuals[i]:
-                continue
-            exact, soft = point.selected(i), point.surrogates[i]
-            if not exact.size:
-                continue
-            gap = np.where(np.isfinite(exact), np.abs(exact - soft), 0.0)
-            k = int(np.argmax(gap))
-            if gap.flat[k] > worst[0]:
-                worst = (float(gap.flat[k]), float(exact.flat[k]), float(soft.flat[k]))
-        size, exact_value, soft_value = worst
-        crossed = exact_value > tolerance >= soft_value and size > 0.01
-        if size > 0.05 or crossed:
-            found.append(
-                Warn(
-                    "C301",
-                    "surrogate-gap",
-                    f"{form.name}: its residual is {exact_value:+.3f} exactly and {soft_value:+.3f} for the "
-                    "surrogate that gradients see; multipliers follow the exact one, gradients the other",
-                )
-            )
-    return found
+def _surrogate_gaps(evaluator: Evaluator, point: Point, tolerance: float) -> list[Warn]:
+    """C301, for the entry of each constraint with the largest gap."""
+    program = evaluator.program
+    worst: dict[str, tuple[float, float, float, str]] = {}
+    for i, part in enumerate(program.parts):
+        exact, soft = point.selected(i), point.surrogates[i]
+        if point.surrogates[i] is point.residuals[i] or not exact.size:
+            continue
+        gap = np.where(np.isfinite(exact), np.abs(exact - soft), 0.0)
+        k = int(np.argmax(gap))
+        if gap.flat[k] > worst.get(part.constraint, (0.0,))[0]:
+            label = part_label(evaluator, i, k, exact.shape)
+            worst[part.constraint] = float(gap.flat[k]), float(exact.flat[k]), float(soft.flat[k]), label
+    return [
+        Warn(
+            "C301",
+            "surrogate-gap",
+            f"{label}: its residual is {exact:+.3f} exactly and {soft:+.3f} for the surrogate that gradients "
+            "see; multipliers follow the exact one, gradients the other; surrogate="
+            "cn.Sigmoid(0.05), or a margin in the bound, brings them closer",
+        )
+        for size, exact, soft, label in worst.values()
+        if size > 0.05 or (exact > tolerance >= soft and size > 0.01)
+    ]

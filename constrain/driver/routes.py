@@ -11,6 +11,7 @@ from constrain.errors import ModelingError, RouteError
 from constrain.runtime.estimates import estimators
 from constrain.solvers.augmented import AugmentedLagrangian
 from constrain.solvers.primal_dual import PrimalDual
+from constrain.solvers.second_order import Newton
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BUILT_IN", "METHODS", "Route", "choose", "make_solver", "routes"]
 
-BUILT_IN: dict[str, Any] = {"augmented": AugmentedLagrangian, "lagrangian": PrimalDual}
-METHODS = ("auto", "cvxpy", "augmented", "lagrangian", "cooper")
+BUILT_IN: dict[str, Any] = {"newton": Newton, "augmented": AugmentedLagrangian, "lagrangian": PrimalDual}
+METHODS = ("auto", "cvxpy", "newton", "augmented", "lagrangian", "cooper")
 TRAINING = ("batch", "epochs", "optimizer", "estimator", "sampling", "multipliers")
 """Options that only minibatch training has."""
 FULL_DATA_WORK = 100_000_000
@@ -46,7 +47,7 @@ class Route:
 def _parameters(program: Program) -> int:
     models = (m.module for m in program.models if not m.frozen)
     own = sum(int(p.numel()) for m in models for p in m.parameters() if p.requires_grad)
-    return own + sum(_size(s.shape) for s in program.variables)
+    return own + sum(_size(s.shape) for s in program.variables if s not in program.auxiliary)
 
 
 def _size(shape: Sequence[int]) -> int:

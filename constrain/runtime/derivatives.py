@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from constrain.runtime.compiled import Job
     from constrain.runtime.evaluator import Evaluator, Outer
 
-__all__ = ["RowTerm", "hessian", "pull"]
+__all__ = ["Linearization", "RowTerm", "Whole", "hessian", "linearize", "pull", "whole"]
 
 RowTerm = Callable[[int, Tensor, Tensor | slice], Tensor]
 """(index of the part, residual of some rows, which rows) -> a scalar to add to the objective."""
@@ -136,7 +136,7 @@ def hessian(
 
     One graph over all rows: meant for few decisions (`decisions.size * rows` numbers per operation).
     """
-    values = _whole(evaluator, row_term)
+    values = whole(evaluator, row_term)
     scalar = function(values.outer) + values.added
     tensors = evaluator.decisions.tensors
     first = torch.autograd.grad(scalar, tensors, create_graph=True, materialize_grads=True)
@@ -155,14 +155,14 @@ def hessian(
 
 
 @dataclass
-class _Whole:
+class Whole:
     """Outer values on all rows in one graph, and the sum of the row terms."""
 
     outer: Outer
     added: Tensor
 
 
-def _whole(evaluator: Evaluator, row_term: RowTerm | None) -> _Whole:
+def whole(evaluator: Evaluator, row_term: RowTerm | None) -> Whole:
     """All rows in one graph."""
     moments: list[Any] = [None] * len(evaluator.program.moments)
     added = torch.zeros((), dtype=evaluator.dtype, device=evaluator.device)
@@ -175,4 +175,55 @@ def _whole(evaluator: Evaluator, row_term: RowTerm | None) -> _Whole:
         if row_term is not None:
             for term in _row_terms(job, values, rows.index, row_term):
                 added = added + term
-    return _Whole(evaluator.outer(moments, "primal"), added)
+    return Whole(evaluator.outer(moments, "primal"), added)
+
+
+@dataclass(frozen=True)
+class Linearization:
+    """The problem to first order at the current decisions.
+
+    Attributes:
+        objective: its value.
+        gradient: of the objective, (n,) over all decisions in the order of `Decisions.get`.
+        residuals: entries of all parts one after the other, (m,); rows that a part per row does not select
+            count as 0.
+        jacobian: of the residuals, (m, n).
+    """
+
+    objective: Tensor
+    gradient: Tensor
+    residuals: Tensor
+    jacobian: Tensor
+
+
+def linearize(evaluator: Evaluator) -> Linearization:
+    """Objective, residuals and their first derivatives on the full data.
+
+    One graph over all rows, and one backward pass over it that is vectorized over the residuals: meant for
+    few decisions and residuals (`residuals * rows` numbers per operation).
+    """
+    per_row: dict[int, Tensor] = {}
+
+    def keep(i: int, residual: Tensor, _index: Tensor | slice) -> Tensor:
+        per_row[i] = residual
+        return residual.new_zeros(())
+
+    outer = whole(evaluator, keep).outer
+    parts = [per_row[i] if r is None else r for i, r in enumerate(outer.residuals)]
+    values = torch.cat([outer.objective.reshape(1), *(r.reshape(-1) for r in parts)])
+    tensors = evaluator.decisions.tensors
+    size, count = sum(t.numel() for t in tensors), values.numel()
+    jacobian = values.new_zeros((count, size))
+    if values.requires_grad:
+        eye = torch.eye(count, dtype=values.dtype, device=values.device)
+        found = cast(
+            "tuple[Tensor | None, ...]",
+            torch.autograd.grad(values, tensors, eye, is_grads_batched=True, allow_unused=True),
+        )
+        pieces = [
+            t.new_zeros((count, t.numel())) if g is None else g.reshape(count, -1)
+            for t, g in zip(tensors, found, strict=True)
+        ]
+        jacobian = torch.cat(pieces, 1)
+    values = values.detach()
+    return Linearization(values[0], jacobian[0], values[1:], jacobian[1:])

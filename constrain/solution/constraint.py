@@ -99,6 +99,8 @@ class ConstraintResult:
             when it must hold as written.
         cost: what relaxing it cost, h summed over entries (selected rows); None when it must hold.
         scale: the unit that was given by `.scale(s)`, None without.
+        uncertified: why the multiplier and the shadow price are no prices of an optimum, such as a run that
+            stopped early; empty where they are.
     """
 
     name: str
@@ -120,6 +122,7 @@ class ConstraintResult:
     relaxation: Number | None = None
     cost: float | None = None
     scale: float | None = None
+    uncertified: str = ""
 
     def _dual(self, place: int) -> Number:
         if self.duals is None:
@@ -213,7 +216,10 @@ class ConstraintResult:
 
     def __str__(self) -> str:
         shown = f"{self.name}: {self.text}; value {_short(self.value)}, {self.verdict}"
-        return shown if self.duals is None else f"{shown}, multiplier {_short(self.multiplier)}"
+        if self.duals is None:
+            return shown
+        mark = f" (not certified: {self.uncertified})" if self.uncertified else ""
+        return f"{shown}, multiplier {_short(self.multiplier)}{mark}"
 
 
 def _short(value: Number) -> str:

@@ -200,6 +200,9 @@ class KKT:
         surrogate: gradients are those of surrogates.
         warnings: what was recognized.
         tolerance: that of the judgment.
+        kinks: entries at a kink of the objective or of a constraint; `stationarity` is that of the slopes
+            there that leave least.
+        nonsmooth: why such slopes could not be chosen, so that `stationarity` says little; else empty.
     """
 
     stationarity: float
@@ -232,6 +235,8 @@ class KKT:
     surrogate: bool
     warnings: tuple[Warn, ...]
     tolerance: float
+    kinks: int = 0
+    nonsmooth: str = ""
 
     @property
     def stationary(self) -> bool:
