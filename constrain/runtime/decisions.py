@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,6 +101,12 @@ class Decisions:
                 "the problem has no decisions: every model is frozen and there is no Variable",
                 fix="cn.Model(net)",
             )
+
+    def replace(self, symbol: n.VariableSymbol, tensor: Tensor) -> None:
+        """Takes a variable's tensor from other decisions, which then share it."""
+        place = list(self.variables).index(symbol)
+        self.variables[symbol] = tensor
+        self.blocks[place] = replace(self.blocks[place], tensor=tensor)
 
     @property
     def tensors(self) -> list[Tensor]:

@@ -1,0 +1,121 @@
+"""The last digits: Newton's method on the constraints and bounds that are active at an approximate solution.
+
+An interior method ends where every product of a multiplier and a distance is small, not zero; a first-order
+method ends where its steps were too short. When the active set is right, the KKT conditions are a square
+system of equations, and Newton's method on it doubles the digits with every step (Nocedal & Wright 2006,
+section 18.1).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from scipy.linalg import lstsq as _least_squares  # pyright: ignore[reportUnknownVariableType]  # untyped
+
+from constrain.solvers.newton import projected_gradient
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from constrain.solvers.interior import Smooth
+
+    Vector = NDArray[np.float64]
+
+__all__ = ["finish", "kkt_error"]
+
+_ENOUGH = 1e-15
+_NEAR = 1e-6
+"""Distance to a bound below which a decision that is pushed towards it is put onto it."""
+
+
+def kkt_error(problem: Smooth, x: Vector, y: Vector) -> float:
+    """Largest entry of the projected gradient of the Lagrangian, the equalities, and min(y, -c)."""
+    _, c = problem.values(x)
+    g, J = problem.derivatives(x)
+    return _error(problem, x, y, c, g + J.T @ y)
+
+
+def _error(problem: Smooth, x: Vector, y: Vector, c: Vector, d: Vector) -> float:
+    if not (np.isfinite(c).all() and np.isfinite(d).all()):
+        return np.inf
+    off = np.where(problem.equal, c, np.minimum(y, -c))
+    forces = projected_gradient(x, d, problem.low, problem.high)
+    return max(float(np.abs(forces).max(initial=0.0)), float(np.abs(off).max(initial=0.0)))
+
+
+def finish(problem: Smooth, x: Vector, y: Vector, *, steps: int = 30) -> tuple[Vector, Vector, float]:
+    """Newton steps on the active set at (x, y); the best point seen, which may be the start.
+
+    Args:
+        problem: smooth near `x`.
+        x: an approximate solution, (n,).
+        y: its multipliers, (m,).
+        steps: most Newton steps.
+
+    Returns:
+        Point, multipliers and the largest entry of the KKT conditions there.
+    """
+    best = (x, y, kkt_error(problem, x, y))
+    x, held = _snapped(problem, x, y)
+    active = problem.equal | (y > -problem.values(x)[1])
+    y = np.where(active, y, 0.0)
+    for _ in range(steps + 1):
+        _, c = problem.values(x)
+        g, J = problem.derivatives(x)
+        d = g + J.T @ y
+        error = _error(problem, x, y, c, d)
+        if error < best[2]:
+            best = (x, y, error)
+        if not np.isfinite(error) or error <= _ENOUGH:
+            break
+        moved = _step(problem.hessian(x, y), J, c, d, ~held, active)
+        if moved is None:
+            break
+        x = _within(problem, x, moved[0])
+        y = y + moved[1]
+    x, y, error = best
+    return x, np.where(problem.equal, y, np.maximum(y, 0.0)), error
+
+
+def _snapped(problem: Smooth, x: Vector, y: Vector) -> tuple[Vector, NDArray[np.bool_]]:
+    """Decisions at bounds that they are pushed to, and which ones are held there."""
+    g, J = problem.derivatives(x)
+    d = g + J.T @ y
+    below, above = x - problem.low, problem.high - x
+    to_low, to_high = (below < d) & (below < _NEAR), (above < -d) & (above < _NEAR)
+    moved = np.where(to_low, problem.low, np.where(to_high, problem.high, x))
+    if (moved == x).all():
+        return x, to_low | to_high
+    g, jacobian = problem.derivatives(moved)
+    d = g + jacobian.T @ y
+    stay = ~np.isfinite(d) | (to_low & (d < 0)) | (to_high & (d > 0))  # infinite slope at the bound
+    return np.where(stay, x, moved), (to_low | to_high) & ~stay
+
+
+def _step(
+    W: Vector, J: Vector, c: Vector, d: Vector, free: NDArray[np.bool_], active: NDArray[np.bool_]
+) -> tuple[Vector, Vector] | None:
+    """The Newton step of decisions and multipliers; of least length where the system is singular."""
+    n, m = int(free.sum()), int(active.sum())
+    A = J[np.ix_(active, free)]
+    system = np.block([[W[np.ix_(free, free)], A.T], [A, np.zeros((m, m))]])
+    right = -np.concatenate([d[free], c[active]])
+    if not (np.isfinite(system).all() and np.isfinite(right).all()) or not len(right):
+        return None
+    scale = 1 / np.sqrt(np.maximum(np.abs(system).max(1), 1e-12))
+    solve = cast("Callable[..., Any]", _least_squares)
+    found = scale * solve(scale[:, None] * system * scale, scale * right, lapack_driver="gelsy")[0]
+    dx, dy = np.zeros(len(free)), np.zeros(len(active))
+    dx[free], dy[active] = found[:n], found[n:]
+    return dx, dy
+
+
+def _within(problem: Smooth, x: Vector, dx: Vector) -> Vector:
+    """The end of the step, every decision at most nine tenths of its way to a bound."""
+    low, high = x - 0.9 * (x - problem.low), x + 0.9 * (problem.high - x)
+    return np.clip(
+        x + dx, np.where(np.isfinite(low), low, -np.inf), np.where(np.isfinite(high), high, np.inf)
+    )

@@ -1,0 +1,553 @@
+"""Primal-dual interior point with a filter line search: small smooth problems, dense derivatives.
+
+    minimize f(x)   subject to   c_i(x) == 0 (equalities),  c_i(x) <= 0 (the others),  low <= x <= high
+
+After Waechter & Biegler (2006), "On the implementation of an interior-point filter line-search algorithm
+for large-scale nonlinear programming": inequalities get slacks, c + s = 0 with s >= 0; a sequence of barrier
+problems is solved by Newton's method on the perturbed KKT system; the matrix is shifted until its inertia is
+that of a minimum; a step is taken when it reduces the violation or the barrier function enough for a filter;
+second-order corrections keep steps long near curved constraints. Where no step is acceptable, the violation
+alone is minimized (restoration): ending there at a positive value is a proof of local infeasibility.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from scipy.linalg import lapack as _lapack
+
+from constrain.solvers.newton import projected_newton
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    Vector = NDArray[np.float64]
+
+__all__ = ["InteriorPoint", "InteriorResult", "Smooth", "interior_point"]
+
+_LAPACK: Any = _lapack
+UNBOUNDED = -1e15
+"""Scaled objective below which a feasible run calls the problem unbounded."""
+_LEAST_MULTIPLIER = 1e3
+"""Largest least-squares multiplier that is used as a start."""
+_FRACTION = 0.99
+_TARGET = 10.0
+_CENTER, _POWER = 0.2, 1.5
+_FILTER = 1e-5
+_ARMIJO = 1e-4
+_CORRECTIONS = 4
+_NEAR_BEST = 1e-6
+"""Error that is good enough where rounding allows no more."""
+_RESTORATIONS = 12
+
+
+class Smooth(Protocol):
+    """A smooth problem in flat vectors.
+
+    Attributes:
+        low: lower bounds, (n,), -inf where there are none.
+        high: upper bounds, (n,).
+        equal: which constraints are equalities, (m,).
+    """
+
+    low: Vector
+    high: Vector
+    equal: NDArray[np.bool_]
+
+    def values(self, x: Vector) -> tuple[float, Vector]:
+        """F and c, (m,)."""
+        ...
+
+    def derivatives(self, x: Vector) -> tuple[Vector, Vector]:
+        """Gradient of f, (n,), and Jacobian of c, (m, n)."""
+        ...
+
+    def hessian(self, x: Vector, y: Vector) -> Vector:
+        """Hessian of f + y . c, (n, n)."""
+        ...
+
+
+@dataclass(frozen=True)
+class InteriorResult:
+    """End of a run.
+
+    Attributes:
+        x: the point.
+        y: multipliers of L = f + y . c, >= 0 for inequalities.
+        ending: `converged`; `infeasible` when the violation is stationary and not zero; `unbounded`;
+            `limit`.
+        error: largest scaled entry of the KKT conditions.
+        iterations: Newton steps.
+        message: in words.
+    """
+
+    x: Vector
+    y: Vector
+    ending: Literal["converged", "infeasible", "unbounded", "limit"]
+    error: float
+    iterations: int
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class InteriorPoint:
+    """Options of the method.
+
+    Attributes:
+        tolerance: largest scaled entry of the KKT conditions at the end.
+        iterations: most Newton steps.
+        barrier: first barrier parameter.
+        push: least distance of the start from the bounds, relative to the larger of 1 and the bound.
+    """
+
+    tolerance: float = 1e-9
+    iterations: int = 500
+    barrier: float = 0.1
+    push: float = 1e-2
+
+
+def interior_point(
+    problem: Smooth,
+    x: Vector,
+    y: Vector | None = None,
+    *,
+    options: InteriorPoint | None = None,
+    record: Callable[[int, float, Vector, Vector, float, float], None] | None = None,
+) -> InteriorResult:
+    """Solves from `x`.
+
+    Args:
+        problem: with finite values at `x`, or next to it inside of the bounds.
+        x: start, (n,).
+        y: first multipliers, (m,); None estimates them by least squares.
+        options: of the method.
+        record: called after every step with its number, f, c, y, the KKT error and the barrier parameter.
+    """
+    return _Run(problem, options or InteriorPoint(), record).run(np.asarray(x, float), y)
+
+
+class _Restored(Exception):  # a signal
+    """The restoration has reduced the violation enough."""
+
+    def __init__(self, v: Vector) -> None:
+        self.v = v
+
+
+@dataclass
+class _State:
+    """A point v = (x, s) with all that is known of it, and its multipliers."""
+
+    v: Vector
+    f: float
+    h: Vector
+    y: Vector
+    lower: Vector
+    upper: Vector
+    gradient: Vector = field(default_factory=lambda: np.zeros(0))
+    jacobian: Vector = field(default_factory=lambda: np.zeros((0, 0)))
+
+
+class _Run:
+    """One run; slacks of inequalities follow the decisions in one vector."""
+
+    def __init__(self, problem: Smooth, options: InteriorPoint, record: Any) -> None:
+        self.problem, self.options, self.record = problem, options, record
+        self.n, self.m = len(problem.low), len(problem.equal)
+        self.slack = np.flatnonzero(~problem.equal)
+        self.low = np.concatenate([problem.low, np.zeros(len(self.slack))])
+        self.high = np.concatenate([problem.high, np.full(len(self.slack), np.inf)])
+        self.has_low, self.has_high = np.isfinite(self.low), np.isfinite(self.high)
+        self.mu = options.barrier
+        self.shift = 0.0
+        self.filter: list[tuple[float, float]] = []
+        self.restorations = 0
+
+    # ------------------------------------------------------------------------------------- evaluation
+    def _values(self, v: Vector) -> tuple[float, Vector]:
+        f, c = self.problem.values(v[: self.n])
+        h = c.copy()
+        h[self.slack] += v[self.n :]
+        return f, h
+
+    def _differentiate(self, state: _State) -> None:
+        g, state.jacobian = self.problem.derivatives(state.v[: self.n])
+        state.gradient = np.concatenate([g, np.zeros(len(self.slack))])
+
+    def _pull(self, state: _State, y: Vector) -> Vector:
+        """Transposed Jacobian of h times y."""
+        return np.concatenate([state.jacobian.T @ y, y[self.slack]])
+
+    def _gaps(self, v: Vector) -> tuple[Vector, Vector]:
+        """Distances to the bounds; 1 where there are none."""
+        below = np.where(self.has_low, v - np.where(self.has_low, self.low, 0.0), 1.0)
+        above = np.where(self.has_high, np.where(self.has_high, self.high, 0.0) - v, 1.0)
+        return below, above
+
+    def _barrier(self, v: Vector, f: float) -> float:
+        below, above = self._gaps(v)
+        if min(below.min(initial=1.0), above.min(initial=1.0)) <= 0:
+            return np.inf
+        return f - self.mu * float(np.log(below).sum() + np.log(above).sum())
+
+    def _barrier_gradient(self, state: _State) -> Vector:
+        below, above = self._gaps(state.v)
+        return state.gradient - self.mu * self.has_low / below + self.mu * self.has_high / above
+
+    def _error(self, state: _State, mu: float) -> float:
+        """Largest entry of the KKT conditions, dual ones relative to large multipliers."""
+        below, above = self._gaps(state.v)
+        dual = state.gradient + self._pull(state, state.y) - state.lower + state.upper
+        count = max(self.m + int(self.has_low.sum() + self.has_high.sum()), 1)
+        total = np.abs(state.y).sum() + state.lower.sum() + state.upper.sum()
+        relative = max(100.0, total / count) / 100.0
+        products = np.concatenate(
+            [(state.lower * below - mu)[self.has_low], (state.upper * above - mu)[self.has_high]]
+        )
+        return max(
+            np.abs(dual).max(initial=0.0) / relative,
+            np.abs(state.h).max(initial=0.0),
+            np.abs(products).max(initial=0.0) / relative,
+        )
+
+    # ------------------------------------------------------------------------------------------ start
+    def _inside(self, v: Vector, push: float) -> Vector:
+        """The nearest point that keeps a distance > 0 from all bounds."""
+        low, high = np.where(self.has_low, self.low, 0.0), np.where(self.has_high, self.high, 0.0)
+        width = np.where(self.has_low & self.has_high, high - low, np.inf)
+        from_low = np.minimum(push * np.maximum(1.0, np.abs(low)), push * width)
+        from_high = np.minimum(push * np.maximum(1.0, np.abs(high)), push * width)
+        v = np.where(self.has_low, np.maximum(v, low + from_low), v)
+        return np.where(self.has_high, np.minimum(v, high - from_high), v)
+
+    def _first(self, x: Vector, y: Vector | None) -> _State:
+        v = self._inside(np.concatenate([x, np.ones(len(self.slack))]), self.options.push)
+        v[self.n :] = -self.problem.values(v[: self.n])[1][self.slack]
+        v = self._inside(v, self.options.push)
+        f, h = self._values(v)
+        warm = y is not None
+        below, above = self._gaps(v)
+        if warm:
+            lower, upper = self.has_low * self.mu / below, self.has_high * self.mu / above
+        else:
+            lower, upper = self.has_low * 1.0, self.has_high * 1.0
+        state = _State(v, f, h, np.zeros(self.m) if y is None else y.copy(), lower, upper)
+        self._differentiate(state)
+        if not warm:
+            state.y = self._estimate(state)
+        return state
+
+    def _estimate(self, state: _State) -> Vector:
+        """Least-squares multipliers; 0 where they are huge."""
+        if not self.m:
+            return np.zeros(0)
+        right = -(state.gradient - state.lower + state.upper)
+        A = np.zeros((self.m, self.n + len(self.slack)))
+        A[:, : self.n] = state.jacobian
+        A[self.slack, self.n + np.arange(len(self.slack))] = 1.0
+        if not np.isfinite(A).all() or not np.isfinite(right).all():
+            return np.zeros(self.m)
+        y = np.asarray(np.linalg.lstsq(A.T, right, rcond=None)[0], dtype=np.float64)
+        return y if np.abs(y).max(initial=0.0) <= _LEAST_MULTIPLIER else np.zeros(self.m)
+
+    # ------------------------------------------------------------------------------------------- loop
+    def run(self, x: Vector, y: Vector | None) -> InteriorResult:
+        """Newton steps until the KKT conditions hold."""
+        options = self.options
+        state = self._first(x, y)
+        if not (np.isfinite(state.f) and np.isfinite(state.h).all()):
+            return self._end(state, "limit", 0, "the start has no finite value")
+        self.largest = 1e4 * max(1.0, self._violation(state.h))
+        for k in range(options.iterations):
+            error = self._error(state, 0.0)
+            if self.record is not None:
+                self.record(k, state.f, state.h, state.y, error, self.mu)
+            if error <= options.tolerance:
+                return self._end(state, "converged", k)
+            if state.f < UNBOUNDED and self._violation(state.h) <= _NEAR_BEST:
+                return self._end(state, "unbounded", k, "the objective falls without bound")
+            self._lower_barrier(state)
+            new = self._step(state)
+            if new is None:
+                if error <= _NEAR_BEST:
+                    return self._end(state, "converged", k, "to rounding")
+                found = self._restore(state)
+                if isinstance(found, str):
+                    return self._end(state, found, k, _WORDS[found])
+                new = found
+            state = new
+        return self._end(state, "limit", options.iterations, f"{options.iterations} Newton steps")
+
+    def _end(self, state: _State, ending: Any, iterations: int, message: str = "") -> InteriorResult:
+        y = np.where(self.problem.equal, state.y, np.maximum(state.y, 0.0))
+        x = np.clip(state.v[: self.n], self.problem.low, self.problem.high)
+        return InteriorResult(x, y, ending, self._error(state, 0.0), iterations, message)
+
+    def _lower_barrier(self, state: _State) -> None:
+        least = 0.1 * self.options.tolerance
+        while self.mu > least and self._error(state, self.mu) <= _TARGET * self.mu:
+            self.mu = max(least, min(_CENTER * self.mu, self.mu**_POWER))
+            self.filter = []
+
+    @staticmethod
+    def _violation(h: Vector) -> float:
+        return float(np.abs(h).sum())
+
+    # ------------------------------------------------------------------------------------- directions
+    def _step(self, state: _State) -> _State | None:
+        """The next point; None where no step is acceptable."""
+        curvature = self.problem.hessian(state.v[: self.n], state.y)
+        if not np.isfinite(curvature).all():
+            curvature = np.eye(self.n)
+        below, above = self._gaps(state.v)
+        sigma = state.lower / below * self.has_low + state.upper / above * self.has_high
+        solver = self._factorize(state, curvature, sigma)
+        if solver is None:
+            return None
+        slope = self._barrier_gradient(state)
+        dv, dy = solver(slope + self._pull(state, state.y), state.h)
+        if not np.isfinite(dv).all():
+            return None
+        return self._search(state, dv, dy, slope, solver)
+
+    def _factorize(
+        self, state: _State, curvature: Vector, sigma: Vector
+    ) -> Callable[[Vector, Vector], tuple[Vector, Vector]] | None:
+        """A solver of the KKT system with the inertia of a minimum (algorithm IC of the paper)."""
+        n, m = self.n, self.m
+        system = np.zeros((n + m, n + m))
+        shift, loosened = 0.0, 0.0
+        while shift <= 1e40:
+            system[:n, :n] = curvature
+            system[np.arange(n), np.arange(n)] += sigma[:n] + shift
+            system[n:, :n] = state.jacobian
+            diagonal = np.full(m, loosened)
+            diagonal[self.slack] += 1.0 / (sigma[n:] + shift)
+            system[n + np.arange(m), n + np.arange(m)] = -diagonal
+            system[:n, n:] = state.jacobian.T
+            factor = _ldl(system)
+            if factor is not None and factor.negative == m and not factor.singular:
+                self.shift = shift if shift > 0 else self.shift
+                return self._solver(factor, sigma, shift)
+            if factor is not None and factor.singular and loosened == 0.0 and m:
+                loosened = 1e-8 * self.mu**0.25
+                if factor.negative <= m:
+                    continue
+            if factor is not None and factor.negative < m and loosened == 0.0:
+                loosened = 1e-8 * self.mu**0.25
+                continue
+            if shift == 0.0:
+                shift = 1e-4 if self.shift == 0.0 else max(1e-20, self.shift / 3)
+            else:
+                shift *= 100.0 if self.shift == 0.0 else 8.0
+        return None
+
+    def _solver(
+        self, factor: _Factor, sigma: Vector, shift: float
+    ) -> Callable[[Vector, Vector], tuple[Vector, Vector]]:
+        """(dual residual, h) -> (step of v, step of y); slacks are eliminated."""
+        n, slack = self.n, self.slack
+        weight = 1.0 / (sigma[n:] + shift)
+
+        def solve(dual: Vector, h: Vector) -> tuple[Vector, Vector]:
+            right = np.concatenate([-dual[:n], -h])
+            right[n + slack] += dual[n:] * weight
+            found = factor.solve(right)
+            dy = found[n:]
+            return np.concatenate([found[:n], -(dual[n:] + dy[slack]) * weight]), dy
+
+        return solve
+
+    def _fraction(self, v: Vector, dv: Vector) -> float:
+        """Longest step that keeps a hundredth of the distance to every bound (or mu, when larger)."""
+        below, above = self._gaps(v)
+        keep = max(_FRACTION, 1 - self.mu)
+        ratios = np.concatenate(
+            [(keep * below / np.maximum(-dv, 1e-300))[self.has_low & (dv < 0)],
+             (keep * above / np.maximum(dv, 1e-300))[self.has_high & (dv > 0)]]
+        )  # fmt: skip
+        return float(min(1.0, ratios.min(initial=1.0)))
+
+    # ------------------------------------------------------------------------------------ line search
+    def _search(
+        self,
+        state: _State,
+        dv: Vector,
+        dy: Vector,
+        slope: Vector,
+        solver: Callable[[Vector, Vector], tuple[Vector, Vector]],
+    ) -> _State | None:
+        """Backtracking until the filter accepts; the first refusal is followed by corrections."""
+        theta, phi = self._violation(state.h), self._barrier(state.v, state.f)
+        down = float(slope @ dv)
+        first = alpha = self._fraction(state.v, dv)
+        tiny = float(np.abs(dv / (1 + np.abs(state.v))).max(initial=0.0)) < 1e-14
+        while alpha > 1e-12 * first:
+            f, h = self._values(state.v + alpha * dv)
+            if tiny or self._accepts(f, h, state.v + alpha * dv, theta, phi, down, alpha):
+                return self._moved(state, alpha * dv, alpha, dv, dy, f, h)
+            if alpha == first and np.isfinite(h).all() and self._violation(h) >= theta:
+                corrected = self._correct(state, dv, slope, solver, (h, alpha, theta, phi, down))
+                if corrected is not None:
+                    return corrected
+            alpha *= 0.5
+            if alpha < 1e-8 and theta > _NEAR_BEST:
+                return None
+        return None
+
+    def _accepts(
+        self, f: float, h: Vector, v: Vector, theta: float, phi: float, down: float, alpha: float
+    ) -> bool:
+        """Whether the filter takes a trial point; its present point enters the filter where it should."""
+        new = self._barrier(v, f) if np.isfinite(f) and np.isfinite(h).all() else np.inf
+        violation = self._violation(h)
+        if not np.isfinite(new) or violation > self.largest:
+            return False
+        noise = 1e-14 * max(1.0, abs(phi))
+        if any(violation > (1 - _FILTER) * t and new > p - _FILTER * t + noise for t, p in self.filter):
+            return False
+        switching = down < 0 and alpha * (-down) ** 2.3 > theta**1.1
+        if switching and theta <= 1e-4 * max(1.0, self.largest * 1e-4):
+            return new <= phi + _ARMIJO * alpha * down + noise
+        if violation <= (1 - _FILTER) * theta or new <= phi - _FILTER * theta + (
+            0.0 if theta > 1e-12 else noise
+        ):
+            self.filter.append((theta, phi))
+            return True
+        return False
+
+    def _correct(
+        self,
+        state: _State,
+        dv: Vector,
+        slope: Vector,
+        solver: Callable[[Vector, Vector], tuple[Vector, Vector]],
+        trial: tuple[Vector, float, float, float, float],
+    ) -> _State | None:
+        """Second-order corrections: steps that meet the constraints at the end of the refused step."""
+        h, alpha, theta, phi, down = trial
+        sum_h, before = alpha * state.h + h, self._violation(h)
+        for _ in range(_CORRECTIONS):
+            step, dy = solver(slope + self._pull(state, state.y), sum_h)
+            longest = self._fraction(state.v, step)
+            f, h = self._values(state.v + longest * step)
+            if self._accepts(f, h, state.v + longest * step, theta, phi, down, alpha):
+                return self._moved(state, longest * step, longest, dv, dy, f, h)
+            if not np.isfinite(h).all() or self._violation(h) > 0.99 * before:
+                return None
+            sum_h, before = longest * sum_h + h, self._violation(h)
+        return None
+
+    def _moved(
+        self, state: _State, step: Vector, alpha: float, dv: Vector, dy: Vector, f: float, h: Vector
+    ) -> _State:
+        """The next state, multipliers of bounds kept near mu / distance."""
+        below, above = self._gaps(state.v)
+        dl = self.has_low * (self.mu / below - state.lower - state.lower / below * dv)
+        du = self.has_high * (self.mu / above - state.upper + state.upper / above * dv)
+        keep = max(_FRACTION, 1 - self.mu)
+        z, dz = np.concatenate([state.lower, state.upper]), np.concatenate([dl, du])
+        falling = dz < 0
+        longest = float(min(1.0, (keep * z[falling] / -dz[falling]).min(initial=1.0)))
+        v = state.v + step
+        near, far = self._gaps(v)
+        lower, upper = state.lower + longest * dl, state.upper + longest * du
+        lower = self.has_low * np.clip(lower, self.mu / near / 1e10, 1e10 * self.mu / near)
+        upper = self.has_high * np.clip(upper, self.mu / far / 1e10, 1e10 * self.mu / far)
+        new = _State(v, f, h, state.y + alpha * dy, lower, upper)
+        self._differentiate(new)
+        return new
+
+    # ------------------------------------------------------------------------------------ restoration
+    def _restore(self, state: _State) -> _State | Literal["infeasible", "limit"]:
+        """Minimizes |h|^2 / 2 until the filter takes the point; a Levenberg-Marquardt method in bounds."""
+        self.restorations += 1
+        theta, phi = self._violation(state.h), self._barrier(state.v, state.f)
+        if self.restorations > _RESTORATIONS:
+            return "limit"
+        if theta <= 1e-12:
+            return "limit"
+        self.filter.append((theta, phi))
+        probe = _State(state.v, 0.0, state.h, state.y, state.lower, state.upper)
+
+        def value(v: Vector) -> tuple[float, Vector]:
+            f, h = self._values(v)
+            if not (np.isfinite(f) and np.isfinite(h).all()):
+                return 1e300, np.zeros_like(v)
+            inner = self._inside(v, 1e-8)
+            if self._violation(self._values(inner)[1]) <= 0.1 * theta:
+                raise _Restored(inner)
+            probe.v = v
+            self._differentiate(probe)
+            return 0.5 * float(h @ h), self._pull(probe, h)
+
+        def gauss_newton(v: Vector) -> Vector:
+            probe.v = v
+            self._differentiate(probe)
+            A = np.zeros((self.m, len(v)))
+            A[:, : self.n] = probe.jacobian
+            A[self.slack, self.n + np.arange(len(self.slack))] = 1.0
+            return A.T @ A
+
+        try:
+            found = projected_newton(
+                value, gauss_newton, state.v, self.low, self.high, tolerance=1e-12, iterations=200
+            )
+            v = self._inside(found.x, 1e-8)
+        except _Restored as restored:
+            v = restored.v
+        else:
+            h = self._values(found.x)[1]
+            if np.abs(h).max() > _NEAR_BEST:
+                state.v, (state.f, state.h) = found.x, self._values(found.x)
+                small = np.abs(found.gradient).max() <= 1e-5 * np.abs(h).max()
+                return "infeasible" if small or found.converged else "limit"
+        f, h = self._values(v)
+        below, above = self._gaps(v)
+        lower = np.minimum(1e3, self.has_low * self.mu / below)
+        upper = np.minimum(1e3, self.has_high * self.mu / above)
+        new = _State(v, f, h, np.zeros(self.m), lower, upper)
+        self._differentiate(new)
+        new.y = self._estimate(new)
+        return new
+
+
+_WORDS = {
+    "infeasible": "no step reduces the violation: a point where it is least was reached",
+    "limit": "no step is accepted",
+}
+
+
+# ------------------------------------------------------------------------------------- linear algebra
+@dataclass(frozen=True)
+class _Factor:
+    """Bunch-Kaufman factors of a symmetric matrix."""
+
+    matrix: Vector
+    factors: Vector
+    pivots: NDArray[np.int32]
+    negative: int
+    singular: bool
+
+    def solve(self, right: Vector) -> Vector:
+        """One solve with one step of iterative refinement."""
+        substitute = _LAPACK.dsytrs
+        x = substitute(self.factors, self.pivots, right, lower=1)[0]
+        return x + substitute(self.factors, self.pivots, right - self.matrix @ x, lower=1)[0]
+
+
+def _ldl(system: Vector) -> _Factor | None:
+    """Factors and inertia; None where the matrix is not finite."""
+    if not np.isfinite(system).all():
+        return None
+    factors, pivots, info = _LAPACK.dsytrf(system, lower=1)
+    single = pivots > 0
+    diagonal = np.diag(factors)
+    pairs = int((~single).sum()) // 2  # one negative and one positive eigenvalue each
+    negative = int((diagonal[single] < 0).sum()) + pairs
+    scale = float(np.abs(system).max(initial=0.0))
+    singular = info > 0 or bool((np.abs(diagonal[single]) <= 1e-15 * scale).any())
+    return _Factor(system.copy(), factors, pivots, negative, singular)

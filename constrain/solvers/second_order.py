@@ -1,0 +1,306 @@
+"""Newton's method on the KKT system with exact derivatives: `method="newton"`, for small smooth problems.
+
+Objective, constraints, their Jacobian and the Hessian of the Lagrangian come from the compiled program on all
+rows; the steps are those of the primal-dual interior point of `interior.py`. Objective and constraints are
+divided by their gradient norms, at the start and again at the end when these have changed, so that the run
+does not depend on the units of the problem.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from constrain.runtime.derivatives import linearize
+from constrain.runtime.result import Ending, RawResult
+from constrain.solvers.active import finish
+from constrain.solvers.interior import InteriorPoint, InteriorResult, interior_point
+from constrain.solvers.kinks import PREFIX, smoothed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from constrain.runtime.evaluator import Evaluator, Outer
+    from constrain.solvers.progress import Progress
+
+    Vector = NDArray[np.float64]
+
+__all__ = ["Newton"]
+
+_RESCALE = 10.0
+"""Change of a gradient norm between start and end after which a run is repeated in the new units."""
+_ROUNDS = 4
+_WARM = 1e-6
+"""First barrier parameter of a run that starts at a solution of the same problem."""
+
+
+@dataclass(frozen=True)
+class Newton:
+    """Options of the primal-dual Newton method.
+
+    Attributes:
+        tolerance: largest entry of the KKT conditions of the scaled problem at which it stops.
+        iterations: most Newton steps.
+        barrier: first barrier parameter; None: 0.1, or 1e-6 with multipliers to start from.
+    """
+
+    tolerance: float = 1e-9
+    iterations: int = 500
+    barrier: float | None = None
+
+    name = "newton"
+    minibatch = False
+
+    def solve(
+        self,
+        evaluator: Evaluator,
+        *,
+        progress: Progress,
+        multipliers: Mapping[str, Any] | None = None,
+        time_limit: float | None = None,
+    ) -> RawResult:
+        """Runs from the current decisions (and multipliers, by part key)."""
+        return _Run(self, evaluator, progress, time_limit).run(multipliers)
+
+
+class _Late(Exception):  # a signal
+    """The time limit has passed."""
+
+
+class _Scaled:
+    """The problem in flat vectors, divided by scales; rows and decisions that cannot move are left out."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self.evaluator = evaluator
+        self.parts = list(evaluator.program.parts)
+        self.selected, self.shapes = self._layout()
+        low, high = evaluator.decisions.bounds()
+        self.free = low < high
+        self.whole = np.where(self.free, evaluator.decisions.get(), low)
+        self.low, self.high = low[self.free], high[self.free]
+        sizes = [int(s.sum()) for s in self.selected]
+        kinds = [part.kind == "==" for part in self.parts]
+        self.equal = np.repeat(np.asarray(kinds, dtype=bool), sizes)
+        self.ends = np.cumsum([0, *sizes])
+        self.kept = np.concatenate([np.zeros(0, bool), *(s.reshape(-1) for s in self.selected)])
+        self.f_scale = 1.0
+        self.c_scale = np.ones(len(self.equal))
+        self.deadline = np.inf
+
+    def _layout(self) -> tuple[list[NDArray[np.bool_]], list[tuple[int, ...]]]:
+        """Per part, which entries of its residual count, and the residual's shape."""
+        outer = self.evaluator.full("primal")
+        selected: list[NDArray[np.bool_]] = []
+        for i, residual in enumerate(outer.residuals):
+            if residual is not None:
+                selected.append(np.ones(tuple(residual.shape), dtype=bool))
+                continue
+            rows, mask = self.evaluator.row_residuals(i, "primal")
+            chosen = np.ones(tuple(rows.shape), dtype=bool)
+            if mask is not None:
+                own = mask.cpu().numpy().astype(bool)
+                chosen &= own.reshape(-1, *(1 for _ in range(chosen.ndim - 1)))
+            selected.append(chosen)
+        return selected, [s.shape for s in selected]
+
+    # ---- points
+    def place(self, x: Vector) -> None:
+        """Writes the free decisions."""
+        if time.perf_counter() > self.deadline:
+            raise _Late
+        self.whole[self.free] = x
+        self.evaluator.decisions.set(self.whole)
+
+    def raw(self) -> tuple[float, Vector]:
+        """Objective and residuals at the current decisions, unscaled."""
+        outer = self.evaluator.full("primal")
+        pieces: list[Vector] = []
+        for i, (residual, chosen) in enumerate(zip(outer.residuals, self.selected, strict=True)):
+            found = self.evaluator.row_residuals(i, "primal")[0] if residual is None else residual
+            pieces.append(_array(found)[chosen])
+        return float(outer.objective), np.concatenate([np.zeros(0), *pieces])
+
+    def values(self, x: Vector) -> tuple[float, Vector]:
+        """F and c, scaled."""
+        self.place(x)
+        f, c = self.raw()
+        return f / self.f_scale, c / self.c_scale
+
+    def _linearized(self, x: Vector) -> tuple[Vector, Vector]:
+        self.place(x)
+        found = linearize(self.evaluator)
+        return _array(found.gradient)[self.free], _array(found.jacobian)[np.ix_(self.kept, self.free)]
+
+    def derivatives(self, x: Vector) -> tuple[Vector, Vector]:
+        """Gradient of f and Jacobian of c, scaled."""
+        gradient, jacobian = self._linearized(x)
+        return gradient / self.f_scale, jacobian / self.c_scale[:, None]
+
+    def hessian(self, x: Vector, y: Vector) -> Vector:
+        """Hessian of the scaled Lagrangian."""
+        self.place(x)
+        weights = self._spread(y / self.c_scale)
+
+        def lagrangian(outer: Outer) -> Tensor:
+            total = outer.objective / self.f_scale
+            for residual, weight in zip(outer.residuals, weights, strict=True):
+                if residual is not None:
+                    total = total + (residual * weight.to(residual)).sum()
+            return total
+
+        def per_row(i: int, residual: Tensor, index: Tensor | slice) -> Tensor:
+            return (residual * weights[i].to(residual)[index]).sum()
+
+        has_rows = any(part.rows is not None for part in self.parts)
+        found = self.evaluator.hessian(lagrangian, per_row if has_rows else None)
+        return _array(found)[np.ix_(self.free, self.free)]
+
+    def _spread(self, flat: Vector) -> list[Tensor]:
+        """One tensor per part out of a flat vector over the entries that count."""
+        found: list[Tensor] = []
+        for k, chosen in enumerate(self.selected):
+            piece = np.zeros(chosen.shape)
+            piece[chosen] = flat[self.ends[k] : self.ends[k + 1]]
+            found.append(torch.as_tensor(piece))
+        return found
+
+    # ---- scales
+    def measure(self, x: Vector) -> tuple[float, Vector]:
+        """Gradient norms of objective and constraints; the user's unit where one was given."""
+        gradient, jacobian = self._linearized(x)
+        norms = np.linalg.norm(jacobian, axis=1) if len(jacobian) else np.zeros(0)
+        for k, part in enumerate(self.parts):
+            if part.scale is not None:
+                norms[self.ends[k] : self.ends[k + 1]] = part.scale
+        return _usable(np.linalg.norm(gradient)), np.asarray([_usable(norm) for norm in norms])
+
+    def pack(self, multipliers: Mapping[str, Any]) -> Vector:
+        """Multipliers by part key as a flat vector of the scaled problem."""
+        flat = np.zeros(len(self.equal))
+        for k, (part, chosen) in enumerate(zip(self.parts, self.selected, strict=True)):
+            if part.key in multipliers:
+                given = np.asarray(multipliers[part.key], dtype=np.float64).reshape(chosen.shape)
+                flat[self.ends[k] : self.ends[k + 1]] = given[chosen]
+        return flat * self.c_scale / self.f_scale
+
+    def unpack(self, y: Vector) -> dict[str, NDArray[Any]]:
+        """Multipliers by part key, of the problem as written."""
+        pieces = self._spread(y * self.f_scale / self.c_scale)
+        return {part.key: piece.numpy() for part, piece in zip(self.parts, pieces, strict=True)}
+
+
+def _array(t: Tensor) -> Vector:
+    return t.detach().cpu().double().numpy()
+
+
+def _usable(norm: Any) -> float:
+    return float(norm) if 1e-8 < norm < 1e8 else 1.0
+
+
+@dataclass
+class _Run:
+    options: Newton
+    evaluator: Evaluator
+    progress: Progress
+    time_limit: float | None
+
+    def run(self, multipliers: Mapping[str, Any] | None) -> RawResult:
+        """Interior-point runs until the scales no longer change; the last point is written."""
+        start = time.perf_counter()
+        self.evaluator.refresh_scales()
+        self.evaluator = smoothed(self.evaluator)
+        self.problem = problem = _Scaled(self.evaluator)
+        problem.deadline = np.inf if self.time_limit is None else start + self.time_limit
+        self.history: list[dict[str, Any]] = []
+        self.done = 0
+        self.best = problem.whole[problem.free].copy()
+        self.y = np.zeros(len(problem.equal))
+        message = ""
+        try:
+            found = self._rounds(multipliers)
+            ending, message = _ENDINGS[found.ending], found.message
+            self.best, self.y = found.x, found.y
+        except _Late:
+            ending, message = "limit", "time limit"
+        except KeyboardInterrupt:
+            ending, message = "interrupted", "stopped by the user; the last point is returned"
+        problem.deadline = np.inf
+        problem.place(self.best)
+        return RawResult(
+            ending, self._multipliers(), "primal-dual interior point (Newton)",
+            time.perf_counter() - start, self.done, self.history, message=message,
+        )  # fmt: skip
+
+    def _multipliers(self) -> dict[str, NDArray[Any]]:
+        """By part key, of the problem as it was given."""
+        found = self.problem.unpack(self.y)
+        return {key: value for key, value in found.items() if not key.startswith(PREFIX)}
+
+    def _rounds(self, multipliers: Mapping[str, Any] | None) -> InteriorResult:
+        problem = self.problem
+        x = problem.whole[problem.free].copy()
+        problem.f_scale, problem.c_scale = problem.measure(x)
+        y = problem.pack(multipliers) if multipliers else None
+        settings = InteriorPoint(self.options.tolerance, self.options.iterations)
+        if y is not None:
+            settings = replace(settings, barrier=_WARM, push=_WARM)
+        if self.options.barrier is not None:
+            settings = replace(settings, barrier=self.options.barrier)
+        found = self._once(x, y, settings)
+        for _ in range(_ROUNDS):
+            if found.ending != "converged":
+                break
+            f_scale, c_scale = problem.measure(found.x)
+            change = np.abs(np.log([f_scale / problem.f_scale, *(c_scale / problem.c_scale)])).max()
+            if change <= np.log(_RESCALE):
+                break
+            y = found.y * (problem.f_scale / f_scale) * (c_scale / problem.c_scale)
+            problem.f_scale, problem.c_scale = f_scale, c_scale
+            settings = replace(settings, barrier=1e-8, push=1e-10)
+            again = self._once(found.x, y, settings)
+            if again.ending != "converged":
+                break
+            found = again
+        if found.ending == "converged":
+            x, y, _ = finish(problem, found.x, found.y)
+            found = replace(found, x=x, y=y)
+        return found
+
+    def _once(self, x: Vector, y: Vector | None, settings: InteriorPoint) -> InteriorResult:
+        self.best = x
+        return interior_point(self.problem, x, y, options=settings, record=self._record)
+
+    def _record(self, k: int, f: float, h: Vector, y: Vector, error: float, mu: float) -> None:
+        problem = self.problem
+        self.best, self.y = problem.whole[problem.free].copy(), y.copy()
+        row: dict[str, Any] = {
+            "step": self.done,
+            "epoch": self.done,
+            "objective": self.evaluator.program.sign * f * problem.f_scale,
+            "violation": float(np.abs(h * problem.c_scale).max(initial=0.0)),
+            "stationarity": error,
+            "barrier": mu,
+        }
+        for part, chosen, value in zip(
+            problem.parts, problem.selected, problem.unpack(y).values(), strict=True
+        ):
+            if chosen.size == 1 and not part.key.startswith(PREFIX):
+                row[f"multiplier:{part.key}"] = float(value)
+        self.history.append(row)
+        self.done += k > 0
+        self.progress.update(self.done, self.options.iterations, row)
+
+
+_ENDINGS: dict[str, Ending] = {
+    "converged": "converged",
+    "infeasible": "likely_infeasible",
+    "unbounded": "unbounded",
+    "limit": "limit",
+}
