@@ -101,7 +101,9 @@ def test_route_and_reason(case):
     assert explanation.method == method
     assert words in explanation.reason
     assert f"-> {method}" in str(explanation)
-    assert [r.method for r in explanation.routes][:4] == ["cvxpy", "augmented", "lagrangian", "cooper"]
+    listed = [r.method for r in explanation.routes]
+    assert listed[:2] == ["cvxpy", "pyomo"]
+    assert {"augmented", "lagrangian", "cooper"} <= set(listed)
 
 
 @pytest.mark.parametrize("case", ["linear program", "nonconvex variables", "batches asked for"])

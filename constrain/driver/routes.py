@@ -6,10 +6,13 @@ import difflib
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from constrain._lazy import backend
+from constrain._lazy import backend, language_printing
 from constrain.errors import ModelingError, RouteError
+from constrain.language.types import type_of
+from constrain.lowering.dependence import depends_on_decisions
 from constrain.runtime.estimates import estimators
 from constrain.solvers.augmented import AugmentedLagrangian
+from constrain.solvers.kinks import kinks_left
 from constrain.solvers.primal_dual import PrimalDual
 from constrain.solvers.second_order import Newton
 
@@ -17,14 +20,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from constrain.lowering.classify import Facts
-    from constrain.lowering.program import Program
+    from constrain.lowering.program import Part, Program
 
 __all__ = ["BUILT_IN", "METHODS", "Route", "choose", "make_solver", "routes"]
 
 BUILT_IN: dict[str, Any] = {"newton": Newton, "augmented": AugmentedLagrangian, "lagrangian": PrimalDual}
-METHODS = ("auto", "cvxpy", "newton", "augmented", "lagrangian", "cooper")
+METHODS = ("auto", "cvxpy", "pyomo", "newton", "augmented", "lagrangian", "cooper")
 TRAINING = ("batch", "epochs", "optimizer", "estimator", "sampling", "multipliers")
 """Options that only minibatch training has."""
+NEWTON_SIZE, NEWTON_NUMBERS = 1_000, 10_000_000
+"""Most decisions plus constraints, and these times rows, for which dense second derivatives are formed."""
 FULL_DATA_WORK = 100_000_000
 """Rows times trainable parameters up to which exact full-data gradients are the default for models."""
 
@@ -60,6 +65,46 @@ def _size(shape: Sequence[int]) -> int:
 def _cvxpy(program: Program, facts: Facts) -> Route:
     answer = backend("cvxpy").support(program, facts)
     return Route("cvxpy", answer.ok, answer.reason)
+
+
+def _pyomo(program: Program, facts: Facts) -> Route:
+    answer = backend("pyomo").support(program, facts)
+    return Route("pyomo", answer.ok, answer.reason)
+
+
+def _newton(program: Program, facts: Facts) -> Route:
+    reason = _unsmooth(program, facts)
+    if reason:
+        return Route("newton", False, reason)
+    rows = max((len(d) for d in program.populations), default=1)
+    entries = _parameters(program) + sum(_entries(part) for part in program.parts)
+    size = f"{entries:,} decisions and constraints, {rows:,} rows"
+    if entries > NEWTON_SIZE or entries * rows > NEWTON_NUMBERS:
+        return Route("newton", False, f"dense second derivatives are too large: {size}")
+    return Route("newton", True, f"exact second derivatives, {size}")
+
+
+def _unsmooth(program: Program, facts: Facts) -> str:
+    """Why Newton's method cannot take a problem whatever its size, or an empty text."""
+    if facts.integer:
+        return f"{facts.integer[0]} is integer: there is no gradient to follow"
+    streamed = next((d.name for d in program.populations if d.streamed), None)
+    if streamed is not None:
+        return f"{streamed} streams: its rows are not in memory"
+    if program.has_rates:
+        return "rates have no second derivatives"
+    if program.base is not None:
+        return "constraints per row that are relaxed have costs with kinks"
+    moving = [p.constraint for p in program.parts if p.where is not None and depends_on_decisions(p.where)]
+    if moving:
+        return f"which rows {moving[0]} selects depends on decisions"
+    kink = kinks_left(program)
+    return "" if kink is None else f"{language_printing().text(kink, limit=60)} has kinks"
+
+
+def _entries(part: Part) -> int:
+    """Number of residuals of a part, about: levels are counted once."""
+    return (1 if part.rows is None else len(part.rows)) * _size(type_of(part.residual).shape or ())
 
 
 def _augmented(program: Program, facts: Facts) -> Route:
@@ -98,7 +143,7 @@ def _cooper(program: Program, facts: Facts) -> Route:
 
 def routes(program: Program, facts: Facts) -> tuple[Route, ...]:
     """Every method's answer."""
-    return tuple(ask(program, facts) for ask in (_cvxpy, _augmented, _lagrangian, _cooper))
+    return tuple(ask(program, facts) for ask in (_cvxpy, _pyomo, _newton, _augmented, _lagrangian, _cooper))
 
 
 def choose(program: Program, facts: Facts, options: Mapping[str, Any]) -> tuple[str, str]:
@@ -111,6 +156,8 @@ def choose(program: Program, facts: Facts, options: Mapping[str, Any]) -> tuple[
     asked = [name for name in TRAINING if options.get(name) is not None]
     if asked and answers["lagrangian"].open:
         return "lagrangian", f"{asked[0]}= asks for minibatch training"
+    if answers["pyomo"].open and backend("pyomo").discrete(program):
+        return "pyomo", answers["pyomo"].reason
     if answers["cvxpy"].open:
         return "cvxpy", answers["cvxpy"].reason
     why = facts.certificate if not facts.convex else answers["cvxpy"].reason
@@ -119,6 +166,11 @@ def choose(program: Program, facts: Facts, options: Mapping[str, Any]) -> tuple[
     streamed = next((d.name for d in program.populations if d.streamed), None)
     if answers["lagrangian"].open and streamed is not None:
         return "lagrangian", f"{why}; {streamed} streams: passes over it cost more than minibatches"
+    if answers["newton"].open:
+        return "newton", f"{why}; {answers['newton'].reason}"
+    trained = any(not model.frozen for model in program.models)
+    if answers["lagrangian"].open and trained and kinks_left(program) is not None:
+        return "lagrangian", f"{why}; {answers['newton'].reason}, where full-data gradients jump"
     rows = max((len(d) for d in program.populations), default=1)
     if answers["augmented"].open and rows * _parameters(program) <= FULL_DATA_WORK:
         return "augmented", f"{why}; {answers['augmented'].reason}"

@@ -60,9 +60,9 @@ def solve(  # noqa: PLR0913  # the public options
 
     Args:
         problem: what to solve. Models are trained in place, `Variable.value` is set.
-        method: `"auto"` (see `problem.explain()`), `"cvxpy"`, `"augmented"`, `"lagrangian"`, `"cooper"`, or a
-            solver object such as `constrain.solvers.augmented.AugmentedLagrangian(outer=20)`. `"augmented"`
-            uses the full data, or minibatches when `batch=` or `epochs=` is given.
+        method: `"auto"` (see `problem.explain()`), `"cvxpy"`, `"pyomo"`, `"augmented"`, `"lagrangian"`,
+            `"cooper"`, or a solver object such as `constrain.solvers.augmented.AugmentedLagrangian(outer=20)`.
+            `"augmented"` uses the full data, or minibatches when `batch=` or `epochs=` is given.
         data: replaces the samples of the problem (columns by name); one sample, or a mapping by name.
         holdout: data on which every constraint is judged as well, with intervals.
         params: values of parameters by name, for this solve.
@@ -118,7 +118,7 @@ def _dispatch(
     check_parameters(program, request.params)
     check_starts(program)
     facts = classify(program)
-    if method in ("augmented", "lagrangian", "cooper"):
+    if method in ("newton", "augmented", "lagrangian", "cooper"):
         refusal = next(r for r in routes(program, facts) if r.method == method)
         if not refusal.open:
             text = f"{method} cannot take the problem: {refusal.reason}"
@@ -132,12 +132,12 @@ def _dispatch(
     run = _Run(program, facts, f"{name}: {why}", request, tolerance)
     multipliers = _start(start)
     check_start(program, multipliers)
-    if chosen == "cvxpy":
-        return run.convex(asked)
+    if chosen in ("cvxpy", "pyomo"):
+        return run.exact(chosen, asked)
     if chosen == "cooper":
         return run.cooper(asked, multipliers)
     extra: dict[str, Any] = {"seed": request.seed} if minibatch and isinstance(chosen, str) else {}
-    if chosen == "augmented" and not minibatch and request.tolerance is not None:
+    if chosen in ("augmented", "newton") and not minibatch and request.tolerance is not None:
         extra["tolerance"] = SOLVER_SHARE * request.tolerance
     return run.loop(make_solver(chosen, {**asked, **extra}), multipliers, minibatch=minibatch)
 
@@ -168,13 +168,14 @@ class _Run:
         self.progress = request.progress
 
     # --------------------------------------------------------------------------------------- routes
-    def convex(self, options: Mapping[str, Any]) -> Solution:
-        """A certified-convex program by CVXPY, judged in float64, weights written back."""
-        cvxpy = backend("cvxpy")
-        answer = cvxpy.support(self.program, self.facts)
+    def exact(self, method: str, options: Mapping[str, Any]) -> Solution:
+        """The program of all rows by CVXPY or Pyomo, judged in float64, weights written back."""
+        package = backend(method)
+        known = {} if method == "cvxpy" else {"parameters": self.params}
+        answer = package.support(self.program, self.facts, **known)
         if not answer.ok:
             raise RouteError(
-                "E125", f"cvxpy cannot take the problem: {answer.reason}", fix='solve(method="auto")'
+                "E125", f"{method} cannot take the problem: {answer.reason}", fix='solve(method="auto")'
             )
         allowed = ("solver", "options", "verbose")
         given = {k: v for k, v in options.items() if v is not None}
@@ -183,7 +184,7 @@ class _Run:
             hint = suggest(unknown[0], ("method", *(f.name for f in fields(_Request)), *allowed))
             raise ModelingError(
                 "E141",
-                f"method 'cvxpy' has no option {unknown[0]!r}{hint}",
+                f"method {method!r} has no option {unknown[0]!r}{hint}",
                 fix=f"one of {', '.join(allowed)}",
             )
         replaced = None
@@ -192,9 +193,9 @@ class _Run:
             replaced = {d: named.get(d.name, d) for d in self.program.populations}
         with self._precise():
             setup = self._prepare(torch.float64, check=False)
-            built = cvxpy.build(self.program, replaced, self.params)
+            built = package.build(self.program, replaced, self.params)
             try:
-                raw = cvxpy.solve(built, self.facts, time_limit=self.time_limit, **given)
+                raw = package.solve(built, self.facts, time_limit=self.time_limit, **given)
             except ValueError as error:
                 if isinstance(error, ConstrainError) or "NaN or Inf" not in str(error):
                     raise

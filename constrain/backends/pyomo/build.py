@@ -1,0 +1,195 @@
+"""A program as a `pyomo.ConcreteModel`, and what its parts stand for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from constrain.backends.pyomo.expressions import Lowerer, unique_name
+from constrain.backends.pyomo.package import pyo
+from constrain.backends.pyomo.term import Term, expression_of
+from constrain.runtime.binding import parameter_values
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from constrain.backends.pyomo.term import Space
+    from constrain.language import nodes as n
+    from constrain.language.data import Data
+    from constrain.language.symbols import Model
+    from constrain.lowering.program import Part, Program
+
+__all__ = ["Built", "ModelClass", "build"]
+
+ModelClass = Literal["LP", "QP", "NLP", "MILP", "MIQP", "MINLP"]
+PSD_TOLERANCE = 1e-9
+"""A quadratic objective is convex when its least eigenvalue is at least -tolerance * largest."""
+LARGEST = 3000
+"""Most variables of a quadratic form whose eigenvalues are looked at."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scalar constraint: `term <= 0` or `term == 0`.
+
+    Attributes:
+        part: key of its part.
+        place: position in the residual of the part, flattened.
+        term: the residual.
+        constraint: the Pyomo constraint; None of a number, which no decision can change.
+    """
+
+    part: str
+    place: int
+    term: Any
+    constraint: Any
+
+
+@dataclass(frozen=True)
+class Built:
+    """A Pyomo model and what its parts stand for.
+
+    Attributes:
+        program: the program it was built from.
+        model: the Pyomo model; it minimizes `model.objective`.
+        space: its variables, numbered.
+        objective: what is minimized.
+        variables: arrays of terms per `Variable`, auxiliary ones included.
+        weights: per trainable model, arrays of terms by parameter name.
+        rows: all scalar constraints.
+        shapes: shape of the residual per part key.
+        kind: class of the model; `QP` and `MIQP` have a convex quadratic objective and affine constraints.
+        auxiliary: terms and constraints that kinks, jumps and events brought along.
+        switches: number of binary variables that stand for kinks, jumps and events.
+        zero: pairs of numbers of a variable and of the switch without which it is 0.
+        discrete: boolean and integer variables, those of switches included.
+    """
+
+    program: Program
+    model: Any
+    space: Space
+    objective: Any
+    variables: dict[n.VariableSymbol, NDArray[Any]]
+    weights: dict[Model, dict[str, NDArray[Any]]]
+    rows: tuple[Row, ...]
+    shapes: dict[str, tuple[int, ...]]
+    kind: ModelClass
+    auxiliary: tuple[tuple[Any, Any], ...]
+    switches: int
+    zero: tuple[tuple[int, int], ...]
+    discrete: tuple[Any, ...]
+
+    @property
+    def integer(self) -> bool:
+        """Whether there are boolean or integer variables."""
+        return bool(self.discrete)
+
+
+def build(
+    program: Program,
+    data: Mapping[Data, Data] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+) -> Built:
+    """The program as a Pyomo model, with parameters and data as numbers.
+
+    Args:
+        program: see `support`.
+        data: samples to use in the place of the problem's own.
+        parameters: values of parameters by name; the current ones when left out.
+
+    Raises:
+        RouteError: E125 when an expression has no form in Pyomo, or integers that it needs have no bounds.
+        ModelingError: E127 for a parameter without a value.
+        DataError: E124 and others about the data.
+    """
+    values = parameter_values(program.parameters, parameters)
+    model = pyo.ConcreteModel()
+    builder = Lowerer(program, data or {}, values, model)
+    objective = builder.expression(program.objective).reshape(-1)[0]
+    rows: list[Row] = []
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part in program.parts:
+        shapes[part.key] = _part(builder, part, rows)
+    model.objective = pyo.Objective(expr=_not_constant(model, objective))
+    discrete = tuple(v for v in builder.space.variables if not v.is_continuous())
+    terms = [row.term for row in rows] + [term for term, _ in builder.pieces.terms]
+    kind = _kind(objective, terms, integer=bool(discrete))
+    return Built(
+        program,
+        model,
+        builder.space,
+        objective,
+        builder.variables,
+        builder.weights,
+        tuple(rows),
+        shapes,
+        kind,
+        tuple(builder.pieces.terms),
+        builder.pieces.switches,
+        tuple((number, next(iter(z.linear))) for number, z in builder.pieces.zero.items()),
+        discrete,
+    )
+
+
+def _not_constant(model: Any, item: Any) -> Any:
+    """Solvers want a variable in the objective, and a model to have one."""
+    if isinstance(item, Term) and (item.linear or item.quadratic or item.rest is not None):
+        return expression_of(item)
+    anything = next(model.component_data_objects(pyo.Var))
+    return 0.0 * anything + (item.constant if isinstance(item, Term) else float(item))
+
+
+def _part(builder: Lowerer, part: Part, rows: list[Row]) -> tuple[int, ...]:
+    """Adds the constraints of a part; returns the shape of its residual."""
+    residual = builder.expression(part.residual)
+    chosen = np.ones(residual.shape, dtype=bool)
+    if part.rows is not None and residual.ndim and part.where is not None:
+        selected = builder.constants.array(part.where).astype(bool)
+        chosen = np.broadcast_to(selected.reshape(-1, *([1] * (residual.ndim - 1))), residual.shape)
+    made = pyo.ConstraintList()
+    builder.model.add_component(unique_name(builder.model, part.key), made)
+    for place, item in enumerate(residual.reshape(-1)):
+        if not chosen.reshape(-1)[place]:
+            continue
+        constraint = None
+        if isinstance(item, Term) and (item.linear or item.quadratic or item.rest is not None):
+            body = expression_of(item)
+            constraint = made.add(body == 0 if part.kind == "==" else body <= 0)
+        elif not _holds(item, part.kind):
+            builder.pieces.below(1.0)
+        rows.append(Row(part.key, place, item, constraint))
+    return residual.shape
+
+
+def _holds(item: Any, kind: str) -> bool:
+    value = item.constant if isinstance(item, Term) else float(item)
+    return value <= 1e-9 if kind == "<=" else abs(value) <= 1e-9
+
+
+def _kind(objective: Any, terms: list[Any], *, integer: bool) -> ModelClass:
+    """The class of the model, from its objective and all of its constraints."""
+    affine = all(not isinstance(term, Term) or term.degree in (0, 1) for term in terms)
+    own = objective.degree if isinstance(objective, Term) else 0
+    if affine and own in (0, 1):
+        return "MILP" if integer else "LP"
+    if affine and own == 2 and _convex(objective):
+        return "MIQP" if integer else "QP"
+    return "MINLP" if integer else "NLP"
+
+
+def _convex(objective: Term) -> bool:
+    """Whether a quadratic term is convex."""
+    used = sorted({i for pair in objective.quadratic for i in pair})
+    if len(used) > LARGEST:
+        return False
+    place = {number: k for k, number in enumerate(used)}
+    matrix = np.zeros((len(used), len(used)))
+    for (i, j), factor in objective.quadratic.items():
+        matrix[place[i], place[j]] += factor / 2
+        matrix[place[j], place[i]] += factor / 2
+    values = np.linalg.eigvalsh(matrix)
+    return bool(values[0] >= -PSD_TOLERANCE * max(abs(values[-1]), 1e-300))

@@ -1,0 +1,155 @@
+"""The solvers behind Pyomo: which are installed, how they are called, how their endings are read."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pyomo.common.collections import ComponentMap
+from pyomo.contrib.solver.common.factory import SolverFactory
+from pyomo.contrib.solver.common.results import SolutionStatus, TerminationCondition
+from pyomo.contrib.solver.common.util import NoDualsError
+
+from constrain.errors import RouteError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from constrain.runtime.result import Ending
+
+__all__ = ["LINEAR", "Outcome", "label", "nonlinear_engine", "run"]
+
+LINEAR = "highs"
+NONLINEAR = ("pounce", "ipopt")
+_ENDINGS: dict[str, tuple[Ending, str]] = {
+    "convergenceCriteriaSatisfied": ("converged", "the solver reached its tolerances"),
+    "provenInfeasible": ("infeasible", "the solver proved that no point satisfies the constraints"),
+    "locallyInfeasible": (
+        "likely_infeasible",
+        "the solver stopped at a point where the violation cannot be reduced locally; no proof",
+    ),
+    "unbounded": ("unbounded", "the objective has no bound on the feasible set"),
+    "infeasibleOrUnbounded": ("error", "the solver found the problem infeasible or unbounded"),
+    "maxTimeLimit": ("limit", "the solver reached its limit of time"),
+    "iterationLimit": ("limit", "the solver reached its limit of iterations"),
+    "objectiveLimit": ("limit", "the solver reached its limit of the objective"),
+    "interrupted": ("interrupted", "the solver was interrupted"),
+}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    # the defaults, 1e-7 and 1e-4, move the solution of a quadratic program and stop far from the optimum
+    "highs": {"qp_regularization_value": 1e-12, "mip_rel_gap": 1e-7},
+    "pounce": {"tol": 1e-10},
+    "ipopt": {"tol": 1e-10},
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run of a solver.
+
+    Attributes:
+        ending: as every solver of this package ends.
+        message: the ending in words.
+        values: of the variables; empty without a point.
+        duals: of the constraints, in Pyomo's sign; None without.
+        bound: proven lower bound that the solver reports, None without.
+    """
+
+    ending: Ending
+    message: str
+    values: Any = field(default_factory=ComponentMap)
+    duals: Mapping[Any, float] | None = None
+    bound: float | None = None
+
+
+def nonlinear_engine() -> str | None:
+    """The nonlinear solver that is installed, None when there is none."""
+    if importlib.util.find_spec("pyomo_pounce") is not None:
+        importlib.import_module("pyomo_pounce")
+        return "pounce"
+    quiet = logging.getLogger("pyomo")
+    level = quiet.level
+    quiet.setLevel(logging.CRITICAL)
+    try:
+        return "ipopt" if SolverFactory("ipopt").available() else None
+    finally:
+        quiet.setLevel(level)
+
+
+def label(engine: str) -> str:
+    """Name and version."""
+    found = _made(engine).version()
+    return f"{engine} {'.'.join(map(str, found))}" if found else engine
+
+
+def _made(engine: str) -> Any:
+    if engine not in (LINEAR, *NONLINEAR):
+        known = ", ".join((LINEAR, *NONLINEAR))
+        raise RouteError(
+            "E125", f"the pyomo route does not know the solver {engine!r}", fix=f"one of {known}"
+        )
+    if engine == "pounce" and nonlinear_engine() != "pounce":
+        raise RouteError("E125", "pounce is not installed", fix="pip install 'constrain-lang[nlp]'")
+    return SolverFactory(engine)
+
+
+def run(
+    engine: str,
+    model: Any,
+    *,
+    time_limit: float | None = None,
+    options: Mapping[str, Any] | None = None,
+    verbose: bool = False,
+) -> Outcome:
+    """Solves a model. Its variables keep their values: what was found is in the outcome."""
+    own = {**_OPTIONS[engine], **(options or {})}
+    outcome = _once(engine, model, time_limit, own, verbose)
+    if outcome.message == _ENDINGS["infeasibleOrUnbounded"][1] and engine == LINEAR:
+        return _once(engine, model, time_limit, {**own, "presolve": "off"}, verbose)
+    return outcome
+
+
+def _once(
+    engine: str, model: Any, time_limit: float | None, options: Mapping[str, Any], verbose: bool
+) -> Outcome:
+    solver = _made(engine)
+    if engine in NONLINEAR:  # its presolve drops the duals of linear equalities
+        solver.config.writer_config.linear_presolve = False
+    log = logging.getLogger("pyomo")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it warns of iteration counts in the log of a port of Ipopt
+    try:
+        found = solver.solve(
+            model,
+            raise_exception_on_nonoptimal_result=False,
+            load_solutions=False,
+            time_limit=time_limit,
+            tee=verbose,
+            solver_options=dict(options),
+        )
+    finally:
+        log.setLevel(level)
+    return _outcome(found)
+
+
+def _outcome(found: Any) -> Outcome:
+    condition: TerminationCondition = found.termination_condition
+    ending, message = _ENDINGS.get(condition.name, ("error", f"the solver reports {condition.name}"))
+    if found.solution_status not in (SolutionStatus.optimal, SolutionStatus.feasible) or ending not in (
+        "converged",
+        "limit",
+        "interrupted",
+    ):
+        return Outcome(ending, message)
+    duals: Mapping[Any, float] | None = None
+    if found.solution_status == SolutionStatus.optimal:
+        try:
+            duals = dict(found.solution_loader.get_duals())
+        except NoDualsError:  # integer programs have none
+            duals = None
+    bound = found.objective_bound
+    return Outcome(
+        ending, message, found.solution_loader.get_vars(), duals, None if bound is None else float(bound)
+    )

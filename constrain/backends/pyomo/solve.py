@@ -1,0 +1,357 @@
+"""Whether a program can be taken, and solving it: values, multipliers in the signs of the language, bounds.
+
+Pyomo's dual of a constraint `body <= 0` or `body == 0` is the derivative of the minimum in its right-hand
+side, which is the multiplier of semantics S10 with the other sign.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from constrain.analysis.models import refusal_of
+from constrain.backends.pyomo.atoms import LOWERINGS
+from constrain.backends.pyomo.bounds import lower_bound
+from constrain.backends.pyomo.build import Built, build
+from constrain.backends.pyomo.engines import LINEAR, Outcome, label, nonlinear_engine, run
+from constrain.backends.pyomo.expressions import moving
+from constrain.backends.pyomo.outer import outer_approximation, solve_fixed
+from constrain.backends.pyomo.package import pyo
+from constrain.backends.pyomo.term import Term
+from constrain.errors import ConstrainError, RouteError
+from constrain.language import nodes as n
+from constrain.language.types import type_of
+from constrain.runtime.result import RawResult
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from constrain.language.symbols import Model
+    from constrain.lowering.classify import Facts
+    from constrain.lowering.program import Program
+    from constrain.runtime.result import Ending
+
+__all__ = ["INTEGER_ATOMS", "NEEDS_NLP", "RawSolution", "Support", "discrete", "solve", "support"]
+
+INTEGER_ATOMS = frozenset(("count_nonzero",))
+"""Functions that only integers can express."""
+NEEDS_NLP = "it needs a nonlinear solver: pip install 'constrain-lang[nlp]' (pounce), or Ipopt on the path"
+ENTRY_LIMIT = 2_000_000
+"""Rows times the width of what they depend on beyond which no model is built."""
+_CLASSES = {
+    "LP": "a linear program",
+    "QP": "a convex quadratic program",
+    "NLP": "a smooth nonlinear program",
+    "MILP": "a mixed-integer linear program",
+    "MIQP": "a mixed-integer convex quadratic program",
+    "MINLP": "a mixed-integer nonlinear program",
+}
+RESTRICTED = "multipliers are those of the program with its integers fixed"
+
+
+# --------------------------------------------------------------------------------------------- support
+@dataclass(frozen=True)
+class Support:
+    """Whether this backend takes a program.
+
+    Attributes:
+        ok: yes or no.
+        reason: why, or why not, in a sentence.
+        solver: the solver that would run, when `ok`.
+        cost: rough number of scalar coefficients of the model; comparable between backends.
+    """
+
+    ok: bool
+    reason: str
+    solver: str = ""
+    cost: float = math.inf
+
+
+def discrete(program: Program) -> bool:
+    """Whether a program asks for integers: in its variables, or by a function that counts."""
+    integer = any(s.boolean or s.integer for s in program.variables)
+    return integer or any(
+        isinstance(x, n.Apply) and x.atom in INTEGER_ATOMS and moving(x)
+        for x in n.postorder(*_roots(program))
+    )
+
+
+def _roots(program: Program) -> tuple[n.Node, ...]:
+    return (program.objective, *(part.residual for part in program.parts))
+
+
+def _refusal(program: Program) -> str | None:
+    """The first thing that no Pyomo model can hold, found without building one."""
+    streamed = next((data for data in program.populations if data.streamed), None)
+    if streamed is not None:
+        return f"the sample {streamed.name} streams from a loader: there is no table"
+    if not program.variables and all(model.frozen for model in program.models):
+        return "there are no decisions"
+    memo: dict[int, bool] = {}
+    for node in n.postorder(*_roots(program)):
+        if not moving(node, memo):
+            continue
+        if isinstance(node, n.Call):
+            reason = refusal_of(node.model.module) if not node.model.frozen else None
+            if reason is not None:
+                return f"the model {node.model.name}: {reason}"
+            if node.model.frozen or any(moving(x, memo) for x in node.args):
+                return f"the model {node.model.name} is applied to decisions: a network is no closed formula"
+        elif isinstance(node, n.Apply):
+            if node.atom not in LOWERINGS:
+                return f"it has no form of {node.atom}"
+        elif isinstance(node, (n.Gradient, n.Opaque)):
+            what = "derivatives of models" if isinstance(node, n.Gradient) else node.path
+            return f"it has no form of {what}"
+    return None
+
+
+def _size(program: Program) -> int:
+    """Rows of averages and of constraints per row, times the decisions."""
+    trainable = [p for m in program.models if not m.frozen for p in m.module.parameters() if p.requires_grad]
+    width = sum(math.prod(s.shape) for s in program.variables) + sum(p.numel() for p in trainable)
+    memo: dict[int, bool] = {}
+    rows = sum(
+        len(moment.data) * math.prod(type_of(moment.integrand).shape or ())
+        for moment in program.moments
+        if moving(moment, memo)
+    )
+    rows += sum(len(part.rows) for part in program.parts if part.rows is not None)
+    return max(rows, 1) * max(width, 1)
+
+
+def support(program: Program, facts: Facts, parameters: Mapping[str, Any] | None = None) -> Support:
+    """Whether a program has a form in Pyomo that an installed solver takes.
+
+    A program without integers is looked at and not built.
+
+    Args:
+        program: the moment form.
+        facts: of the analysis.
+        parameters: values of parameters by name; the current ones when left out.
+    """
+    refusal = _refusal(program)
+    if refusal is not None:
+        return Support(False, refusal)
+    size = _size(program)
+    if size > ENTRY_LIMIT:
+        return Support(False, f"the model would have about {size:,} coefficients, more than {ENTRY_LIMIT:,}")
+    if not discrete(program) and not program.has_rates:
+        return _continuous(facts, size)
+    try:
+        built = build(program, None, parameters)
+    except ConstrainError as error:
+        return Support(False, str(error).splitlines()[0])
+    answer = _accepted(built, facts)
+    return Support(answer.ok, answer.reason, answer.solver, float(size))
+
+
+def _continuous(facts: Facts, size: int) -> Support:
+    kind = facts.problem_class
+    if kind in ("LP", "QP"):
+        return Support(True, f"{_CLASSES[kind]}; HiGHS solves it", LINEAR, float(size))
+    engine = nonlinear_engine()
+    if engine is None:
+        return Support(False, f"{_CLASSES['NLP']}; {NEEDS_NLP}")
+    local = "" if facts.convex else ", to a local optimum"
+    return Support(True, f"{_CLASSES['NLP']}; {engine} solves it{local}", engine, float(size))
+
+
+def _accepted(built: Built, facts: Facts) -> Support:
+    """The solver of a built model, or why there is none."""
+    what = _CLASSES[built.kind]
+    if built.switches:
+        what += f" with {built.switches:,} switches"
+    if built.kind in ("LP", "QP", "MILP"):
+        return Support(True, f"{what}; HiGHS solves it", LINEAR)
+    if built.kind == "MINLP" and not _convex(built, facts):
+        return Support(False, f"{what} that is not certified convex: {facts.certificate}")
+    if built.kind == "MIQP":
+        return Support(True, f"{what}; HiGHS solves it by outer approximation", LINEAR)
+    engine = nonlinear_engine()
+    if engine is None:
+        return Support(False, f"{what}; {NEEDS_NLP}")
+    how = f"HiGHS and {engine} solve it by outer approximation" if built.integer else f"{engine} solves it"
+    return Support(True, f"{what}; {how}", engine)
+
+
+def _convex(built: Built, facts: Facts) -> bool:
+    """Whether everything curved is certified convex."""
+    certified = {term.key for term in facts.terms if term.ok}
+    curved = {row.part for row in built.rows if _curved(row.term)}
+    if _curved(built.objective):
+        curved.add("objective")
+    if any(_curved(term) for term, _ in built.auxiliary) and not facts.convex:
+        return False
+    return curved <= certified
+
+
+def _curved(item: Any) -> bool:
+    return isinstance(item, Term) and item.degree not in (0, 1)
+
+
+# -------------------------------------------------------------------------------------------- solution
+@dataclass(frozen=True)
+class RawSolution:
+    """What the solver found, in the language's terms.
+
+    Attributes:
+        ending: how the run ended.
+        objective: value of the program, which minimizes; None without a point.
+        values: per variable (auxiliary ones included) an array of its shape.
+        weights: per model, parameter name to array.
+        multipliers: per part key an array of the shape of the residual, 0 where a row takes no part; None
+            when there are none: `message` says why.
+        solver: name and version.
+        seconds: wall time of the solver.
+        bound: proven lower bound of the program's optimal value, None without.
+        message: the ending in words.
+        steps: master problems of outer approximation.
+    """
+
+    ending: Ending
+    objective: float | None
+    values: Mapping[n.VariableSymbol, NDArray[Any]]
+    weights: Mapping[Model, Mapping[str, NDArray[Any]]]
+    multipliers: dict[str, NDArray[Any]] | None
+    solver: str
+    seconds: float
+    bound: float | None = None
+    message: str = ""
+    steps: int = 0
+    warnings: tuple[str, ...] = field(default=())
+
+    def write_back(self) -> None:
+        """Puts the values into the `Variable`s and the weights into the modules; dtype and device stay."""
+        for symbol, value in self.values.items():
+            symbol.value = value
+        with torch.no_grad():
+            for model, arrays in self.weights.items():
+                parameters = dict(model.module.named_parameters())
+                for name, array in arrays.items():
+                    parameters[name].copy_(torch.as_tensor(array))
+
+    def result(self) -> RawResult:
+        """The record that solvers and backends share."""
+        return RawResult(
+            ending=self.ending,
+            multipliers=self.multipliers,
+            solver=self.solver,
+            seconds=self.seconds,
+            iterations=self.steps,
+            bound=self.bound,
+            message=self.message,
+        )
+
+
+def solve(
+    built: Built,
+    facts: Facts,
+    *,
+    solver: str | None = None,
+    time_limit: float | None = None,
+    options: Mapping[str, Any] | None = None,
+    verbose: bool = False,
+) -> RawSolution:
+    """Runs a solver on a built model.
+
+    Args:
+        built: by `build`.
+        facts: of the analysis.
+        solver: `highs`, `pounce` or `ipopt` in the place of the one that fits.
+        time_limit: in seconds.
+        options: of the solver, by its own names.
+        verbose: show the solver's log.
+
+    Raises:
+        RouteError: E125 when no installed solver takes the model.
+    """
+    engine = solver
+    if engine is None:
+        answer = _accepted(built, facts)
+        if not answer.ok:
+            raise RouteError("E125", f"pyomo cannot take the problem: {answer.reason}")
+        engine = answer.solver
+    start = time.perf_counter()
+    steps, integers, notes = 0, [], []
+    if built.integer and built.kind != "MILP":
+        found = outer_approximation(built, engine, time_limit=time_limit)
+        outcome, integers, steps = found.outcome, found.integers, found.steps
+        notes = [RESTRICTED] if outcome.duals is not None else []
+    else:
+        outcome = run(engine, built.model, time_limit=time_limit, options=options, verbose=verbose)
+        if built.integer and outcome.values:
+            outcome, integers = _restricted(built, engine, outcome)
+            notes = [RESTRICTED if outcome.duals is not None else "no multipliers: the integers moved"]
+    used = label(engine) if steps == 0 or engine == LINEAR else f"{label(LINEAR)} + {label(engine)}"
+    return _solution(built, outcome, integers, used, time.perf_counter() - start, steps, notes)
+
+
+def _restricted(built: Built, engine: str, found: Outcome) -> tuple[Outcome, list[float]]:
+    """The program with the integers fixed where the search left them: exact values, and multipliers."""
+    integers = [float(round(found.values.get(v, v.value or 0.0))) for v in built.discrete]
+    again = solve_fixed(built, engine, integers)
+    if again.ending != "converged":
+        return Outcome(found.ending, found.message, found.values, None, found.bound), integers
+    return Outcome(found.ending, found.message, again.values, again.duals, found.bound), integers
+
+
+def _solution(
+    built: Built,
+    outcome: Outcome,
+    integers: list[float],
+    solver: str,
+    seconds: float,
+    steps: int,
+    notes: list[str],
+) -> RawSolution:
+    message = "; ".join((outcome.message, *notes))
+    if not outcome.values:
+        return RawSolution(outcome.ending, None, {}, {}, None, solver, seconds, None, message, steps)
+    x = np.array([_finite(outcome.values.get(v, v.value)) for v in built.space.variables])
+    place = {id(v): k for k, v in enumerate(built.space.variables)}
+    for variable, value in zip(built.discrete, integers, strict=False):
+        x[place[id(variable)]] = value
+    for number, switch in built.zero:  # a solver's 1e-9 would count as nonzero
+        x[number] = x[number] if x[switch] else 0.0
+    x = np.clip(x, built.space.lower, built.space.upper)
+    for variable, value in zip(built.space.variables, x, strict=True):
+        variable.set_value(float(value), skip_validation=True)
+    # events hold with some room: the bound is that of a smaller feasible set
+    bound = outcome.bound if built.integer and not built.program.has_rates else None
+    if built.kind in ("LP", "QP") and outcome.ending == "converged" and outcome.duals is not None:
+        pairs = [(row.term, row.constraint) for row in built.rows] + list(built.auxiliary)
+        bound = lower_bound(built.space, built.objective, pairs, outcome.duals, x)
+    values = {symbol: _read(array, x) for symbol, array in built.variables.items()}
+    weights = {m: {k: _read(array, x) for k, array in own.items()} for m, own in built.weights.items()}
+    objective = float(pyo.value(built.model.objective.expr))
+    multipliers = None if outcome.duals is None else _multipliers(built, outcome.duals)
+    return RawSolution(
+        outcome.ending, objective, values, weights, multipliers, solver, seconds, bound, message, steps
+    )
+
+
+def _finite(value: Any) -> float:
+    return 0.0 if value is None or not math.isfinite(value) else float(value)
+
+
+def _read(array: NDArray[Any], x: NDArray[np.float64]) -> NDArray[np.float64]:
+    numbers = [next(iter(term.linear)) for term in array.reshape(-1)]
+    return x[np.array(numbers, dtype=np.int64)].reshape(array.shape)
+
+
+def _multipliers(built: Built, duals: Mapping[Any, float]) -> dict[str, NDArray[Any]]:
+    found = {key: np.zeros(math.prod(shape)) for key, shape in built.shapes.items()}
+    kinds = {part.key: part.kind for part in built.program.parts}
+    for row in built.rows:
+        if row.constraint is not None:
+            own = -float(duals.get(row.constraint, 0.0))
+            found[row.part][row.place] = own if kinds[row.part] == "==" else max(own, 0.0)
+    return {key: value.reshape(built.shapes[key]) for key, value in found.items()}
