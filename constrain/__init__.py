@@ -48,6 +48,7 @@ from constrain.language.functions import (
     trace,
     where,
 )
+from constrain.language.inner import argmin, layer, value
 from constrain.language.problem import Problem, find, from_json, maximize, minimize
 from constrain.language.regions import Box, Grid, Normal, Uniform
 from constrain.language.relations import linear, squared
@@ -89,6 +90,7 @@ __all__ = [
     "Variable",
     "__version__",
     "abs",
+    "argmin",
     "between",
     "constant",
     "count_nonzero",
@@ -108,6 +110,7 @@ __all__ = [
     "kl",
     "kl_div",
     "laplacian",
+    "layer",
     "linear",
     "load",
     "log",
@@ -133,6 +136,7 @@ __all__ = [
     "sum_squares",
     "surrogate",
     "trace",
+    "value",
     "weak",
     "where",
 ]

@@ -1,0 +1,9 @@
+"""Problems inside of problems and models: their optimal value and their solution as differentiable functions.
+
+`layer` is a `torch.nn.Module` whose output is the solution of a problem, `value` and `argmin` are what
+`cn.value` and `cn.argmin` compute. Everything runs in float64 on a batch of rows at once.
+"""
+
+from constrain.inner.layer import Call, Inner, Layer, compiled, layer
+
+__all__ = ["Call", "Inner", "Layer", "compiled", "layer"]

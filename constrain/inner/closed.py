@@ -1,0 +1,296 @@
+"""Inner problems whose solution is a formula: separable ones with one linear constraint, and balls.
+
+Solutions are written in plain torch, so that autograd differentiates the formula itself.
+
+- `Separable`: weights·(x - y)^2 under lower <= x <= upper and at most one of a·x <= b, a·x == b. Boxes,
+  half-spaces, the simplex, the capped simplex, weighted budgets. The multiplier of the constraint is the zero
+  of a piecewise linear monotone function, found exactly by a search among its 2n breakpoints (Kiwiel, Math.
+  Program. 112 (2008) 473).
+- `Ball`: |x - y|^2 under |x - c| <= r in the norm of order 2 or 1, or |x - c|^2 <= r. The norm of order 1 is
+  the simplex with signs (Duchi et al., ICML 2008).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.func import grad, jacrev
+
+from constrain.inner.polynomial import degree, terms
+from constrain.language import nodes as n
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from constrain.inner.functions import Functions
+    from constrain.inner.structure import Structure
+
+__all__ = ["Ball", "Closed", "Separable", "closed_form", "knapsack"]
+
+
+@dataclass
+class Closed:
+    """What a formula gives for a batch.
+
+    Attributes:
+        x: (B, n).
+        multipliers: (B, size) by key of a constraint part.
+        feasible: (B,).
+        kinked: (B,) whether the solution has a kink in the parameters there.
+    """
+
+    x: Tensor
+    multipliers: dict[str, Tensor]
+    feasible: Tensor
+    kinked: Tensor
+
+
+def knapsack(
+    p: Tensor, q: Tensor, a: Tensor, b: Tensor, lower: Tensor, upper: Tensor, *, equality: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """minimize sum(p x^2 / 2 + q x) subject to a·x <= b (or == b), lower <= x <= upper; exact gradients.
+
+    Args:
+        p: (n,) positive.
+        q: (B, n).
+        a: (B or 1, n).
+        b: (B,).
+        lower: (n,), -inf where open.
+        upper: (n,), inf where open.
+        equality: whether the constraint is an equality.
+
+    Returns:
+        x (B, n), the multiplier of the constraint (B,), whether a point exists (B,), whether there is a kink
+        (B,).
+    """
+    with torch.no_grad():
+        nu, feasible = _multiplier(p, q, a, b, lower, upper, equality=equality)
+        binding = torch.ones_like(feasible) if equality else nu > 0
+        loose = (-q - nu[:, None] * a) / p
+        free = (loose > lower) & (loose < upper)
+        weights = torch.where(free, a * a / p, torch.zeros_like(q)).sum(-1)
+        solvable = binding & (weights > 0)
+        edge = torch.minimum((loose - lower).abs(), (loose - upper).abs()).amin(-1)
+        at = torch.where(loose <= lower, lower.expand_as(q), upper.expand_as(q))
+        fixed = torch.where(free, torch.zeros_like(q), at)
+        scale = 1 + q.abs().amax(-1)
+        kinked = (edge <= 1e-9 * scale) | (binding & ~solvable)
+        if not equality:
+            kinked = kinked | (
+                ~binding & ((b - (a * loose.clamp(lower, upper)).sum(-1)).abs() <= 1e-9 * scale)
+            )
+    flat = torch.where(free, a * q / p, torch.zeros_like(q)).sum(-1)
+    total = torch.where(free, a * a / p, torch.zeros_like(q)).sum(-1)
+    exact = ((a * fixed).sum(-1) - flat - b) / torch.where(solvable, total, torch.ones_like(total))
+    multiplier = torch.where(solvable, exact, nu)
+    inside = (-q - multiplier[:, None] * a) / p
+    return torch.where(free, inside, fixed), multiplier, feasible, kinked
+
+
+def _multiplier(
+    p: Tensor, q: Tensor, a: Tensor, b: Tensor, lower: Tensor, upper: Tensor, *, equality: bool
+) -> tuple[Tensor, Tensor]:
+    """The multiplier (B,) up to the interval between two breakpoints, and whether a point exists (B,)."""
+
+    def total(nu: Tensor) -> Tensor:
+        return (a * ((-q - nu[:, None] * a) / p).clamp(lower, upper)).sum(-1)
+
+    safe = torch.where(a == 0, torch.ones_like(a), a)
+    ends = torch.cat([-(q + p * lower) / safe, -(q + p * upper) / safe], -1)
+    usable = torch.isfinite(ends) & (a != 0).expand_as(q).repeat(1, 2)
+    points = torch.where(usable, ends, torch.full_like(ends, torch.inf)).sort(-1).values
+    count = usable.sum(-1)
+    left, right = torch.full_like(count, -1), count.clone()  # total(points[left]) >= b > total(points[right])
+    for _ in range(int(points.shape[1]).bit_length() + 1):
+        middle = (left + right).div(2, rounding_mode="floor")
+        inner = (right - left) > 1
+        at = points.gather(1, middle.clamp(0, points.shape[1] - 1)[:, None])[:, 0]
+        high = total(torch.where(inner, at, torch.zeros_like(at))) >= b
+        left = torch.where(inner & high, middle, left)
+        right = torch.where(inner & ~high, middle, right)
+    first = points.gather(1, left.clamp_min(0)[:, None])[:, 0]
+    last = points.gather(1, right.clamp_max(points.shape[1] - 1)[:, None])[:, 0]
+    none = count == 0
+    first, last = torch.where(none, -torch.ones_like(b), first), torch.where(none, torch.ones_like(b), last)
+    first = torch.where((left < 0) & ~none, last - 1 - last.abs(), first)
+    last = torch.where((right >= count) & ~none, first + 1 + first.abs(), last)
+    # on the interval the function is linear: the intersection with b
+    at_first, at_last = total(first), total(last)
+    slope = (at_last - at_first) / (last - first)
+    flat = slope.abs() <= 1e-14 * (1 + at_first.abs())
+    nu = torch.where(
+        flat, (first + last) / 2, first + (b - at_first) / torch.where(flat, -torch.ones_like(slope), slope)
+    )
+    missed = (total(nu) - b).abs() > 1e-8 * (1 + b.abs())
+    if equality:
+        return nu, ~missed
+    idle = total(torch.zeros_like(nu)) <= b
+    return torch.where(idle, torch.zeros_like(nu), nu), idle | ~missed
+
+
+class Separable:
+    """Diagonal curvature, bounds, and at most one linear constraint."""
+
+    def __init__(self, functions: Functions, weights: Tensor, key: str | None, *, equality: bool) -> None:
+        self.functions = functions
+        self.weights = weights
+        self.key = key
+        self.equality = equality
+        lower = torch.as_tensor(functions.low)
+        self.name = "box" if key is None else "box and budget"
+        if (
+            key is not None
+            and not torch.isfinite(lower).any()
+            and not torch.isfinite(torch.as_tensor(functions.high)).any()
+        ):
+            self.name = "half-space" if not equality else "hyperplane"
+
+    def __call__(self, parameters: Sequence[Tensor], batched: Sequence[bool], batch: int) -> Closed:
+        functions = self.functions
+        zero = self.weights.new_zeros(batch, functions.size)
+        q = functions.batch(grad(functions.objective), batched)(zero, *parameters)
+        low, high = (torch.as_tensor(v, device=q.device) for v in (functions.low, functions.high))
+        if self.key is None:
+            loose = -q / self.weights
+            edge = torch.minimum((loose - low).abs(), (loose - high).abs()).amin(-1)
+            kinked = edge <= 1e-9 * (1 + q.abs().amax(-1))
+            return Closed(loose.clamp(low, high), {}, torch.ones_like(kinked), kinked)
+
+        def residual(x: Tensor, *theta: Tensor) -> Tensor:
+            below, equal = functions.residuals(x, *theta)
+            return (equal if self.equality else below)[0]
+
+        b = -functions.batch(residual, batched)(zero, *parameters)
+        a = functions.batch(grad(residual), batched)(zero, *parameters)
+        x, multiplier, feasible, kinked = knapsack(self.weights, q, a, b, low, high, equality=self.equality)
+        return Closed(x, {self.key: multiplier[:, None]}, feasible, kinked)
+
+
+class Ball:
+    """The projection onto a ball."""
+
+    def __init__(
+        self, functions: Functions, curve: float, scale: float, key: str, power: int, order: float
+    ) -> None:
+        self.functions = functions
+        self.curve, self.scale, self.key, self.power, self.order = curve, scale, key, power, order
+        self.name = f"ball in the norm of order {order:g}"
+        self.parts: Callable[..., list[Tensor]]
+
+    def __call__(self, parameters: Sequence[Tensor], batched: Sequence[bool], batch: int) -> Closed:
+        functions = self.functions
+        zero = torch.zeros(batch, functions.size, dtype=torch.float64, device=parameters[0].device)
+        q = functions.batch(grad(functions.objective), batched)(zero, *parameters)
+        q = q[:, : functions.own]
+
+        def sides(x: Tensor, *theta: Tensor) -> tuple[Tensor, Tensor]:
+            offset, radius = self.parts(x, theta)
+            return offset.reshape(-1), radius.reshape(())
+
+        offset, radius = functions.batch(sides, batched)(zero, *parameters)
+        center = -offset / self.scale
+        feasible = radius >= 0
+        bound = radius.clamp_min(0).sqrt() if self.power == 2 else radius
+        reach = bound / abs(self.scale)
+        y = -q / self.curve
+        if self.order == 1.0:
+            ones, none = torch.ones_like(y[:1]), torch.zeros_like(y[0])
+            size, price, _, kinked = knapsack(
+                torch.ones_like(none),
+                -(y - center).abs(),
+                ones,
+                reach,
+                none,
+                none + torch.inf,
+                equality=False,
+            )
+            x = center + torch.sign(y - center) * size
+            x = torch.cat([x, zero[:, functions.own :]], 1)
+            return Closed(x, {self.key: self.curve * price[:, None] / abs(self.scale)}, feasible, kinked)
+        distance = torch.linalg.vector_norm(y - center, dim=-1)
+        outside = distance > reach
+        factor = torch.where(outside, reach / torch.where(outside, distance, torch.ones_like(distance)), 1.0)
+        x = center + factor[:, None] * (y - center)
+        price = self.curve * (distance - reach) / abs(self.scale)
+        if self.power == 2:
+            price = price / (2 * abs(self.scale) * torch.where(outside, reach, torch.ones_like(reach)))
+        price = torch.where(outside, price, torch.zeros_like(price))
+        kinked = (distance - reach).abs() <= 1e-9 * (1 + distance)
+        return Closed(x, {self.key: price[:, None]}, feasible, kinked)
+
+
+# ---------------------------------------------------------------------------------------- recognition
+def closed_form(structure: Structure, functions: Functions) -> Separable | Ball | None:
+    """The formula for an inner problem, None when none is known."""
+    known = structure.terms
+    if (
+        known is None
+        or known.get(2, True)
+        or structure.corners
+        and not _one_norm(structure)
+        or structure.integer
+    ):
+        return None
+    zero = torch.zeros(functions.size, dtype=torch.float64)
+    some = [torch.ones(symbol.shape, dtype=torch.float64) for symbol in functions.parameters]
+    if structure.corners:
+        return _ball(structure, functions, zero, some)
+    P = jacrev(grad(functions.objective))(zero, *some)
+    weights = P.diagonal()
+    if not bool((weights > 0).all()) or bool((P - torch.diag(weights)).any()):
+        return None
+    pieces = [*structure.inequalities, *structure.equalities]
+    if len(pieces) > 1 or any(term.size != 1 for term in pieces):
+        return None
+    if not pieces or degree(pieces[0].terms) == 1:
+        key = pieces[0].key if pieces else None
+        return Separable(functions, weights, key, equality=bool(structure.equalities))
+    return _ball(structure, functions, zero, some)
+
+
+def _one_norm(structure: Structure) -> bool:
+    """Whether the only corner is that of a norm of order one, which is the only constraint."""
+    parts = structure.program.parts
+    return len(parts) == 1 and _norm(parts[0].residual, 1.0) is not None and len(structure.corners) == 1
+
+
+def _norm(residual: n.Node, order: float) -> tuple[n.Node, n.Node, int] | None:
+    """The argument, the bound and the power of `norm(e) - r` or `sum_squares(e) - r`; None for others."""
+    match residual:
+        case n.Apply(atom="sub", args=(n.Apply(atom=atom, args=(e, *_)) as size, bound)):
+            whole = size.option("axis") is None and degree(terms(bound)) == 0 and degree(terms(e)) == 1
+            if atom == "norm" and whole and float(size.option("ord", 2.0)) == order:
+                return e, bound, 1
+            return (e, bound, 2) if atom == "sum_squares" and whole and order == 2.0 else None
+        case _:
+            return None
+
+
+def _ball(structure: Structure, functions: Functions, zero: Tensor, some: Sequence[Tensor]) -> Ball | None:
+    parts = structure.program.parts
+    own = functions.own
+    free = not (
+        torch.isfinite(torch.as_tensor(functions.low)).any()
+        or torch.isfinite(torch.as_tensor(functions.high)).any()
+    )
+    order = 1.0 if structure.corners else 2.0
+    found = _norm(parts[0].residual, order) if len(parts) == 1 and parts[0].kind == "<=" and free else None
+    if found is None or len(structure.program.variables) != 1:
+        return None
+    argument, bound, power = found
+    P = jacrev(grad(functions.objective))(zero, *some)[:own, :own]
+    inside = functions.of(argument)
+    slope = jacrev(lambda x: inside(x, some)[0].reshape(-1))(zero)[:, :own]
+    moving = terms(argument)
+    eye = torch.eye(own, dtype=torch.float64)
+    if moving is None or moving.get(1, True) or slope.shape != eye.shape:
+        return None
+    scale, curve = float(slope[0, 0]), float(P[0, 0])
+    if scale == 0 or not torch.equal(slope, scale * eye) or not torch.equal(P, curve * eye):
+        return None
+    ball = Ball(functions, curve, scale, parts[0].key, power, order)
+    ball.parts = functions.of(argument, bound)
+    return ball

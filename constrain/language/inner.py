@@ -1,0 +1,202 @@
+"""Problems inside of problems: `value`, `argmin` and `layer`.
+
+With expressions they are recorded as a function of the parameters, with tensors they are computed at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from constrain._lazy import attribute
+from constrain.errors import ModelingError
+from constrain.language import nodes as n
+from constrain.language.data import suggest
+from constrain.language.expr import Expr, as_number
+from constrain.language.location import here
+from constrain.language.problem import Problem
+from constrain.language.symbols import Parameter, Variable
+
+if TYPE_CHECKING:
+    from constrain.inner import Layer
+
+__all__ = ["argmin", "layer", "value"]
+
+
+def value(problem: Problem, at: Any = None, *, track: str | None = None) -> Any:
+    """The optimal value of a problem as a function of its parameters.
+
+    Its gradient is that of the Lagrangian (envelope theorem): in the right-hand side of a constraint, minus the
+    multiplier. Of a problem with integer variables it is the gradient of the problem with the integers fixed at
+    the optimum.
+
+    Args:
+        problem: over variables and parameters.
+        at: what stands in the place of its parameter: an expression or a tensor, per row or not; for several
+            parameters a mapping from each (or its name).
+        track: name of the constraint that holds the parameter which `at` replaces; needed where the problem
+            has several parameters and `at` is no mapping.
+
+    Returns:
+        An expression, or of tensors a tensor of one value per row.
+
+    Raises:
+        ModelingError: E112 (shapes), E127 (a parameter without value), E190, E191, E194 (parameters that the
+            problem does not have).
+        RouteError: E192 (no solution in a row), E193, when it is computed.
+    """
+    return _applied(problem, _placed(problem, at, track), ("value",), "value")
+
+
+def argmin(problem: Problem, *outputs: Variable | str, at: Any = None, track: str | None = None) -> Any:
+    """The solution of a problem as a function of its parameters, by implicit differentiation.
+
+    Args:
+        problem: over variables and parameters.
+        outputs: variables of the problem, names of constraints (for their multipliers), or `"value"`; its only
+            variable when left out. Several of them only with tensors.
+        at: as in `value`.
+        track: as in `value`.
+
+    Returns:
+        An expression, or of tensors a tensor per output (a tuple of several).
+
+    Raises:
+        ModelingError: as in `value`, and E189 (an output that the problem does not have).
+        RouteError: E192, E193, when it is computed.
+    """
+    return _applied(problem, _placed(problem, at, track), _outputs(problem, outputs), "argmin")
+
+
+def layer(
+    problem: Problem,
+    inputs: Sequence[Parameter | str] | Parameter | str | None = None,
+    outputs: Sequence[Variable | str] | Variable | str | None = None,
+) -> Layer:
+    """The solution of a problem as a `torch.nn.Module`: parameters go in, the solution comes out.
+
+    Args:
+        problem: over variables and parameters.
+        inputs: parameters, in the order of the arguments of `forward`; all of them when left out. Those that
+            are no inputs keep their own values.
+        outputs: variables, names of constraints (for their multipliers), or `"value"`; all variables when left
+            out.
+
+    Returns:
+        A module without weights; each argument has any number of axes of rows in front of the shape of its
+        parameter.
+
+    Raises:
+        ModelingError: E190, E191, E194, E189.
+    """
+    given = [inputs] if isinstance(inputs, (Parameter, str)) else inputs
+    chosen = problem.parameters if given is None else tuple(_parameter(problem, p) for p in given)
+    wanted = [outputs] if isinstance(outputs, (Variable, str)) else outputs
+    symbols = tuple(problem.variables) if wanted is None else _outputs(problem, tuple(wanted))
+    call = attribute("constrain.inner.layer:Call")(problem, chosen, symbols, "layer")
+    return attribute("constrain.inner:layer")(call)  # type: ignore[no-any-return]
+
+
+def _applied(
+    problem: Problem, at: Mapping[n.ParameterSymbol, Any], outputs: tuple[Any, ...], name: str
+) -> Any:
+    """Records a call of expressions, computes one of tensors."""
+    call = attribute("constrain.inner.layer:Call")(problem, tuple(at), outputs, name)
+    attribute("constrain.inner:compiled")(problem, solution=outputs != ("value",))
+    if not any(isinstance(x, Expr) for x in at.values()):
+        return call(*at.values())
+    if len(outputs) > 1:
+        raise ModelingError(
+            "E189",
+            "an expression is one output of an inner problem",
+            at=here(),
+            fix="one cn.argmin(...) for each; the inner problem is solved once per call",
+        )
+    nodes = tuple(as_number(x) for x in at.values())
+    return Expr(n.Opaque(f"constrain.{name}", call, nodes, loc=here()))
+
+
+def _placed(problem: Problem, at: Any, track: str | None) -> dict[n.ParameterSymbol, Any]:
+    """What stands in the place of each parameter."""
+    _check_problem(problem)
+    if isinstance(at, Mapping):
+        places = cast("Mapping[Any, Any]", at)
+        return {_parameter(problem, key): x for key, x in places.items()}
+    found = problem.parameters
+    if track is not None:
+        if track not in problem.constraints:
+            close = suggest(track, tuple(problem.constraints))
+            raise ModelingError("E194", f"the inner problem has no constraint {track!r}{close}", at=here())
+        relation = problem.constraints[track]
+        found = tuple(dict.fromkeys(x.symbol for x in n.postorder(relation) if isinstance(x, n.Knob)))
+    if at is None and track is None and not found:
+        return {}
+    if at is None or len(found) != 1:
+        where = "the inner problem" if track is None else f"its constraint {track!r}"
+        names = ", ".join(symbol.name for symbol in found) or "none"
+        raise ModelingError(
+            "E194",
+            f"what at= replaces is not clear: the parameters of {where} are {names}",
+            at=here(),
+            fix=f"at={{{found[0].name if found else 'target'}: ...}}",
+        )
+    return {found[0]: at}
+
+
+def _check_problem(problem: Any) -> None:
+    if not isinstance(problem, Problem):
+        raise ModelingError(
+            "E190",
+            f"an inner problem is a Problem, got a {type(problem).__name__}",
+            at=here(),
+            fix="cn.minimize(...).subject_to(...)",
+        )
+
+
+def _parameter(problem: Problem, key: Any) -> n.ParameterSymbol:
+    _check_problem(problem)
+    name = key.name if isinstance(key, Parameter) else key
+    for symbol in problem.parameters:
+        if symbol is getattr(key, "symbol", None) or symbol.name == key:
+            return symbol
+    known = [symbol.name for symbol in problem.parameters]
+    listed = ", ".join(known) or "none"
+    raise ModelingError(
+        "E194",
+        f"the inner problem has no Parameter {name!r}{suggest(str(name), known)}",
+        at=here(),
+        fix=f"one of its parameters: {listed}",
+    )
+
+
+def _outputs(problem: Problem, outputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Symbols of variables, names of constraints, or `value` (E189)."""
+    _check_problem(problem)
+    if not outputs:
+        if len(problem.variables) != 1:
+            names = ", ".join(symbol.name for symbol in problem.variables)
+            raise ModelingError(
+                "E189",
+                f"the inner problem has several variables: {names}",
+                at=here(),
+                fix="cn.argmin(inner, x, at=...), with the one that is wanted",
+            )
+        return (problem.variables[0],)
+    known = [*(s.name for s in problem.variables), *problem.constraints, "value"]
+    found: list[Any] = []
+    for output in outputs:
+        symbol = getattr(output, "symbol", None)
+        named = next((s for s in problem.variables if s is symbol or s.name == output), None)
+        if named is not None:
+            found.append(named)
+        elif isinstance(output, str) and output in known:
+            found.append(output)
+        else:
+            name = getattr(symbol, "name", output)
+            raise ModelingError(
+                "E189",
+                f"the inner problem has no variable or constraint {name!r}{suggest(str(name), known)}",
+                at=here(),
+                fix=f"one of {', '.join(known)}",
+            )
+    return tuple(found)
