@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from constrain.diagnostics.confidence import Judgment, judge_sample
-from constrain.diagnostics.kkt import kkt
+from constrain.diagnostics.kkt import kkt, system_at
+from constrain.diagnostics.sensitivity import sensitivity
 from constrain.errors import DataError, ModelingError
 from constrain.language.data import Data, suggest
 from constrain.language.regions import Coordinate
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from constrain.language.problem import Problem
     from constrain.lowering.program import Program
-    from constrain.solution import KKT, Solution
+    from constrain.solution import KKT, Sensitivity, Solution
 
 __all__ = ["Attached", "evaluation_of", "judge_other", "rebind", "revive"]
 
@@ -176,10 +177,20 @@ class Attached:
         finally:
             self.decisions.restore(now)
 
-    def kkt(self, multipliers: Mapping[str, Any] | None, tolerance: float) -> KKT:
+    def kkt(self, multipliers: Mapping[str, Any] | None, tolerance: float, order: int = 1) -> KKT:
         """KKT quantities at the solution."""
         with self.at_point():
-            return kkt(self.evaluator, multipliers, tolerance, convex=self.convex, bound=self.bound)
+            return kkt(
+                self.evaluator, multipliers, tolerance, convex=self.convex, bound=self.bound, order=order
+            )
+
+    def sensitivity(
+        self, parameter: str, multipliers: Mapping[str, Any] | None, tolerance: float
+    ) -> Sensitivity:
+        """Derivatives of the optimum in a parameter."""
+        with self.at_point():
+            system = system_at(self.evaluator, multipliers, tolerance)
+            return sensitivity(system, self.params, parameter)
 
     def evaluate(self, data: Data | Mapping[str, Data]) -> Evaluation:
         """Objective and constraints at the solution on other data."""

@@ -19,15 +19,17 @@ import torch
 from constrain.diagnostics.point import array_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from constrain.language.data import Data
     from constrain.runtime.binding import Stratum
+    from constrain.runtime.compiled import Job
     from constrain.runtime.evaluator import Evaluator
 
-__all__ = ["ENTRIES", "Spread", "spread"]
+__all__ = ["ENTRIES", "Spread", "influences", "spread"]
 
 ENTRIES = 400
 """Entries of one function whose standard error is computed: the most urgent ones; the others are NaN."""
@@ -118,27 +120,15 @@ def _variance(
         population = evaluator.populations[job.data]
         if not population.sampled:
             continue
-        pieces: list[_Piece] = []
-        for place, i in enumerate(job.moments):
-            moment = evaluator.program.moments[i]
-            stratum = population.stratum(moment.given, moment.by)
-            levels = len(stratum.levels) if moment.by else 1
-            slopes = jacobian[i].reshape(count, levels, -1)
-            piece = _Piece(
-                place,
-                stratum,
-                moments[i].detach().reshape(levels, -1),
-                torch.where(slopes.isnan(), torch.zeros_like(slopes), slopes),
-            )
-            undefined |= array_of(slopes.isnan().flatten(1).any(-1)) > 0
-            if not piece.slopes.any():
-                continue
-            pieces.append(piece)
+        pieces = _pieces(evaluator, job, moments, jacobian, count)
+        for i, piece in pieces:
+            undefined |= array_of(jacobian[i].reshape(count, -1).isnan().any(-1)) > 0
             used = array_of((piece.slopes != 0).any(-1)) > 0
-            rows = array_of(stratum.counts).reshape(-1)
+            rows = array_of(piece.stratum.counts).reshape(-1)
             smallest = np.minimum(smallest, np.where(used, rows, np.inf).min(axis=1))
-        if pieces:
-            variance += _squares(evaluator, job, pieces, count) / population.rows**2
+        moving = [piece for _, piece in pieces if piece.slopes.any()]
+        if moving:
+            variance += _squares(evaluator, job, moving, count) / population.rows**2
     undefined &= np.isinf(smallest)
     return np.where(undefined, np.nan, variance), np.where(undefined, np.nan, smallest)
 
@@ -169,6 +159,58 @@ class _Piece:
         if codes is None:
             return self.slopes[:, 0, :] @ centered.T
         return (self.slopes[:, codes, :] * centered).sum(-1)
+
+
+def _pieces(
+    evaluator: Evaluator, job: Job, moments: Sequence[Tensor], jacobian: Sequence[Tensor], count: int
+) -> list[tuple[int, _Piece]]:
+    """What each moment of a sample contributes, by the moment's number."""
+    population = evaluator.populations[job.data]
+    pieces: list[tuple[int, _Piece]] = []
+    for place, i in enumerate(job.moments):
+        moment = evaluator.program.moments[i]
+        stratum = population.stratum(moment.given, moment.by)
+        levels = len(stratum.levels) if moment.by else 1
+        slopes = jacobian[i].reshape(count, levels, -1)
+        slopes = torch.where(slopes.isnan(), torch.zeros_like(slopes), slopes)
+        pieces.append((i, _Piece(place, stratum, moments[i].detach().reshape(levels, -1), slopes)))
+    return pieces
+
+
+def influences(
+    evaluator: Evaluator, scalars: Callable[[Sequence[Tensor]], Sequence[Tensor]]
+) -> list[tuple[Data, NDArray[np.float64]]]:
+    """Per sample the influence of every row on some scalars.
+
+    With n rows, the squared standard error of a scalar is the sum over samples of sum_i influence_i^2 / n^2.
+
+    Args:
+        evaluator: the program with the sample, at its decisions.
+        scalars: functions of the exact moments.
+
+    Returns:
+        Samples with arrays (scalars, rows); samples without sampling error are left out.
+    """
+    moments = [m.requires_grad_(True) for m in evaluator.moments("exact")]
+    found = scalars(moments)
+    jacobian = _jacobian(moments, found)
+    result: list[tuple[Data, NDArray[np.float64]]] = []
+    for job in evaluator.jobs:
+        population = evaluator.populations[job.data]
+        if not population.sampled:
+            continue
+        pieces = [piece for _, piece in _pieces(evaluator, job, moments, jacobian, len(found))]
+        blocks = [np.zeros((len(found), 0))]
+        with torch.no_grad():
+            for rows in population.chunks(evaluator.chunk):
+                values = evaluator.rows(job, rows, "exact")
+                total = torch.zeros((len(found), rows.count), dtype=torch.float64, device=evaluator.device)
+                for piece in pieces:
+                    weight, codes = population.conditions(piece.stratum, rows)
+                    total = total + piece.influence(values[piece.place], weight, codes)
+                blocks.append(array_of(total))
+        result.append((job.data, np.concatenate(blocks, axis=1)))
+    return result
 
 
 def _squares(evaluator: Evaluator, job: Any, pieces: Sequence[_Piece], count: int) -> NDArray[np.float64]:

@@ -19,7 +19,11 @@ import torch
 from constrain.diagnostics.fit import best_fit, bounded_fit, projected
 from constrain.diagnostics.jacobian import Entry, Gradients, Qualification, choose, gradients, qualify
 from constrain.diagnostics.point import Point, align, bound_scale, read_point, user_objective
+from constrain.diagnostics.regularity import mangasarian_fromovitz
 from constrain.diagnostics.relaxed import judged, row_prices
+from constrain.diagnostics.sandwich import multiplier_errors
+from constrain.diagnostics.second_order import second_order
+from constrain.diagnostics.system import System
 from constrain.diagnostics.ties import find_ties, no_ties
 from constrain.diagnostics.traps import recognize
 from constrain.lowering.lower import EPIGRAPH
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
     from constrain.runtime.decisions import Decisions
     from constrain.runtime.evaluator import Evaluator
 
-__all__ = ["CERTIFIED", "ESTIMATE", "kkt", "largest_violation"]
+__all__ = ["CERTIFIED", "ESTIMATE", "kkt", "largest_violation", "system_at"]
 
 SWEEPS = 50
 """Turns between multipliers and slopes at kinks."""
@@ -55,6 +59,7 @@ def kkt(
     convex: bool = False,
     bound: float | None = None,
     point: Point | None = None,
+    order: int = 1,
 ) -> KKT:
     """Judges the current decisions.
 
@@ -66,6 +71,7 @@ def kkt(
         convex: the problem is certified convex.
         bound: proven lower bound of the program's optimal value.
         point: values at the decisions, if they are known already.
+        order: 2 for curvature and standard errors of multipliers as well.
     """
     view = judged(evaluator)
     point = read_point(evaluator) if point is None else point
@@ -75,7 +81,58 @@ def kkt(
     gap = values.total if bound is None else abs(point.objective - bound)
     holds = values.scaled <= tolerance and values.dual >= -tolerance
     certified = holds and (bound is not None or (convex and min(pull.absolute, pull.scaled) <= tolerance))
-    return _record(view, point, forces, values, pull, gap, certified, tolerance)
+    record = _record(view, point, forces, values, pull, gap, certified, tolerance)
+    if order < 2:
+        return record
+    system = _system(evaluator, view, forces, record)
+    verdict, curvature = second_order(system)
+    errors, reason = multiplier_errors(system)
+    return replace(
+        record, second_order=verdict, curvature=curvature, standard_errors=errors, no_errors=reason
+    )
+
+
+def system_at(evaluator: Evaluator, multipliers: Mapping[str, Any] | None, tolerance: float = 1e-6) -> System:
+    """The KKT system at the current decisions, with these multipliers or best-fit ones."""
+    view, point = judged(evaluator), read_point(evaluator)
+    forces = _balance(view, point, multipliers, tolerance)
+    record = kkt(evaluator, multipliers, tolerance, point=point)
+    return _system(evaluator, view, forces, record)
+
+
+def _system(evaluator: Evaluator, view: Evaluator, forces: _Forces, record: KKT) -> System:
+    """The system of the entries that bind, in the numbering of the program that solvers see."""
+    numbers = {part.key: i for i, part in enumerate(evaluator.program.parts)}
+    keys = [part.key for part in view.program.parts]
+    kept = [k for k, e in enumerate(forces.entries) if e.binding]
+    reason = _first_order_only(evaluator, view, forces, record)
+    if any(keys[forces.entries[k].part] not in numbers for k in kept):
+        reason = reason or "a relaxed row sits at the kink of its cost"
+        kept = []
+    found = zip(keys, forces.multipliers, forces.scales, strict=True)
+    full = {key: np.zeros(scale.shape) if m is None else m for key, m, scale in found}
+    entries = [replace(forces.entries[k], part=numbers[keys[forces.entries[k].part]]) for k in kept]
+    slopes = forces.gradients.lagrangian(forces.entries)
+    rows = forces.gradients.rows[kept]
+    own = {key: full[key] for key in numbers}
+    return System(evaluator, own, entries, rows, forces.free, slopes, reason)
+
+
+def _first_order_only(evaluator: Evaluator, view: Evaluator, forces: _Forces, record: KKT) -> str:
+    """Why nothing of second order can be said at a point; empty where it can."""
+    if record.surrogate:
+        return "gradients of rates are those of surrogates"
+    if not (record.feasible and record.stationary):
+        return "the point is not a KKT point within the tolerance"
+    if evaluator.dtype != torch.float64:
+        return "the point was computed in single precision"
+    if forces.truncated:
+        return f"{forces.truncated} active rows were left out"
+    ties = [forces.ties, find_ties(view, forces.entries), find_ties(evaluator, [])]
+    notes = [t.note for t in ties if t.note]
+    if notes:
+        return notes[0]
+    return "the point sits at a kink" if any(len(t.lower) for t in ties) else ""
 
 
 def _record(
@@ -124,6 +181,9 @@ def _record(
         tolerance=tolerance,
         kinks=len(forces.ties.lower),
         nonsmooth=forces.ties.note,
+        qualified=mangasarian_fromovitz(
+            forces.entries, forces.gradients.rows, forces.at_lower, forces.at_upper, independence
+        ),
     )
 
 

@@ -410,7 +410,16 @@ def kkt_text(k: KKT) -> str:
                 f"{short(float(k.singular_values[0]))} … {short(float(k.singular_values[-1]))}",
             )
         )
+    if k.qualified is False:
+        rows.append(("qualification", "fails (Mangasarian-Fromovitz): multipliers need not be bounded"))
     rows.append(("multipliers", _origin(k)))
+    if k.standard_errors:
+        rows += [("± standard error", text) for text in _errors(k)]
+    if k.no_errors:
+        rows.append(("standard errors", f"none: {k.no_errors}"))
+    if k.second_order:
+        least = "" if math.isnan(k.curvature) else f", least curvature {short(k.curvature)}"
+        rows.append(("curvature", f"{k.second_order}{least}"))
     if not math.isnan(k.strict_complementarity):
         rows.append(("strictness", short(k.strict_complementarity)))
     if k.kinks:
@@ -432,6 +441,19 @@ def kkt_text(k: KKT) -> str:
 
 def _largest(blocks: dict[str, tuple[float, float]]) -> Sequence[tuple[str, tuple[float, float]]]:
     return sorted(blocks.items(), key=lambda item: -item[1][0])[:8]
+
+
+def _errors(k: KKT) -> list[str]:
+    """`parity:upper 0.6518 ± 0.0712` for the multipliers that have a standard error; the largest ones."""
+    found: list[tuple[float, str]] = []
+    for key, errors in k.standard_errors.items():
+        values = np.broadcast_to(k.multipliers[key], errors.shape)
+        for place in np.argwhere(np.isfinite(errors)):
+            at = tuple(place.tolist())
+            label = f"{key}[{', '.join(map(str, at))}]" if at else key
+            value, error = float(values[at]), float(errors[at])
+            found.append((-abs(value), f"{label} {number(value)} ± {number(error)}"))
+    return [text for _, text in sorted(found)[:SHOWN]]
 
 
 def _origin(k: KKT) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from constrain._lazy import backend
+from constrain.diagnostics.anywhere import by_part, settle
 from constrain.diagnostics.kkt import kkt as kkt_of
 from constrain.driver.options import check_options, check_parameters, check_start, check_starts
 from constrain.driver.setup import floating_type, lowered, place, prepare
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from constrain.language.data import Data
     from constrain.language.problem import Problem
     from constrain.runtime.decisions import Decisions
-    from constrain.solution import KKT
+    from constrain.solution import KKT, Solution
 
 __all__ = ["compile", "kkt", "to_cooper", "to_cvxpy"]
 
@@ -81,29 +82,34 @@ def compile(  # noqa: PLR0913  # the public word and options
 
 def kkt(
     problem: Problem,
-    point: Mapping[str, Any] | None = None,
+    point: Solution | Mapping[str, Any] | None = None,
     multipliers: Mapping[str, Any] | None = None,
     *,
     data: Data | Mapping[str, Data] | None = None,
     params: Mapping[str, Any] | None = None,
     tolerance: float = 1e-6,
+    order: int = 1,
 ) -> KKT:
     """KKT diagnostics at any point.
 
     Args:
         problem: what to judge.
-        point: values by name of variables and model parameters (`f.0.weight`); what is left out keeps its
-            current value. Nothing of the user's is changed.
-        multipliers: by part key, in the convention of semantics S10; best-fit ones when left out.
+        point: a solution, or values by name of variables, model parameters (`f.0.weight`) and whole models
+            (`f`, its `state_dict()`); what is left out keeps its current value. Nothing of the user's is
+            changed.
+        multipliers: by constraint or part key, in the convention of semantics S10; best-fit ones when left
+            out. That of a constraint with several sides belongs to the side closest to its bound.
         data: replaces the samples of the problem.
         params: values of parameters by name.
         tolerance: below which residuals count as zero.
+        order: 2 for curvature and standard errors of multipliers as well.
 
     Raises:
         ModelingError: E137 for an unknown name in `point`, E139 for one in `multipliers`.
     """
     program = lowered(problem, data)
-    check_start(program, multipliers)
+    names = [form.name for form in program.forms]
+    check_start(program, {key: value for key, value in (multipliers or {}).items() if key not in names})
     facts = classify(program)
     before: dict[str, torch.Tensor] | None = None
     decisions: Decisions | None = None
@@ -114,11 +120,25 @@ def kkt(
             )
             decisions = setup.decisions
             before = decisions.snapshot()
-            _set_point(decisions, point or {})
-            return kkt_of(setup.evaluator, multipliers, tolerance, convex=facts.convex and not facts.integer)
+            _set_point(decisions, _by_name(point))
+            settle(setup.evaluator)
+            given, certified = by_part(setup.evaluator, multipliers), facts.convex and not facts.integer
+            return kkt_of(setup.evaluator, given, tolerance, convex=certified, order=order)
         finally:
             if decisions is not None and before is not None:
                 decisions.restore(before)
+
+
+def _by_name(point: Any) -> Any:
+    """A point as values by name of decisions: solutions and states of models are taken apart."""
+    if hasattr(point, "variables") and hasattr(point, "weights"):
+        return {**point.variables, **point.weights}
+    if not hasattr(point, "items"):
+        return point or {}
+    found: dict[str, Any] = {}
+    for name, value in point.items():
+        found |= {f"{name}.{k}": v for k, v in value.items()} if hasattr(value, "items") else {name: value}
+    return found
 
 
 def _set_point(decisions: Decisions, point: Mapping[str, Any]) -> None:
@@ -129,6 +149,8 @@ def _set_point(decisions: Decisions, point: Mapping[str, Any]) -> None:
             f"a point gives values by name, got a {type(point).__name__}",
             fix=f'{{"{next(iter(known))}": ...}}',
         )
+    buffers = {f"{m.name}.{k}": b for m in decisions.program.models for k, b in m.module.named_buffers()}
+    known |= {name: buffer for name, buffer in buffers.items() if name not in known}
     for name, value in point.items():
         if name not in known:
             raise ModelingError(

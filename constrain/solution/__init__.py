@@ -7,7 +7,7 @@ data, reports) is computed by `constrain.diagnostics`, which is reached through 
 from constrain.solution.answer import Evaluation, Solution
 from constrain.solution.constraint import ConstraintResult, PartResult
 from constrain.solution.loading import load
-from constrain.solution.records import KKT, Estimate, Number, Provenance, Status, Warn
+from constrain.solution.records import KKT, Estimate, Number, Provenance, Sensitivity, Status, Warn
 from constrain.solution.summary import Summary, summarize
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Number",
     "PartResult",
     "Provenance",
+    "Sensitivity",
     "Solution",
     "Status",
     "Summary",

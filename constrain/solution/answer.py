@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from constrain.language.data import Data
     from constrain.language.problem import Problem
     from constrain.solution.constraint import ConstraintResult
-    from constrain.solution.records import KKT, Estimate, Number, Provenance, Status, Warn
+    from constrain.solution.records import KKT, Estimate, Number, Provenance, Sensitivity, Status, Warn
 
 __all__ = ["Evaluation", "History", "Live", "Solution"]
 
@@ -33,8 +33,14 @@ class Live(Protocol):
         """The problem as written."""
         ...
 
-    def kkt(self, multipliers: Mapping[str, Any] | None, tolerance: float) -> KKT:
+    def kkt(self, multipliers: Mapping[str, Any] | None, tolerance: float, order: int = 1) -> KKT:
         """KKT quantities at the solution's point."""
+        ...
+
+    def sensitivity(
+        self, parameter: str, multipliers: Mapping[str, Any] | None, tolerance: float
+    ) -> Sensitivity:
+        """Derivatives of the optimum in a parameter."""
         ...
 
     def evaluate(self, data: Data | Mapping[str, Data]) -> Evaluation:
@@ -179,20 +185,38 @@ class Solution:
         return sum(result.cost or 0.0 for result in self.constraints.values())
 
     # ---- diagnostics
-    def kkt(self, multipliers: Mapping[str, Any] | None = None, tolerance: float | None = None) -> KKT:
-        """First-order conditions at this point.
+    def kkt(
+        self, multipliers: Mapping[str, Any] | None = None, tolerance: float | None = None, order: int = 1
+    ) -> KKT:
+        """Optimality conditions at this point.
 
         Args:
             multipliers: per part key (`parity:upper`) others than the solver's; recomputes.
             tolerance: of the judgment; recomputes when it differs from that of the solve.
+            order: 2 for curvature and standard errors of multipliers as well; recomputes.
 
         Raises:
             ModelingError: E129 when it has to be recomputed and the problem is not at hand.
         """
-        if multipliers is None and tolerance in (None, self.record.tolerance):
+        if multipliers is None and tolerance in (None, self.record.tolerance) and order < 2:
             return self.record
         given = self.multipliers if multipliers is None else multipliers
-        return self._need("kkt()").kkt(given, self.record.tolerance if tolerance is None else tolerance)
+        used = self.record.tolerance if tolerance is None else tolerance
+        return self._need("kkt()").kkt(given, used, order)
+
+    def sensitivity(self, parameter: Any) -> Sensitivity:
+        """Derivatives of the optimal value, the decisions and the multipliers in a parameter.
+
+        Args:
+            parameter: a `Parameter` of the problem, or its name.
+
+        Raises:
+            ModelingError: E127 for another parameter, E129 when the problem is not at hand, E195 with the
+                reason where there is no such derivative.
+        """
+        name = str(getattr(parameter, "name", parameter))
+        live = self._need("sensitivity()")
+        return live.sensitivity(name, self.multipliers, self.record.tolerance)
 
     def evaluate(self, data: Data | Mapping[str, Data]) -> Evaluation:
         """Objective and constraints at this point on other data.

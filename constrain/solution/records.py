@@ -13,7 +13,7 @@ from constrain._lazy import diagnostics_report
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["KKT", "Estimate", "Number", "Provenance", "Status", "Warn", "plain"]
+__all__ = ["KKT", "Estimate", "Number", "Provenance", "Sensitivity", "Status", "Warn", "plain"]
 
 Number: TypeAlias = "float | NDArray[np.float64]"
 """A float, or an array over levels, entries or rows."""
@@ -161,6 +161,23 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class Sensitivity:
+    """Derivatives of an optimum in a parameter, valid while the same constraints stay active.
+
+    Attributes:
+        parameter: its name.
+        value: of the optimal value in the user's sense, of the parameter's shape.
+        decisions: per decision, of its shape followed by that of the parameter.
+        multipliers: per active entry (`parity[sex=Female]`), in the sign of the program that minimizes.
+    """
+
+    parameter: str
+    value: Number
+    decisions: dict[str, NDArray[np.float64]]
+    multipliers: dict[str, Number]
+
+
+@dataclass(frozen=True)
 class KKT:
     """First-order optimality conditions at a point, on the full data, of the program that minimizes.
 
@@ -203,6 +220,15 @@ class KKT:
         kinks: entries at a kink of the objective or of a constraint; `stationarity` is that of the slopes
             there that leave least.
         nonsmooth: why such slopes could not be chosen, so that `stationarity` says little; else empty.
+        qualified: whether the Mangasarian-Fromovitz qualification holds, so that multipliers are bounded;
+            None where it was not checked.
+        second_order: with `order=2`, `second order sufficient`, `saddle direction`, `not decided (why)` or
+            `not checked (why)`; else empty.
+        curvature: with `order=2`, the least curvature of L along directions that keep what is active; NaN
+            without such a direction.
+        standard_errors: with `order=2`, per part key the standard errors of multipliers; NaN where none is
+            valid, and empty where there are none at all.
+        no_errors: why standard errors are missing, or some of them.
     """
 
     stationarity: float
@@ -237,6 +263,22 @@ class KKT:
     tolerance: float
     kinks: int = 0
     nonsmooth: str = ""
+    qualified: bool | None = None
+    second_order: str = ""
+    curvature: float = float("nan")
+    standard_errors: dict[str, NDArray[np.float64]] = field(default_factory=dict[str, "NDArray[np.float64]"])
+    no_errors: str = ""
+
+    def interval(self, key: str, z: float = 1.959964) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Normal interval of the multipliers of a part; NaN where there is no standard error.
+
+        Args:
+            key: of the part, such as `parity:upper`.
+            z: quantile; the default is that of 95 %.
+        """
+        value = self.multipliers[key]
+        error = self.standard_errors.get(key, np.full(np.shape(value), np.nan))
+        return value - z * error, value + z * error
 
     @property
     def stationary(self) -> bool:

@@ -1,0 +1,185 @@
+"""Do 95 % intervals cover the truth 95 % of the time? A simulation of every kind of interval.
+
+Statistics are evaluated on fresh samples at a fixed point, which is what a hold-out is; their population
+values are known in closed form or by quadrature. Multipliers are those of least squares under a bound on the
+loss of a group: each replication draws a sample, solves it exactly, and asks for standard errors; the
+population problem is solved from its known second moments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.integrate import quad
+from scipy.optimize import brentq
+from scipy.stats import norm
+
+import constrain as cn
+from constrain import E, P
+
+SHARE, SHIFT, LEVEL = 0.3, 0.5, 0.9
+"""Share of group 1, shift of its mean, level of the CVaR."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How often intervals covered.
+
+    Attributes:
+        covered: share of the intervals that contain the truth.
+        error: standard error of that share.
+        count: replications with an interval.
+        of: replications.
+    """
+
+    covered: float
+    error: float
+    count: int
+    of: int
+
+    def __str__(self) -> str:
+        kept = "" if self.count == self.of else f", given in {self.count} of {self.of}"
+        return f"{100 * self.covered:5.1f} % ± {100 * self.error:.1f}{kept}"
+
+
+def _share(hits: list[bool], of: int) -> Coverage:
+    p = float(np.mean(hits)) if hits else float("nan")
+    return Coverage(p, float(np.sqrt(p * (1 - p) / max(1, len(hits)))), len(hits), of)
+
+
+# ------------------------------------------------------------------------------------------ statistics
+def _rows(rng: np.random.Generator, rows: int) -> cn.Data:
+    group = rng.random(rows) < SHARE
+    x = rng.normal(size=rows) + SHIFT * group
+    return cn.Data("d", x=x, z=rng.exponential(size=rows) + 0.5 * x**2, g=group.astype(int))
+
+
+def _truths() -> dict[str, float]:
+    def density(t: float) -> float:
+        return (1 - SHARE) * norm.pdf(t) + SHARE * norm.pdf(t - SHIFT)
+
+    def above(t: float) -> float:
+        return (1 - SHARE) * norm.sf(t) + SHARE * norm.sf(t - SHIFT)
+
+    threshold = brentq(lambda t: above(t) - (1 - LEVEL), -5, 10)
+    square = 1 + SHARE * SHIFT**2
+    return {
+        "mean": SHARE * SHIFT,
+        "conditional mean": SHIFT,
+        "rate": above(1.0),
+        "difference of rates": norm.sf(1 - SHIFT) - norm.sf(1),
+        "ratio": SHARE * SHIFT / (1 + 0.5 * square),
+        "CVaR": quad(lambda t: t * density(t), threshold, 15)[0] / (1 - LEVEL),
+    }
+
+
+def statistics(rows: int = 500, replications: int = 1000, seed: int = 0) -> dict[str, Coverage]:
+    """Coverage of the intervals of a hold-out of this many rows, by statistic."""
+    rng = np.random.default_rng(seed)
+    D, w = _rows(rng, 200), cn.Variable((), "w")
+    x = D.x * w
+    problem = cn.minimize((w - 1) ** 2).subject_to(
+        **{
+            "mean": E(x) <= 9,
+            "conditional mean": E(x, given=D.g == 1) <= 9,
+            "rate": P(x > 1) <= 1,
+            "difference of rates": P(x > 1, given=D.g == 1) - P(x > 1, given=D.g == 0) <= 9,
+            "ratio": E(x) / E(D.z) <= 9,
+            "CVaR": cn.CVaR(x, LEVEL) <= 9,
+        }
+    )
+    solution = problem.solve("augmented", progress=False)
+    truths = _truths()
+    hits: dict[str, list[bool]] = {name: [] for name in truths}
+    for _ in range(replications):
+        found = solution.evaluate(_rows(rng, rows))
+        for name, truth in truths.items():
+            low, high = found[name].interval
+            hits[name].append(bool(low <= truth <= high))
+    return {name: _share(own, replications) for name, own in hits.items()}
+
+
+# ----------------------------------------------------------------------------------------- multipliers
+WEIGHTS = np.array([[1.0, 0.5, 0.0], [0.2, 1.0, 0.3]])
+"""Coefficients by group of (x1, x2, 1) in the outcome."""
+
+
+def _solved(moments: list[np.ndarray], share: float, bound: float) -> tuple[np.ndarray, float]:
+    """Weights and multiplier of least squares under a bound on the loss of group 1.
+
+    Args:
+        moments: per group second moments of (x1, x2, 1, y).
+        share: of group 1.
+        bound: of its mean squared error.
+    """
+
+    def at(lam: float) -> tuple[np.ndarray, float]:
+        total = (1 - share) * moments[0] + (share + lam) * moments[1]
+        w = np.linalg.solve(total[:3, :3], total[:3, 3])
+        v = np.append(w, -1.0)
+        return w, float(v @ moments[1] @ v)
+
+    lam = brentq(lambda t: at(t)[1] - bound, 0, 1e4, xtol=1e-14) if at(0)[1] > bound else 0.0
+    return at(lam)[0], lam
+
+
+def _sample(rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    group = (rng.random(rows) < SHARE).astype(int)
+    x = np.c_[rng.normal(size=(rows, 2)) + SHIFT * group[:, None], np.ones(rows)]
+    return x, np.sum(x * WEIGHTS[group], axis=1) + 0.5 * rng.standard_t(8, size=rows), group
+
+
+def _population() -> list[np.ndarray]:
+    """Second moments of (x1, x2, 1, y) by group."""
+    found: list[np.ndarray] = []
+    for g in (0, 1):
+        mean = np.array([SHIFT * g, SHIFT * g, 1.0])
+        second = np.diag([1.0, 1.0, 0.0]) + np.outer(mean, mean)
+        mix = np.vstack([np.eye(3), WEIGHTS[g]])
+        full = mix @ second @ mix.T
+        full[3, 3] += 0.25 * 8 / 6  # variance of Student's t with 8 degrees of freedom is 8/6
+        found.append(full)
+    return found
+
+
+def multipliers(
+    bound: float = 0.5, rows: int = 2000, replications: int = 500, seed: int = 1
+) -> tuple[Coverage, float, float, float]:
+    """Coverage of the interval of a multiplier; the truth, the spread of estimates, the mean error."""
+    rng = np.random.default_rng(seed)
+    truth = _solved(_population(), SHARE, bound)[1]
+    hits: list[bool] = []
+    values: list[float] = []
+    errors: list[float] = []
+    for _ in range(replications):
+        x, y, group = _sample(rng, rows)
+        z = np.c_[x, y]
+        own = [z[group == g].T @ z[group == g] / (group == g).sum() for g in (0, 1)]
+        weights, lam = _solved(own, float(group.mean()), bound)
+        values.append(lam)
+        D, w = cn.Data("d", x=x, y=y, g=group), cn.Variable(3, "w")
+        loss = (D.x @ w - D.y) ** 2
+        problem = cn.minimize(E(loss)).subject_to(group=E(loss, given=D.g == 1) <= bound)
+        record = problem.kkt({"w": weights}, {"group": lam}, order=2)
+        error = float(record.standard_errors.get("group", np.array(np.nan)))
+        if np.isfinite(error):
+            low, high = record.interval("group")
+            hits.append(bool(low <= truth <= high))
+            errors.append(error)
+    spread = float(np.std(values))
+    return _share(hits, replications), truth, spread, float(np.mean(errors)) if errors else float("nan")
+
+
+def main() -> None:
+    """Prints the table of docs/how-to/kkt.md."""
+    for name, found in statistics().items():
+        print(f"  {name:<34} {found}")
+    for bound in (0.45, 0.5, 0.55):
+        found, truth, spread, error = multipliers(bound)
+        label = f"multiplier {truth:.3f}"
+        print(f"  {label:<34} {found}; spread {spread:.3f}, mean standard error {error:.3f}")
+
+
+if __name__ == "__main__":
+    main()
