@@ -176,7 +176,7 @@ _ONE: dict[str, _One] = {
     **dict.fromkeys(
         (
             *("mean", "max", "min", "index", "reshape", "transpose", "take"),
-            *("max_levels", "min_levels", "mean_levels"),
+            *("max_levels", "min_levels", "mean_levels", "pick_levels"),
         ),
         _same,
     ),

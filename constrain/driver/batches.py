@@ -15,6 +15,8 @@ from constrain.diagnostics.point import array_of
 from constrain.driver.findings import Finding, listed
 from constrain.driver.linear import linear_form
 from constrain.language import nodes as n
+from constrain.language.picked import place_of
+from constrain.language.types import type_of
 from constrain.lowering.lower import EPIGRAPH
 from constrain.runtime.estimates import ESTIMATORS, estimator_of
 from constrain.solvers.sampling import strata
@@ -91,8 +93,7 @@ def groups(evaluator: Evaluator, batches: Mapping[str, int] | None) -> list[Grou
         size = None if batches is None else batches[data.name]
         for (given, by), stratum in population.strata.items():
             if (given is not None or by) and population.sampled:
-                terms = _terms(evaluator.program, data.name, given, by)
-                found += _groups_of(population, stratum, (given, by), size, terms)
+                found += _groups_of(population, stratum, (given, by), size, evaluator.program)
     return sorted(found, key=lambda g: g.rows)
 
 
@@ -101,15 +102,19 @@ def _groups_of(
     stratum: Stratum,
     key: tuple[n.Node | None, tuple[str, ...]],
     size: int | None,
-    terms: tuple[str, ...],
+    program: Program,
 ) -> list[Group]:
     given, by = key
     condition = "" if given is None else str(language_printing().text(given, limit=60))
     counts = cast("list[float]", stratum.counts.reshape(-1).tolist())
+    some = stratum.places is not None
     names = [_level_name(by, level) for level in stratum.levels] if by else [""]
+    if some:
+        names = [f"{by[0].partition(' in ')[0]} = {level!r}" for level in stratum.levels]
     found: list[Group] = []
-    for name, count in zip(names, counts, strict=True):
+    for place, (name, count) in enumerate(zip(names, counts, strict=True)):
         both = " and ".join(filter(None, (name, condition)))
+        terms = _terms(program, population.data.name, given, by, place if some else None)
         expected = None if size is None else count * size / population.rows
         missing = None if size is None else absence(int(count), population.rows, size)
         found.append(Group(population.data.name, both, int(count), expected, missing, terms))
@@ -121,15 +126,26 @@ def _level_name(by: tuple[str, ...], level: Any) -> str:
     return ", ".join(f"{column}={value}" for column, value in zip(by, values, strict=True))
 
 
-def _terms(program: Program, data: str, given: n.Node | None, by: tuple[str, ...]) -> tuple[str, ...]:
-    """The objective and the constraints in which an average over this condition and these groups occurs."""
+def _terms(
+    program: Program, data: str, given: n.Node | None, by: tuple[str, ...], place: int | None
+) -> tuple[str, ...]:
+    """The objective and the constraints in which an average over this condition and these groups occurs.
+
+    Args:
+        program: the moment form.
+        data: name of the sample.
+        given: the condition.
+        by: the groups.
+        place: of listed levels, which one of them; else None.
+    """
 
     def uses(root: n.Node) -> bool:
-        return any(
-            isinstance(x, n.Moment)
-            and (x.data.name, x.given, tuple(c.name for c in x.by)) == (data, given, by)
-            for x in n.postorder(root)
-        )
+        found = n.postorder(root)
+        picks = [pick for x in found if (pick := place_of(x)) is not None]
+        averages = [x for x in found if isinstance(x, n.Moment)] if place is None else [
+            whole for whole, own in picks if own == place
+        ]  # fmt: skip
+        return any((x.data.name, x.given, tuple(c.name for c in x.by)) == (data, given, by) for x in averages)
 
     own = ["objective"] if uses(program.objective) else []
     return (*own, *dict.fromkeys(p.constraint for p in program.parts if uses(p.residual)))
@@ -306,11 +322,12 @@ def steps(evaluator: Evaluator) -> list[Finding]:
             continue
         terms, constant = linear_form(part.residual, evaluator)
         keys = [key for key, weight in terms.items() if np.any(weight != 0)]
-        key = keys[0] if len(keys) == 1 else None
-        if not isinstance(key, n.Moment) or not isinstance(key.integrand, n.Indicator):
+        key = keys[0] if len(keys) == 1 else n.Constant(0.0)
+        moment, place = place_of(key) or (key, slice(None))
+        if not isinstance(moment, n.Moment) or not isinstance(moment.integrand, n.Indicator):
             continue
-        population = evaluator.populations[key.data]
-        counts = array_of(population.stratum(key.given, key.by).counts).reshape(-1)
+        population = evaluator.populations[moment.data]
+        counts = array_of(population.stratum(moment.given, moment.by).counts).reshape(-1)[place].reshape(-1)
         with np.errstate(divide="ignore", invalid="ignore"):
             target = np.broadcast_to(-constant / terms[key], counts.shape)
         off = np.abs(target * counts - np.round(target * counts)) / counts
@@ -318,7 +335,7 @@ def steps(evaluator: Evaluator) -> list[Finding]:
         k = int(np.argmax(off))
         if population.sampled and off[k] > COARSE * (1 + abs(target[k])):
             name = part_label(
-                evaluator, evaluator.program.parts.index(part), k, counts.shape if key.by else ()
+                evaluator, evaluator.program.parts.index(part), k, counts.shape if type_of(key).levels else ()
             )
             nearest = round(float(target[k] * counts[k])) / counts[k]
             message = (

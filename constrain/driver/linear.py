@@ -95,6 +95,12 @@ def _combined(
             return {}, np.asarray(as_array(evaluator.params.get(symbol.name, symbol.value)), np.float64)
         case n.Moment():
             return _average(node)
+        case n.Apply(atom="pick_levels"):
+            ((terms, constant),) = parts
+            picked: Terms = {
+                n.Apply(node.atom, (key,), node.options, loc=node.loc): w for key, w in terms.items()
+            }
+            return picked, constant
         case n.Apply(atom="add" | "sub"):
             return _sum(parts, -1.0 if node.atom == "sub" else 1.0)
         case n.Apply(atom="neg"):

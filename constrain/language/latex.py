@@ -18,6 +18,7 @@ from constrain.language.layout import (
     literal,
     partial,
 )
+from constrain.language.picked import plain
 from constrain.language.regions import Region
 from constrain.language.relations import COSTS
 from constrain.language.text import opaque_keywords
@@ -123,7 +124,7 @@ class LatexNotation:
                 return ATOM, self._average(r"\mathbb{E}", [(arg, OPEN)], given, by)
             case n.Rate(event=arg, given=given, by=by):
                 return ATOM, self._average(r"\mathbb{P}", [(arg, OPEN)], given, by)
-            case n.Moment(integrand=arg, given=given, by=by):
+            case n.Moment(integrand=arg, given=given, columns=by):
                 return ATOM, self._average(r"\operatorname{mean}", [(arg, OPEN)], given, by)
             case n.Statistic(kind=kind, args=args, given=given, by=by, level=level):
                 word = rf"\operatorname{{{kind}}}" + ("" if level is None else f"_{{{_number(level)}}}")
@@ -294,6 +295,7 @@ def _einsum(_: LatexNotation, node: n.Apply) -> Layout:
 
 
 _RULES: dict[str, _Rule] = {
+    "pick_levels": lambda _, node: (ATOM, [(plain(node), ATOM)]),
     "add": _sum("+"),
     "sub": _sum("-"),
     "mul": _product(r" \cdot "),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from constrain.language.symbols import Model
 
 __all__ = [
+    "Among",
     "AnyNode",
     "Apply",
     "Array",
@@ -400,6 +401,33 @@ class Scaled(Node):
     scale: float
 
 
+@dataclass(frozen=True)
+class Among:
+    """Some levels of one column, in the `by` of a `Moment`: those that `events` compare it with, in order.
+
+    Made by lowering only. Rows of other levels count nowhere. No node: the moment has the column as a child.
+    """
+
+    events: tuple[Comparison, ...]
+
+    @property
+    def column(self) -> Column:
+        """The column, which is the left side of every event."""
+        assert isinstance(self.events[0].lhs, Column)  # made so
+        return self.events[0].lhs
+
+    @property
+    def name(self) -> str:
+        """What strata and level axes know it by; no column is called so."""
+        return f"{self.column.name} in ({', '.join(map(repr, self.values))})"
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """The levels, numbers or texts."""
+        sides = (event.rhs for event in self.events)
+        return tuple(x.symbol.value if isinstance(x, Array) else getattr(x, "value", None) for x in sides)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Moment(Node):
     """The average of a per-row integrand with weights that are known before solving.
@@ -411,7 +439,12 @@ class Moment(Node):
     data: Data
     integrand: Node
     given: Node | None = None
-    by: tuple[Column, ...] = ()
+    by: tuple[Column | Among, ...] = ()
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The group columns."""
+        return tuple(group.column if isinstance(group, Among) else group for group in self.by)
 
 
 AnyNode: TypeAlias = (
@@ -471,8 +504,8 @@ def _averaged(node: Node) -> tuple[Node, ...]:
     match node:
         case Mean(arg=arg, given=given, by=by) | Rate(event=arg, given=given, by=by):
             return (arg, *(() if given is None else (given,)), *by)
-        case Moment(integrand=arg, given=given, by=by):
-            return (arg, *(() if given is None else (given,)), *by)
+        case Moment(integrand=arg, given=given, columns=columns):
+            return (arg, *(() if given is None else (given,)), *columns)
         case Statistic(args=args, given=given, by=by):
             return (*args, *(() if given is None else (given,)), *by)
         case _:
@@ -522,9 +555,10 @@ def _rebuild_closing(node: Node, new: tuple[Node, ...]) -> Node:
         case Rate(given=given, surrogate=surrogate):
             arg, event = next(it), None if given is None else next(it)
             return Rate(arg, event, _columns(it), surrogate, loc=node.loc)
-        case Moment(data=data, given=given):
+        case Moment(data=data, given=given, by=by):
             arg, event = next(it), None if given is None else next(it)
-            return Moment(data, arg, event, _columns(it), loc=node.loc)
+            groups = (g if isinstance(g, Among) else c for g, c in zip(by, _columns(it), strict=True))
+            return Moment(data, arg, event, tuple(groups), loc=node.loc)
         case Statistic(kind=kind, args=args, given=given, level=level):
             rebuilt = tuple(next(it) for _ in args)
             event = None if given is None else next(it)

@@ -26,6 +26,7 @@ from constrain.language.layout import (
     literal,
     partial,
 )
+from constrain.language.picked import plain
 from constrain.language.regions import Region
 from constrain.language.surrogates import DEFAULT
 from constrain.language.types import type_of
@@ -159,7 +160,7 @@ class SourceNotation:
     def _closing(self, node: n.Node) -> Layout:
         """What closes the axis of rows."""
         match node:
-            case n.Mean(arg=arg, given=given, by=by) | n.Moment(integrand=arg, given=given, by=by):
+            case n.Mean(arg=arg, given=given, by=by) | n.Moment(integrand=arg, given=given, columns=by):
                 return self._statistic("E", arg, given, by, None)
             case n.Rate(event=arg, given=given, by=by, surrogate=surrogate):
                 return self._statistic("P", arg, given, by, surrogate)
@@ -430,6 +431,7 @@ def _huber(notation: SourceNotation, node: n.Apply) -> Layout | None:
 
 
 _RULES: dict[str, _Rule] = {
+    "pick_levels": lambda _, node: (ATOM, [(plain(node), ATOM)]),
     "neg": lambda notation, node: (UNARY, ["-", *notation.lifted(node.args[0], UNARY)]),
     "abs": lambda notation, node: (ATOM, ["abs(", *notation.lifted(node.args[0]), ")"]),
     "transpose": lambda notation, node: (ATOM, [*notation.lifted(node.args[0], ATOM), ".T"]),

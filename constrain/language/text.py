@@ -18,6 +18,7 @@ from constrain.language.layout import (
     literal,
     partial,
 )
+from constrain.language.picked import plain
 from constrain.language.regions import Region
 from constrain.language.relations import COSTS
 
@@ -143,7 +144,7 @@ class TextNotation:
                 raise AssertionError(type(node))
 
     def _average(
-        self, word: str, args: list[Piece], given: n.Node | None, by: tuple[n.Column, ...]
+        self, word: str, args: list[Piece], given: n.Node | None, by: tuple[n.Column | n.Among, ...]
     ) -> list[Piece]:
         pieces: list[Piece] = [f"{word}[", *args]
         if given is not None or by:
@@ -152,7 +153,7 @@ class TextNotation:
             pieces.append((given, OPEN))
         if by:
             pieces.append(", by " if given is not None else "by ")
-            pieces += joined([(column, ATOM) for column in by])
+            pieces += joined([group.name if isinstance(group, n.Among) else (group, ATOM) for group in by])
         return [*pieces, "]"]
 
     def partial(self, node: n.Node) -> Layout | None:
@@ -286,6 +287,7 @@ _RULES: dict[str, _Rule] = {
     "index": lambda notation, node: (
         notation.partial(node) or (ATOM, [(node.args[0], ATOM), f"[{key_text(node.option('key'))}]"])
     ),
+    "pick_levels": lambda _, node: (ATOM, [(plain(node), ATOM)]),
     "trace": _trace,
     "transpose": lambda _, node: (ATOM, [(node.args[0], ATOM), "ᵀ"]),
     "reshape": lambda _, node: (

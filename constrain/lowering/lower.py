@@ -16,7 +16,7 @@ from constrain.language.types import type_of
 from constrain.lowering import relaxation, rules
 from constrain.lowering.dependence import depends_on_decisions
 from constrain.lowering.orientation import oriented
-from constrain.lowering.program import Form, Part, Program, Trace
+from constrain.lowering.program import Form, Part, Program, Relaxation, Trace
 from constrain.lowering.tails import Tails, sides_of
 from constrain.lowering.verify import verify
 
@@ -37,10 +37,12 @@ class _Lowering:
     """State of one lowering: the table of common subexpressions and the trace.
 
     Args:
+        problem: what the user wrote.
         bound: samples that replace those of the problem, by name.
     """
 
-    def __init__(self, bound: Mapping[str, Data] | None = None) -> None:
+    def __init__(self, problem: Problem, bound: Mapping[str, Data] | None = None) -> None:
+        self.problem = problem
         self.bound = dict(bound or {})
         self.table: dict[n.Node, n.Node] = {}
         self.trace = Trace()
@@ -278,6 +280,46 @@ def _bounded(
     return bounded, bound
 
 
+def _gathered(
+    objective: n.Node, base: n.Node | None, forms: list[Form], state: _Lowering
+) -> tuple[n.Node, n.Node | None, list[Form]]:
+    """The same terms, with averages over several levels of one column made by one sum."""
+    program = Program(state.problem, objective, tuple(forms), (), base=base)
+    roots = (*program.roots, *program.judged.roots)
+    found = rules.gathered((x for x in n.postorder(*roots) if isinstance(x, n.Moment)), state.trace)
+    if not found:
+        return objective, base, forms
+    memo: dict[int, n.Node] = {}
+
+    def step(node: n.Node, new: tuple[n.Node, ...]) -> n.Node:
+        other = found.get(node)
+        return state.table.setdefault(other, other) if other is not None else n.rebuild(node, new)
+
+    def own(node: n.Node) -> n.Node:
+        return n.fold(node, step, memo)
+
+    def part(p: Part) -> Part:
+        return replace(p, residual=own(p.residual))
+
+    def relaxed(r: Relaxation | None) -> Relaxation | None:
+        if r is None:
+            return None
+        rhs, parts = tuple(map(own, r.rhs)), tuple(map(part, r.parts))
+        return replace(r, penalty=own(r.penalty), rhs=rhs, parts=parts)
+
+    changed = [
+        replace(
+            form,
+            lhs=own(form.lhs),
+            rhs=tuple(map(own, form.rhs)),
+            parts=tuple(map(part, form.parts)),
+            relaxation=relaxed(form.relaxation),
+        )
+        for form in forms
+    ]
+    return own(objective), None if base is None else own(base), changed
+
+
 def lower(problem: Problem, *, use_epigraph: bool = True, data: Mapping[str, Data] | None = None) -> Program:
     """The moment form of a problem.
 
@@ -293,7 +335,7 @@ def lower(problem: Problem, *, use_epigraph: bool = True, data: Mapping[str, Dat
             unknown shape), E175 (a quotient of hinges).
     """
     _check_names(problem)
-    state = _Lowering(data)
+    state = _Lowering(problem, data)
     side = -1 if problem.sense == "maximize" else 1
     objective: n.Node = (
         n.Constant(0.0)
@@ -308,6 +350,7 @@ def lower(problem: Problem, *, use_epigraph: bool = True, data: Mapping[str, Dat
     if use_epigraph:
         objective, bound = _bounded(objective, forms, state)
     objective, base = state.paid(objective, forms)
+    objective, base, forms = _gathered(objective, base, forms, state)
     slacks = tuple(s for form in forms if form.relaxation is not None for s in form.relaxation.slacks)
     roots = (objective, *(part.residual for form in forms for part in form.parts))
     sides = tuple(side for form in forms for side in (form.lhs, *form.rhs))

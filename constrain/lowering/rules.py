@@ -10,18 +10,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from constrain.language import nodes as n
+from constrain.language.regions import Region
 from constrain.language.surrogates import DEFAULT
 from constrain.language.types import type_of
 from constrain.lowering.dependence import depends_on_decisions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
     from constrain.language.data import Data
     from constrain.language.surrogates import Surrogate
     from constrain.lowering.program import Trace
 
-__all__ = ["Piece", "deviation", "epigraph", "flip", "indicator_mean", "moment", "ratio", "split"]
+__all__ = [
+    "Piece",
+    "deviation",
+    "epigraph",
+    "flip",
+    "gathered",
+    "indicator_mean",
+    "moment",
+    "ratio",
+    "split",
+]
+
+LARGEST_LEVEL = 2**24
+"""Whole numbers below are exact in float32, so that a column can be looked up in a list of them."""
 
 
 class Piece:
@@ -108,6 +122,74 @@ def deviation(node: n.Node) -> n.Node:
             return n.Apply("deviation", args, loc=node.loc)
         case _:
             return node
+
+
+def gathered(moments: Iterable[n.Moment], trace: Trace) -> Mapping[n.Node, n.Node]:
+    """E(g | A, c = k) for several k  =  E(g | A, by c among these k)[k].
+
+    Exact: the same weights, with one segment sum in place of a masked sum for each k. Levels of c that no
+    condition names count nowhere, so that nothing is asked of them.
+
+    Args:
+        moments: of the whole program.
+        trace: the rule is recorded there, once.
+
+    Returns:
+        What to write in the place of the moments that share their integrand and the rest of their condition.
+    """
+    places: dict[tuple[n.Node, n.Node | None, n.Column], dict[n.Moment, n.Comparison]] = {}
+    for m in moments:
+        for event, rest in _levels_of(m):
+            assert isinstance(event.lhs, n.Column)  # `_levels_of` chooses so
+            places.setdefault((m.integrand, rest, event.lhs), {})[m] = event
+    found: dict[n.Node, n.Node] = {}
+    for (integrand, rest, _), members in sorted(places.items(), key=lambda item: -len(item[1])):
+        own = {m: event for m, event in members.items() if m not in found}
+        events = {n.Among((event,)).values: event for event in own.values()}
+        if len(events) < 2:
+            continue
+        first = next(iter(own))
+        group = n.Among(tuple(events.values()))
+        whole = n.Moment(first.data, integrand, rest, (group,), loc=first.loc)
+        for m, event in own.items():
+            place = list(events).index(n.Among((event,)).values)
+            found[m] = n.Apply("pick_levels", (whole,), (("place", place),), loc=m.loc)
+    if found:
+        trace.add("gather", "averages", "E(g | c = k) for several k are one sum by the levels of c")
+    return found
+
+
+def _levels_of(m: n.Moment) -> list[tuple[n.Comparison, n.Node | None]]:
+    """The comparisons of a column with a level in a condition, each with what is left of the condition."""
+    if m.given is None or m.by or isinstance(m.data, Region):
+        return []
+    terms: list[n.Node] = []
+    stack = [m.given]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, n.Logic) and node.op == "and":
+            stack.extend(reversed(node.args))
+        else:
+            terms.append(node)
+    found: list[tuple[n.Comparison, n.Node | None]] = []
+    for i, term in enumerate(terms):
+        if isinstance(term, n.Comparison) and _is_level(term):
+            rest = (*terms[:i], *terms[i + 1 :])
+            left = rest[0] if len(rest) == 1 else n.Logic("and", rest, loc=m.given.loc) if rest else None
+            found.append((term, left))
+    return found
+
+
+def _is_level(event: n.Comparison) -> bool:
+    """Whether an event is a column of numbers or texts compared with a whole number or a text."""
+    column, value = event.lhs, event.rhs
+    if event.op != "==" or not isinstance(column, n.Column) or type_of(column).shape != ():
+        return False
+    if isinstance(value, n.Array):
+        return isinstance(value.symbol.value, str)
+    return (
+        isinstance(value, n.Constant) and abs(value.value) < LARGEST_LEVEL and value.value == int(value.value)
+    )
 
 
 # ------------------------------------------------------------------------------------ constraints

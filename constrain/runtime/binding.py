@@ -8,14 +8,14 @@ keeps the level names for the reports.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from constrain._lazy import attribute
+from constrain._lazy import attribute, language_printing
 from constrain.errors import DataError, ModelingError
 from constrain.language import nodes as n
 from constrain.language.data import Data, suggest
@@ -47,9 +47,13 @@ __all__ = [
     "bind_population",
     "codes_column",
     "level_codes",
+    "listed_rows",
     "parameter_values",
     "refuse_unknown_columns",
 ]
+
+PLACED = 1_000_000
+"""Rows whose levels are looked up at a time."""
 
 Index = Tensor | slice
 """Positions of some rows in their sample."""
@@ -112,6 +116,8 @@ class Stratum:
             weight * integrand, summed per level. None without condition and groups.
         event: the rows that count among given columns, for rows without a position; None without condition.
         by: names of the group columns.
+        places: where the groups are levels that the problem lists, the place of each row's level among them,
+            -1 for others, among given columns; else None.
     """
 
     codes: Tensor | None
@@ -121,6 +127,7 @@ class Stratum:
     weight: Tensor | None
     event: Callable[[Mapping[str, Tensor]], Tensor] | None = None
     by: tuple[str, ...] = ()
+    places: Callable[[Mapping[str, Tensor]], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,7 @@ class Request:
     """
 
     given: n.Node | None
-    by: tuple[n.Column, ...]
+    by: tuple[n.Column | n.Among, ...]
     shown: str
     at: Location | None = None
     event: Callable[[Mapping[str, Tensor]], Tensor] | None = None
@@ -251,6 +258,8 @@ class Population:
 
     def codes(self, stratum: Stratum, columns: Mapping[str, Tensor]) -> Tensor | None:
         """Level codes of rows without a position, which `given` and streams have among their columns."""
+        if stratum.places is not None:
+            return stratum.places(columns).clamp(min=0)
         return columns[codes_column(stratum.by)] if stratum.by else None
 
     def given(self, columns: Mapping[str, Any], weight: Any = None) -> Rows:
@@ -277,7 +286,8 @@ class Population:
     def encoder(self) -> Encoder:
         """Encodes rows as those of this sample are."""
         kinds = {name: kind for name in self.columns if (kind := self.kind(name)) is not None}
-        groups = {stratum.by: stratum.levels for stratum in self.strata.values() if stratum.by}
+        leveled = [s for s in self.strata.values() if s.by and s.places is None]
+        groups = {stratum.by: stratum.levels for stratum in leveled}
         groups |= {columns: self.levels[codes_column(columns)] for columns in self.coded}
         return Encoder(self.data.name, kinds, groups, self.device, self.dtype)
 
@@ -313,7 +323,7 @@ class Population:
             )
         return levels.index(text)
 
-    def stratum(self, given: n.Node | None, by: tuple[n.Column, ...]) -> Stratum:
+    def stratum(self, given: n.Node | None, by: tuple[n.Column | n.Among, ...]) -> Stratum:
         """The stratum of a moment."""
         return self.strata[given, tuple(c.name for c in by)]
 
@@ -345,7 +355,7 @@ class Population:
     def add_stratum(
         self,
         given: n.Node | None,
-        by: tuple[n.Column, ...],
+        by: tuple[n.Column | n.Among, ...],
         mask: Tensor | None,
         shown: str,
         *,
@@ -360,9 +370,15 @@ class Population:
         """
         names = tuple(c.name for c in by)
         known = None if reference is None else reference.strata[given, names].levels
-        codes, levels = None, []
+        codes, levels, places = None, [], None
+        listed = by[0] if by else None
         same = next((s for (_, columns), s in self.strata.items() if columns == names), None)
-        if same is not None:
+        if isinstance(listed, n.Among):
+            levels, places = list(listed.values), self.places(listed)
+            found = torch.cat([places(rows.columns) for rows in self.chunks(PLACED)])
+            codes, event = found.clamp(min=0), listed_rows(event, places)
+            mask = found >= 0 if mask is None else mask & (found >= 0)
+        elif same is not None:
             codes, levels = same.codes, same.levels
         elif names:
             host, levels = level_codes(self.data, names, known)
@@ -378,14 +394,55 @@ class Population:
         if mask is not None or codes is not None or self.base is not None:
             per_row = counts if codes is None else counts[codes]
             weight = torch.where(ones != 0, ones * self.rows / per_row, torch.zeros_like(ones)).to(self.dtype)
-        self.strata[given, names] = Stratum(codes, levels, mask, counts, weight, event, names)
+        self.strata[given, names] = Stratum(codes, levels, mask, counts, weight, event, names, places)
+
+    def places(self, group: n.Among) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        """Finds the place of each row's level among the listed ones, -1 for others, in given columns.
+
+        Raises:
+            DataError: E106 for a text that is no level, E147 for a number as the level of a text column.
+        """
+        column = group.column.name
+        codes = [self._level(column, v, x) for v, x in zip(group.values, group.events, strict=True)]
+        known = self.kind(column)
+        dtype = self.dtype if known is not None and known.floating else torch.int64
+        ordered, order = torch.sort(torch.tensor(codes, dtype=dtype, device=self.device))
+
+        def find(columns: Mapping[str, Tensor]) -> Tensor:
+            found = columns[column].to(ordered.dtype).contiguous()
+            near = torch.searchsorted(ordered, found).clamp(max=len(ordered) - 1)
+            return torch.where(ordered[near] == found, order[near], -1)
+
+        return find
+
+    def _level(self, column: str, value: Any, event: n.Comparison) -> Any:
+        """The number that stands for a level in a column."""
+        if isinstance(value, str):
+            return self.level_code(column, value, event.loc)
+        if column in self.levels:
+            raise DataError(
+                "E147",
+                f"the text column {self.data.name}.{column} is used as a number in "
+                f"{language_printing().text(event, limit=80)}",
+                at=event.loc,
+                fix=f'a comparison with one of its texts, {self.data.name}.{column} == "..."',
+            )
+        return value
 
     def refuse_empty(self, counts: Tensor, request: Request, levels: Sequence[Any]) -> None:
         """E124 for a condition or group without rows: its average does not exist."""
         empty = cast("list[int]", (counts == 0).reshape(-1).nonzero().reshape(-1).tolist())
         if not empty:
             return
-        if request.by:
+        listed = request.by[0] if request.by else None
+        if isinstance(listed, n.Among):
+            one = listed.events[empty[0]]
+            condition = one if request.given is None else n.Logic("and", (request.given, one))
+            shown = str(language_printing().text(condition, limit=80))
+            what = f"no row of {self.data.name!r} satisfies the condition {shown} of {request.shown}"
+            request = replace(request, at=one.loc or request.at)
+            fix = "a condition that some rows satisfy"
+        elif request.by:
             group = f"{'/'.join(c.name for c in request.by)}={levels[empty[0]]!r}"
             what = f"the group {group} of {self.data.name!r} has no row for {request.shown}"
             fix = "merge the group with another, or drop its rows"
@@ -396,6 +453,18 @@ class Population:
             what = f"no row of {self.data.name!r} satisfies the condition of {request.shown}"
             fix = "a condition that some rows satisfy"
         raise DataError("E124", f"{what}: its average does not exist", at=request.at, fix=fix)
+
+
+def listed_rows(
+    event: Callable[[Mapping[str, Tensor]], Tensor] | None, places: Callable[[Mapping[str, Tensor]], Tensor]
+) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """Which rows satisfy a condition and have a listed level."""
+
+    def holds(columns: Mapping[str, Tensor]) -> Tensor:
+        listed = places(columns) >= 0
+        return listed if event is None else listed & event(columns)
+
+    return holds
 
 
 def bind_population(

@@ -128,13 +128,18 @@ class Tally:
     Args:
         by: the group columns.
         event: rows that satisfy the condition, among encoded columns; None for all rows.
+        places: where the groups are listed levels, the place of each row's level among them (-1: none).
     """
 
     def __init__(
-        self, by: tuple[str, ...], event: Callable[[Mapping[str, Tensor]], Tensor] | None = None
+        self,
+        by: tuple[str, ...],
+        event: Callable[[Mapping[str, Tensor]], Tensor] | None = None,
+        places: Callable[[Mapping[str, Tensor]], Tensor] | None = None,
     ) -> None:
         self.by = by
         self.event = event
+        self.places = places
         self.total = 0.0
         self._met: dict[Any, int] = {}
         self._counts: dict[Any, float] = {}
@@ -150,6 +155,11 @@ class Tally:
         mask = None if found is None or found.is_meta else found.cpu().numpy().astype(np.float64)
         if not self.by:
             self.total += float(mask.sum()) if mask is not None else count_rows(raw)
+            return
+        if self.places is not None:
+            own = self.places(columns)
+            for place, listed in enumerate(() if own.is_meta else np.bincount(own.cpu() + 1, mask)[1:]):
+                self._counts[place] = self._counts.get(place, 0.0) + float(listed)
             return
         levels, codes = combine([read_column(raw[c], f"{shown}.{c}") for c in self.by])
         met = np.bincount(codes, minlength=len(levels)).tolist()
@@ -175,6 +185,8 @@ class Tally:
         Raises:
             DataError: E135 for a row of another level.
         """
+        if self.places is not None:
+            return [self._counts.get(place, 0.0) for place in range(len(levels))]
         met = [level for level, rows in self._met.items() if rows]
         match_levels(np.arange(len(met)), met, levels, shown)
         return [self._counts.get(level, 0.0) for level in levels]

@@ -166,7 +166,7 @@ class Constants:
 
     def _average(self, moment: n.Moment) -> Averaging:
         mask = None if moment.given is None else self.tensor(moment.given).to(torch.bool)
-        population = self._population(moment.data, *(c.name for c in moment.by))
+        population = self._population(moment.data, *(c.name for c in moment.columns))
         shown = str(language_printing().text(moment, limit=80))
         population.add_stratum(moment.given, moment.by, mask, shown)
         stratum = population.stratum(moment.given, moment.by)

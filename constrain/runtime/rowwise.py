@@ -48,6 +48,7 @@ __all__ = [
     "norm",
     "norm_levels",
     "on_features",
+    "pick_levels",
     "quad_form",
     "rel_entr",
     "released",
@@ -276,6 +277,12 @@ def mean_levels(x: Tensor, *, lead: Lead) -> Tensor:
     """Mean over the group levels, each with the same weight."""
     del lead
     return x.mean(0)
+
+
+def pick_levels(x: Tensor, *, place: int, lead: Lead) -> Tensor:
+    """The entry of one group level."""
+    del lead
+    return x[place]
 
 
 def logsumexp_levels(x: Tensor, *, lead: Lead) -> Tensor:

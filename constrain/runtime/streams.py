@@ -17,8 +17,16 @@ import torch
 from torch import Tensor
 
 from constrain.errors import DataError
+from constrain.language import nodes as n
 from constrain.language.streams import DatasetSource, RandomState, Stream
-from constrain.runtime.binding import Population, Request, Rows, Stratum, refuse_unknown_columns
+from constrain.runtime.binding import (
+    Population,
+    Request,
+    Rows,
+    Stratum,
+    listed_rows,
+    refuse_unknown_columns,
+)
 from constrain.runtime.census import Census, Kept, Summary, Tally, count_rows
 from constrain.runtime.columns import read_column, refuse_missing
 from constrain.runtime.encoding import Encoder, Kind, codes_column
@@ -324,7 +332,7 @@ class StreamPopulation(Population):
             DataError: E124 for a condition or group without rows (on a training sample), E135.
         """
         del chunk  # a batch is a chunk
-        tallies = [Tally(tuple(c.name for c in r.by), r.event) for r in requests]
+        tallies = [self._tally(r) for r in requests]
         codes = [Tally(columns) for columns in self._pending]
         if reference is None or not all(t.trivial for t in tallies):
             self._survey([*tallies, *codes])
@@ -335,11 +343,22 @@ class StreamPopulation(Population):
             known = None if reference is None else reference.strata[request.given, tally.by].levels
             self._add(request, tally, known, training=reference is None)
 
+    def _tally(self, request: Request) -> Tally:
+        listed = request.by[0] if request.by else None
+        places = self.places(listed) if isinstance(listed, n.Among) else None
+        return Tally(tuple(c.name for c in request.by), request.event, places)
+
     def _add(self, request: Request, tally: Tally, known: list[Any] | None, *, training: bool) -> None:
         """The stratum of a request that was counted."""
         levels: list[Any] = []
         numbers: Any = float(self.rows) if tally.trivial else tally.total
-        if tally.by:
+        listed = request.by[0] if request.by else None
+        event = request.event
+        if tally.places is not None and isinstance(listed, n.Among):
+            levels = list(listed.values)
+            numbers = tally.counts(levels, "")
+            event = listed_rows(event, tally.places)
+        elif tally.by:
             levels = known or self._groups.get(tally.by) or tally.levels(self._orders(tally.by))
             numbers = tally.counts(levels, f"{self.data.name}.{'/'.join(tally.by)}")
             self._learn(tally.by, levels)
@@ -347,7 +366,7 @@ class StreamPopulation(Population):
         counts = torch.tensor(numbers, dtype=wide, device=self.device)
         if training and self.device.type != "meta":
             self.refuse_empty(counts, request, levels)
-        stratum = Stratum(None, levels, None, counts, None, request.event, tally.by)
+        stratum = Stratum(None, levels, None, counts, None, event, tally.by, tally.places)
         self.strata[request.given, tally.by] = stratum
 
     def _learn(self, columns: tuple[str, ...], levels: list[Any]) -> None:

@@ -88,12 +88,13 @@ TABLE = {
     **{f"{name}_levels": [(((),), {}), (((3,),), {})] for name in OVER_LEVELS if name != "norm"},
     "norm_levels": [(s, {"ord": p}) for s in (((),), ((3,),)) for p in (1.0, 2.0, float("inf"))],
     "take": [(((4,), ()), {}), (((4, 3), ()), {})],
+    "pick_levels": [(((),), {"place": 1}), (((3,),), {"place": 0})],
     **{name: [(((), ()), {}), (((3,), (3,)), {})] for name in ("variance", "deviation")},
     "entropy_logits": [(((3,),), {}), (((2, 3),), {})],
     "kl_logits": [(((3,), (3,)), {}), (((2, 3), (2, 3)), {})],
 }
 CASES = [(name, shapes, options) for name, cases in TABLE.items() for shapes, options in cases]
-NEEDS_A_LEAD = tuple(f"{name}_levels" for name in OVER_LEVELS)
+NEEDS_A_LEAD = ("pick_levels", *(f"{name}_levels" for name in OVER_LEVELS))
 
 
 def batch(atom, shapes, leads):

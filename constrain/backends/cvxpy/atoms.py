@@ -418,6 +418,7 @@ LOWERINGS: dict[str, Lowering] = {
     "min_levels": _over_levels(cp.min),
     "sum_levels": _over_levels(cp.sum),
     "mean_levels": _mean_levels,
+    "pick_levels": lambda a: a.values[0][a.option("place")],
     "logsumexp_levels": _over_levels(cp.log_sum_exp),
     "norm_levels": _norm_levels,
     "sum_squares_levels": _over_levels(_squares),

@@ -147,9 +147,10 @@ def _assemble(
 
 
 def _levels(builder: Lowerer, residual: n.Node) -> tuple[Any, ...]:
-    if type_of(residual).levels is None:
+    axis = type_of(residual).levels
+    if axis is None:
         return ()
-    moment = next(x for x in n.postorder(residual) if isinstance(x, n.Moment) and x.by)
+    moment = next(x for x in n.postorder(residual) if isinstance(x, n.Moment) and type_of(x).levels == axis)
     return builder.constants.averaging(moment).levels
 
 
