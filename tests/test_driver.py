@@ -70,8 +70,8 @@ def counting():
 ROUTES = {
     "linear program": (lp, {}, "cvxpy", "linear program"),
     "linear model": (lambda: gap(sample(), cn.Model(network(hidden=False), "f")), {}, "cvxpy", "convex"),
-    "integers": (counting, {}, "cvxpy", "HIGHS"),
-    "nonconvex variables": (rosenbrock, {}, "augmented", "not certified convex"),
+    "integers": (counting, {}, "pyomo", "HiGHS"),
+    "nonconvex variables": (rosenbrock, {}, "newton", "not certified convex"),
     "network": (lambda: gap(sample(), cn.Model(network(), "f")), {}, "augmented", "full-data gradients"),
     "rates": (
         lambda: fair(sample(), cn.Model(network(), "f")),

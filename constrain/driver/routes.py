@@ -12,7 +12,7 @@ from constrain.language.types import type_of
 from constrain.lowering.dependence import depends_on_decisions
 from constrain.runtime.estimates import estimators
 from constrain.solvers.augmented import AugmentedLagrangian
-from constrain.solvers.kinks import kinks_left
+from constrain.solvers.kinks import kinked_layers, kinks_left
 from constrain.solvers.primal_dual import PrimalDual
 from constrain.solvers.second_order import Newton
 
@@ -28,8 +28,12 @@ BUILT_IN: dict[str, Any] = {"newton": Newton, "augmented": AugmentedLagrangian, 
 METHODS = ("auto", "cvxpy", "pyomo", "newton", "augmented", "lagrangian", "cooper")
 TRAINING = ("batch", "epochs", "optimizer", "estimator", "sampling", "multipliers")
 """Options that only minibatch training has."""
-NEWTON_SIZE, NEWTON_NUMBERS = 1_000, 10_000_000
+NEWTON_SIZE, NEWTON_NUMBERS = 2_000, 10_000_000
 """Most decisions plus constraints, and these times rows, for which dense second derivatives are formed."""
+CONE_WORK = 1_000_000
+"""Rows times decisions above which Newton's method takes smooth cone programs in the place of CVXPY."""
+EXACT = ("solver", "options", "verbose")
+"""Options that only exact backends have."""
 FULL_DATA_WORK = 100_000_000
 """Rows times trainable parameters up to which exact full-data gradients are the default for models."""
 
@@ -55,6 +59,11 @@ def _parameters(program: Program) -> int:
     return own + sum(_size(s.shape) for s in program.variables if s not in program.auxiliary)
 
 
+def _work(program: Program) -> int:
+    """Rows of the largest sample times the number of decisions."""
+    return max((len(d) for d in program.populations), default=1) * _parameters(program)
+
+
 def _size(shape: Sequence[int]) -> int:
     size = 1
     for length in shape:
@@ -62,14 +71,21 @@ def _size(shape: Sequence[int]) -> int:
     return size
 
 
+def _package(method: str, program: Program, facts: Facts) -> Route:
+    """The answer of the backend of another library; closed where that is not installed."""
+    try:
+        answer = backend(method).support(program, facts)
+    except ModuleNotFoundError as error:
+        return Route(method, False, f"{error.name} is not installed: pip install {error.name}")
+    return Route(method, answer.ok, answer.reason)
+
+
 def _cvxpy(program: Program, facts: Facts) -> Route:
-    answer = backend("cvxpy").support(program, facts)
-    return Route("cvxpy", answer.ok, answer.reason)
+    return _package("cvxpy", program, facts)
 
 
 def _pyomo(program: Program, facts: Facts) -> Route:
-    answer = backend("pyomo").support(program, facts)
-    return Route("pyomo", answer.ok, answer.reason)
+    return _package("pyomo", program, facts)
 
 
 def _newton(program: Program, facts: Facts) -> Route:
@@ -98,6 +114,11 @@ def _unsmooth(program: Program, facts: Facts) -> str:
     moving = [p.constraint for p in program.parts if p.where is not None and depends_on_decisions(p.where)]
     if moving:
         return f"which rows {moving[0]} selects depends on decisions"
+    layers = [
+        f"{layer} of the model {m.name} has kinks" for m in program.models for layer in kinked_layers(m)
+    ]
+    if layers:
+        return layers[0]
     kink = kinks_left(program)
     return "" if kink is None else f"{language_printing().text(kink, limit=60)} has kinks"
 
@@ -110,8 +131,7 @@ def _entries(part: Part) -> int:
 def _augmented(program: Program, facts: Facts) -> Route:
     if facts.integer:
         return Route("augmented", False, f"{facts.integer[0]} is integer: there is no gradient to follow")
-    rows = max((len(d) for d in program.populations), default=1)
-    work = rows * _parameters(program)
+    rows, work = max((len(d) for d in program.populations), default=1), _work(program)
     text = f"full-data gradients, {rows:,} rows x {_parameters(program):,} decisions"
     if work > FULL_DATA_WORK:
         text += f": slow (over {FULL_DATA_WORK:,})"
@@ -158,21 +178,18 @@ def choose(program: Program, facts: Facts, options: Mapping[str, Any]) -> tuple[
         return "lagrangian", f"{asked[0]}= asks for minibatch training"
     if answers["pyomo"].open and backend("pyomo").discrete(program):
         return "pyomo", answers["pyomo"].reason
+    own = any(options.get(name) is not None for name in EXACT)
+    if answers["newton"].open and facts.problem_class == "cone" and _work(program) > CONE_WORK and not own:
+        return "newton", f"{facts.certificate}; {answers['newton'].reason}: less work than a cone program"
     if answers["cvxpy"].open:
         return "cvxpy", answers["cvxpy"].reason
     why = facts.certificate if not facts.convex else answers["cvxpy"].reason
-    if answers["lagrangian"].open and program.has_rates:
-        return "lagrangian", f"{why}; rates have no exact gradient: minibatch training with surrogates"
-    streamed = next((d.name for d in program.populations if d.streamed), None)
-    if answers["lagrangian"].open and streamed is not None:
-        return "lagrangian", f"{why}; {streamed} streams: passes over it cost more than minibatches"
+    batches = _better_on_batches(program) if answers["lagrangian"].open else ""
+    if batches:
+        return "lagrangian", f"{why}; {batches}"
     if answers["newton"].open:
         return "newton", f"{why}; {answers['newton'].reason}"
-    trained = any(not model.frozen for model in program.models)
-    if answers["lagrangian"].open and trained and kinks_left(program) is not None:
-        return "lagrangian", f"{why}; {answers['newton'].reason}, where full-data gradients jump"
-    rows = max((len(d) for d in program.populations), default=1)
-    if answers["augmented"].open and rows * _parameters(program) <= FULL_DATA_WORK:
+    if answers["augmented"].open and _work(program) <= FULL_DATA_WORK:
         return "augmented", f"{why}; {answers['augmented'].reason}"
     if answers["lagrangian"].open:
         return "lagrangian", f"{why}; {answers['lagrangian'].reason}"
@@ -180,6 +197,20 @@ def choose(program: Program, facts: Facts, options: Mapping[str, Any]) -> tuple[
         return "augmented", f"{why}; {answers['augmented'].reason}"
     listed = "; ".join(f"{r.method}: {r.reason}" for r in answers.values())
     raise RouteError("E125", f"no method takes the problem: {listed}")
+
+
+def _better_on_batches(program: Program) -> str:
+    """Why minibatch training suits a problem better than gradients on all rows, or an empty text."""
+    if program.has_rates:
+        return "rates have no exact gradient: minibatch training with surrogates"
+    streamed = next((d.name for d in program.populations if d.streamed), None)
+    if streamed is not None:
+        return f"{streamed} streams: passes over it cost more than minibatches"
+    kink = kinks_left(program.judged) if any(not model.frozen for model in program.models) else None
+    if kink is None:
+        return ""
+    shown = language_printing().text(kink, limit=60)
+    return f"full-data gradients jump at the kinks of {shown}: minibatch training"
 
 
 def make_solver(method: Any, options: Mapping[str, Any]) -> Any:

@@ -32,7 +32,7 @@ __all__ = ["InteriorPoint", "InteriorResult", "Smooth", "interior_point"]
 _LAPACK: Any = _lapack
 UNBOUNDED = -1e15
 """Scaled objective below which a feasible run calls the problem unbounded."""
-_LEAST_MULTIPLIER = 1e3
+_LARGE_MULTIPLIER = 1e3
 """Largest least-squares multiplier that is used as a start."""
 _FRACTION = 0.99
 _TARGET = 10.0
@@ -251,7 +251,7 @@ class _Run:
         if not np.isfinite(A).all() or not np.isfinite(right).all():
             return np.zeros(self.m)
         y = np.asarray(np.linalg.lstsq(A.T, right, rcond=None)[0], dtype=np.float64)
-        return y if np.abs(y).max(initial=0.0) <= _LEAST_MULTIPLIER else np.zeros(self.m)
+        return y if np.abs(y).max(initial=0.0) <= _LARGE_MULTIPLIER else np.zeros(self.m)
 
     # ------------------------------------------------------------------------------------------- loop
     def run(self, x: Vector, y: Vector | None) -> InteriorResult:
@@ -271,6 +271,9 @@ class _Run:
                 return self._end(state, "unbounded", k, "the objective falls without bound")
             self._lower_barrier(state)
             new = self._step(state)
+            if new is None and np.abs(state.y).max(initial=0.0) > _LARGE_MULTIPLIER:
+                state.y = self._estimate(state)  # a nearly singular system may have made them huge
+                new = self._step(state)
             if new is None:
                 if error <= _NEAR_BEST:
                     return self._end(state, "converged", k, "to rounding")

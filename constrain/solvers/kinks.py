@@ -28,15 +28,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from constrain.analysis.fact import Fact
+    from constrain.language.symbols import Model
     from constrain.lowering.program import Program
     from constrain.runtime.evaluator import Evaluator
 
-__all__ = ["kinks_left", "smoothed", "without_kinks"]
+__all__ = ["kinked_layers", "kinks_left", "smoothed", "without_kinks"]
 
 PREFIX = "(kink "
 """What the names of slack variables and their constraints begin with; no user can choose it."""
 _CONVEX = frozenset(("abs", "relu", "maximum", "max", "max_levels"))
 _CONCAVE = frozenset(("minimum", "min", "min_levels"))
+_LAYERS = frozenset((
+    "ReLU", "ReLU6", "LeakyReLU", "PReLU", "RReLU", "Hardtanh", "Hardswish", "Hardsigmoid", "Hardshrink",
+    "Softshrink", "Threshold", "L1Loss", "MaxPool1d", "MaxPool2d", "MaxPool3d",
+))  # fmt: skip
 _JUMPS = frozenset(("sign", "floor", "count_nonzero", "l1_loss"))
 
 
@@ -67,6 +72,12 @@ def kinks_left(program: Program) -> n.Node | None:
                 return node
             seen.add(id(node))
     return None
+
+
+def kinked_layers(model: Model) -> list[str]:
+    """Names of a trained model's layers with kinks in their outputs, such as `ReLU`."""
+    found = () if model.frozen else model.module.modules()
+    return [type(layer).__name__ for layer in found if type(layer).__name__ in _LAYERS]
 
 
 def _has_kink(node: n.Node) -> bool:

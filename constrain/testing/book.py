@@ -16,16 +16,20 @@ import torch
 from constrain.language.functions import log
 from constrain.language.problem import minimize
 from constrain.language.symbols import Variable
-from constrain.testing.known import CONVEX, FULL_DATA, NO_DATA, KnownProblem
+from constrain.testing.hock_schittkowski import STATEMENTS
+from constrain.testing.known import CONVEX, EXACT, FULL_DATA, NO_DATA, KnownProblem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from constrain.language.expr import Expr
     from constrain.language.problem import Problem
+    from constrain.testing.hock_schittkowski import Statement
 
 __all__ = ["book_problems"]
 
+_CERTIFIED = frozenset((11, 14, 21, 32, 34, 49, 53, 64, 65, 66, 72, 118))
+"""Numbers of the statements whose convexity the rules see."""
 _ROOT = math.sqrt(2)
 _PRODUCT = "is a product of two expressions that depend on decisions"
 
@@ -152,15 +156,29 @@ def _entry(
     reason: str | None,
 ) -> KnownProblem:
     names = tuple(build().constraints)
-    routes = {"augmented": FULL_DATA} if reason else {"augmented": FULL_DATA, "cvxpy": CONVEX}
+    routes = {"newton": EXACT, "augmented": FULL_DATA, **({} if reason else {"cvxpy": CONVEX})}
     refusals = {"lagrangian": NO_DATA, "cooper": NO_DATA, **({"cvxpy": reason} if reason else {})}
     duals = dict(zip(names, multipliers, strict=True)) if multipliers else {}
     source = f"Hock & Schittkowski (1981), problem {number}"
     return KnownProblem(f"hs{number}", build, value, source, duals, {}, routes, refusals, local=bool(reason))
 
 
+def _stated(statement: Statement) -> KnownProblem:
+    """The record of a statement of `hock_schittkowski.py`."""
+    convex = statement.number in _CERTIFIED
+    value = statement.value if statement.near is None else statement.near
+    source = f"Hock & Schittkowski (1981), problem {statement.number}"
+    if statement.near is not None:
+        source += f": the local optimum next to the start (the best is {statement.value:.10g})"
+    routes = {"newton": EXACT, **({"cvxpy": CONVEX} if convex else {})}
+    refusals = {} if convex else {"cvxpy": "not certified convex"}
+    return KnownProblem(
+        f"hs{statement.number}", statement.build, value, source, {}, {}, routes, refusals, local=not convex
+    )
+
+
 def book_problems() -> list[KnownProblem]:
-    """The problems that variables, powers and products can write."""
+    """The problems whose optimum is known, by their numbers."""
     equality = "an equality is convex only when its sides are affine"
     return [
         _entry(6, _hs6, 0.0, (0.0,), equality),
@@ -180,4 +198,5 @@ def book_problems() -> list[KnownProblem]:
         _entry(77, _hs77, 0.24150513, (-0.08554, -0.031878), _PRODUCT),
         _entry(78, _hs78, -2.91970041, (0.744446, -0.703575, 0.096806), _PRODUCT),
         _entry(79, _hs79, 0.0787768209, (-0.038821, -0.016727, -0.000287), "is convex only where"),
+        *map(_stated, STATEMENTS),
     ]

@@ -12,7 +12,7 @@ from constrain._lazy import attribute
 from constrain.language.functions import entr, min, rel_entr, sum, sum_squares  # the language's words
 from constrain.language.problem import find, maximize, minimize
 from constrain.language.symbols import Variable
-from constrain.testing.known import CONVEX, FULL_DATA, NO_DATA, KnownProblem
+from constrain.testing.known import CONVEX, EXACT, FULL_DATA, NO_DATA, KnownProblem
 
 if TYPE_CHECKING:
     from constrain.language.problem import Problem
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["decision_problems"]
 
 _VARIABLES = {"lagrangian": NO_DATA, "cooper": NO_DATA}
-_BOTH = {"cvxpy": CONVEX, "augmented": FULL_DATA}
+_ALL = {"cvxpy": CONVEX, "newton": EXACT, "augmented": FULL_DATA}
 
 
 def _tensor(values: Any) -> torch.Tensor:
@@ -170,57 +170,57 @@ def decision_problems() -> list[KnownProblem]:
     allocation = (209.997, 149.387, 98.246)
     return [
         KnownProblem(
-            "maxent", _maxent, 4.679984932, "closed form", {"second": 0.2941186}, {}, _BOTH, _VARIABLES
+            "maxent", _maxent, 4.679984932, "closed form", {"second": 0.2941186}, {}, _ALL, _VARIABLES
         ),
         KnownProblem(
             "trust-region-kl", lambda: _trust_region(new_first=True), 0.15592090, "scalar root (Brent)",
-            {"near": 1.65065}, {}, _BOTH, _VARIABLES,
+            {"near": 1.65065}, {}, _ALL, _VARIABLES,
         ),
         KnownProblem(
             "trust-region-trpo", lambda: _trust_region(new_first=False), 0.16803486, "scalar root (Brent)",
-            {"near": 1.89238}, {}, _BOTH, _VARIABLES,
+            {"near": 1.89238}, {}, _ALL, _VARIABLES,
         ),
         KnownProblem(
             "tilt", _tilt, 0.7426550474, "L-BFGS on the dual, Clarabel",
-            {"helpful": 0.24319542, "harmless": 0.27002369}, {}, _BOTH, _VARIABLES,
+            {"helpful": 0.24319542, "harmless": 0.27002369}, {}, _ALL, _VARIABLES,
         ),
         KnownProblem(
-            "frozenlake", lambda: _frozen_lake(None), 0.5420259320, "HiGHS", {}, {}, _BOTH, _VARIABLES,
+            "frozenlake", lambda: _frozen_lake(None), 0.5420259320, "HiGHS", {}, {}, _ALL, _VARIABLES,
             needs=lake,
         ),
         KnownProblem(
             "frozenlake-cost", lambda: _frozen_lake(0.10), 0.4591470588, "HiGHS",
-            {"budget": 4.5914705882}, {}, _BOTH, _VARIABLES, needs=lake,
+            {"budget": 4.5914705882}, {}, _ALL, _VARIABLES, needs=lake,
         ),
         KnownProblem(
             "worst-of-three", _worst_of_three, 0.52, "linear program by hand", {"rows": (0, 0.4, 0.6)},
-            {"p": (0.3, 0, 0.7)}, _BOTH, _VARIABLES,
+            {"p": (0.3, 0, 0.7)}, _ALL, _VARIABLES,
         ),
         KnownProblem(
             "worst-of-three-max-min", _worst_of_three_max_min, 0.52, "linear program by hand",
-            {"total": 0.52}, {"p": (0.3, 0, 0.7)}, _BOTH, _VARIABLES,
+            {"total": 0.52}, {"p": (0.3, 0, 0.7)}, _ALL, _VARIABLES,
         ),
         KnownProblem(
             "allocation", _allocation, 0.164304778, "closed form", {"budget": 0.164304778 / 2000},
-            {"n": allocation}, _BOTH, _VARIABLES,
+            {"n": allocation}, _ALL, _VARIABLES,
         ),
         KnownProblem(
             "projection", _projection, 5 / 9, "closed form", {"mean": -40 / 9},
-            {"u": (1.2777778, 2.1111111, 1.0555556, 0.3555556)}, _BOTH, _VARIABLES,
+            {"u": (1.2777778, 2.1111111, 1.0555556, 0.3555556)}, _ALL, _VARIABLES,
         ),
         KnownProblem(
             "pde-control-3", _pde_control, 9.6444420518, "factorization of the KKT system",
-            {"state": _STATE_PRICES}, {}, _BOTH, _VARIABLES,
+            {"state": _STATE_PRICES}, {}, _ALL, _VARIABLES,
         ),
         KnownProblem(
             "hydro", _hydro, 95.2, "HiGHS, finite differences", {"track": (2, 3, -4, -11)}, {},
-            _BOTH, _VARIABLES,
+            _ALL, _VARIABLES,
         ),
         KnownProblem(
-            "impossible", _impossible, math.nan, "2 > 1.5", {}, {}, _BOTH, _VARIABLES, outcome="infeasible"
+            "impossible", _impossible, math.nan, "2 > 1.5", {}, {}, _ALL, _VARIABLES, outcome="infeasible"
         ),
         KnownProblem(
-            "impossible-find", _impossible_find, math.nan, "1.5 > 1", {}, {}, _BOTH, _VARIABLES,
+            "impossible-find", _impossible_find, math.nan, "1.5 > 1", {}, {}, _ALL, _VARIABLES,
             outcome="infeasible",
         ),
     ]  # fmt: skip

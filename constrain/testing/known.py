@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from constrain.language.problem import Problem
 
-__all__ = ["CONVEX", "FULL_DATA", "NO_DATA", "KnownProblem", "Tolerance"]
+__all__ = ["CONVEX", "EXACT", "FULL_DATA", "NO_DATA", "KnownProblem", "Tolerance"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Tolerance:
 
 CONVEX = Tolerance(value=1e-6, multiplier=1e-4, primal=1e-4)
 """What the convex route has to meet."""
+EXACT = Tolerance(value=1e-6, multiplier=1e-4, primal=1e-5)
+"""What second-order methods have to meet: the last digits of books and tables."""
 FULL_DATA = Tolerance(value=1e-4, multiplier=1e-4, primal=1e-3)
 """What full-data methods have to meet."""
 NO_DATA = "the problem has no data"

@@ -15,7 +15,7 @@ from constrain.language.functions import sum, sum_squares  # the language's word
 from constrain.language.problem import minimize
 from constrain.language.statistics import E, forall
 from constrain.language.symbols import Model, Variable
-from constrain.testing.known import CONVEX, FULL_DATA, KnownProblem, Tolerance
+from constrain.testing.known import CONVEX, EXACT, FULL_DATA, KnownProblem, Tolerance
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["adult_convex", "learning_problems"]
 
 _MINIBATCH = Tolerance(value=1e-2, multiplier=0.2, primal=math.inf)
-_BOTH = {"cvxpy": CONVEX, "augmented": FULL_DATA}
+_ALL = {"cvxpy": CONVEX, "newton": EXACT, "augmented": FULL_DATA}
 
 
 def _tensor(values: Any) -> torch.Tensor:
@@ -70,7 +70,7 @@ def adult_convex(x: NDArray[Any], y: NDArray[Any], sex: NDArray[Any]) -> KnownPr
     """
     return KnownProblem(
         "adult-convex", partial(_adult, x, y, sex), 0.370862905358, "Newton method to 1e-12, Clarabel",
-        {"all": 0.04180455, "positives": 0.01251126}, {}, _BOTH,
+        {"all": 0.04180455, "positives": 0.01251126}, {}, _ALL,
     )  # fmt: skip
 
 
@@ -131,22 +131,22 @@ def learning_problems() -> list[KnownProblem]:
     sklearn = ("sklearn",)
     return [
         KnownProblem(
-            "interpolation", _interpolation, 2925.81972, "pseudoinverse", {}, {}, _BOTH, needs=sklearn
+            "interpolation", _interpolation, 2925.81972, "pseudoinverse", {}, {}, _ALL, needs=sklearn
         ),
         KnownProblem(
-            "ridge", _ridge, 1540228.1684025014, "normal equations", {}, {}, _BOTH, needs=sklearn
+            "ridge", _ridge, 1540228.1684025014, "normal equations", {}, {}, _ALL, needs=sklearn
         ),
         KnownProblem(
             "sphere-logistic", _sphere, 0.175091150183, "SLSQP; its convex relaxation by Clarabel is tight",
-            {"ball": 0.07911018}, {}, {"augmented": FULL_DATA},
+            {"ball": 0.07911018}, {}, {"newton": EXACT, "augmented": FULL_DATA},
             {"cvxpy": "an equality is convex only when its sides are affine"}, needs=sklearn,
         ),
         KnownProblem(
             "synthetic-parity", _synthetic, 0.5475041891, "SLSQP",
-            {"parity": 0.200825, "level": 0.013363}, {}, {**_BOTH, "lagrangian": _MINIBATCH},
+            {"parity": 0.200825, "level": 0.013363}, {}, {**_ALL, "lagrangian": _MINIBATCH},
         ),
         KnownProblem(
             "lasso-budget", _lasso_budget, 0.4048619607, "SLSQP on w = u - v", {"budget": 0.3401441}, {},
-            {"cvxpy": CONVEX}, {},
+            {"cvxpy": CONVEX, "newton": EXACT}, {},
         ),
     ]  # fmt: skip
