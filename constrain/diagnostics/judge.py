@@ -15,11 +15,13 @@ import numpy as np
 from constrain._lazy import language_printing
 from constrain.diagnostics.alive import Attached, evaluation_of, judge_other
 from constrain.diagnostics.confidence import Judgment, judge_sample
+from constrain.diagnostics.course import read_course
 from constrain.diagnostics.kkt import CERTIFIED, kkt, largest_violation
 from constrain.diagnostics.names import level_axis
 from constrain.diagnostics.point import Point, align, read_point, reduce_to
 from constrain.diagnostics.provenance import Facts, provenance_of
 from constrain.diagnostics.relaxed import cost_of, shares
+from constrain.diagnostics.traps import honest_bound
 from constrain.language.types import type_of
 from constrain.lowering.lower import EPIGRAPH
 from constrain.runtime.tails import set_thresholds, values_at_risk
@@ -78,8 +80,10 @@ def judge_status(
     return Status.STATIONARY if balanced else Status.FEASIBLE
 
 
-def _uncertified(status: Status, record: KKT) -> str:
+def _uncertified(program: Program, status: Status, record: KKT) -> str:
     """Why multipliers are no prices of an optimum; empty where the status says that they are."""
+    if any(symbol.integer or symbol.boolean for symbol in program.variables):
+        return "with integer variables there are no prices; these hold the integers fixed"
     if status in (Status.OPTIMAL, Status.STATIONARY):
         return ""
     if status is not Status.FEASIBLE:
@@ -124,7 +128,7 @@ def build_solution(  # noqa: PLR0913  # one record of everything
     """
     set_thresholds(evaluator)
     point = read_point(evaluator)
-    raw = _found(evaluator, raw, point, tolerance)
+    raw, doubt = honest_bound(program, _found(evaluator, raw, point, tolerance), point, tolerance)
     record = kkt(
         evaluator, raw.multipliers, tolerance, convex=facts.certified_convex, bound=raw.bound, point=point
     )
@@ -132,7 +136,10 @@ def build_solution(  # noqa: PLR0913  # one record of everything
     other = None if holdout is None else judge_other(holdout, tolerance=tolerance)
     status = judge_status(record, raw, facts.certified_convex, tolerance, feasibility=program.feasibility)
     multipliers = _completed(evaluator, raw, record)
-    caveat = _uncertified(status, record)
+    course = read_course(
+        program, raw.history, status, train.objective, tolerance, convex=facts.certified_convex
+    )
+    caveat = _uncertified(program, status, record)
     constraints = _constraints(evaluator, point, raw, multipliers, train, other, caveat)
     texts = {name: result.text for name, result in constraints.items()}
     attached = Attached(
@@ -152,7 +159,7 @@ def build_solution(  # noqa: PLR0913  # one record of everything
         hidden=attached.hidden,
         multipliers=multipliers,
         history=History(raw.history),
-        warnings=(*record.warnings, *_statistical(constraints)),
+        warnings=(*record.warnings, *doubt, *course, *_statistical(constraints)),
         provenance=provenance_of(attached, holdout, raw, facts, seed, options),
         bound=None if raw.bound is None else program.sign * raw.bound,
         message=raw.message,
@@ -298,11 +305,14 @@ def _statistical(constraints: Mapping[str, ConstraintResult]) -> list[Warn]:
             continue
         if held.verdict == "violated":
             size = f"by up to {float(np.max(held.violation)):.3g}"
+            half = (np.asarray(held.upper) - np.asarray(held.lower)) / 2
+            needed = float(np.nanmax(np.asarray(held.violation) + half))
             found.append(
                 Warn(
                     "C312",
                     "overfit-constraint",
-                    f"{name}: violated on the hold-out {size}; tighten its bound",
+                    f"{name}: violated on the hold-out {size}; tighten its bound by about {needed:.3g} (the "
+                    "margin that would have been needed)",
                 )
             )
         elif held.verdict == "undecided":

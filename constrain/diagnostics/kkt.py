@@ -44,6 +44,9 @@ __all__ = ["CERTIFIED", "ESTIMATE", "kkt", "largest_violation", "system_at"]
 SWEEPS = 50
 """Turns between multipliers and slopes at kinks."""
 
+NOTHING = 1e-9
+"""Forces below this are rounding: nothing pulls."""
+
 NEAR_BOUND = 1e-6
 """A decision this close to its bound, relative to 1 + |bound|, is at it."""
 
@@ -177,7 +180,7 @@ def _record(
         truncated=forces.truncated,
         strict_complementarity=values.strict,
         surrogate=view.program.has_rates,
-        warnings=tuple(recognize(view, point, independence, tolerance)),
+        warnings=tuple(recognize(view, point, independence, forces.entries, tolerance)),
         tolerance=tolerance,
         kinks=len(forces.ties.lower),
         nonsmooth=forces.ties.note,
@@ -458,7 +461,7 @@ def _stationarity(evaluator: Evaluator, forces: _Forces) -> _Stationarity:
     against = float(np.max(np.abs(g.rest), initial=0.0))
     against += float(weights @ np.max(np.abs(g.rows), axis=1, initial=0.0))
     scale = float(np.max(np.abs(g.objective), initial=0.0)) + against
-    alone = against <= float(np.max(np.abs(residual), initial=0.0))
+    alone = against <= float(np.max(np.abs(residual), initial=0.0)) or scale <= NOTHING
 
     def sizes(where: slice) -> tuple[float, float]:
         absolute = float(np.max(np.abs(residual[where]), initial=0.0))

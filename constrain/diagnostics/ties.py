@@ -101,12 +101,18 @@ def _argument(name: str, args: tuple[Any, ...], options: dict[str, Any]) -> tupl
         return args[0] - args[1], *((0.0, 1.0) if name.startswith("max") else (1.0, 0.0))
     if name in ("clamp", "clip"):
         low, high = _limits(args, options)
-        if (low is None) != (high is None):
+        if (low is None) != (high is None) and not _guard(low if high is None else high):
             return (x - low, 0.0, 1.0) if high is None else (x - high, 1.0, 0.0)
     if name in ("clamp_min", "clamp_max"):
         given = next(iter(options.values()), *args[1:2])
         return x - given, *((0.0, 1.0) if name == "clamp_min" else (1.0, 0.0))
     return None
+
+
+def _guard(limit: Any) -> bool:
+    """Whether a limit of `clamp` keeps out of log(0) or infinity, and is no kink of a function."""
+    size = abs(float(limit)) if not isinstance(limit, torch.Tensor) or limit.numel() == 1 else 1.0
+    return size > 1e30 or 0.0 < size < 1e-30
 
 
 def _limits(args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any]:

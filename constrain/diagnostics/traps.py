@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,22 +11,37 @@ from constrain.diagnostics.names import part_label
 from constrain.solution.records import Warn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from constrain.diagnostics.jacobian import Qualification
+    from constrain.diagnostics.jacobian import Entry, Qualification
     from constrain.diagnostics.point import Point
+    from constrain.lowering.program import Program
     from constrain.runtime.evaluator import Evaluator
+    from constrain.runtime.result import RawResult
 
-__all__ = ["recognize"]
+__all__ = ["honest_bound", "recognize"]
 
 
 def recognize(
-    evaluator: Evaluator, point: Point, qualification: Qualification, tolerance: float
+    evaluator: Evaluator,
+    point: Point,
+    qualification: Qualification,
+    entries: Sequence[Entry],
+    tolerance: float,
 ) -> list[Warn]:
-    """W203 redundant-constraints, W204 vanishing-gradient, C301 surrogate-gap."""
+    """W203 redundant-constraints, W204 vanishing-gradient, W215 degenerate-duals, C301 surrogate-gap.
+
+    Args:
+        evaluator: of the judged program, at the point.
+        point: values there.
+        qualification: of the active gradients.
+        entries: those whose gradients were formed, with the judged multipliers.
+        tolerance: of the judgment.
+    """
     found: list[Warn] = []
     if qualification.dependent:
         found.append(_redundant(qualification))
+    found += _degenerate(evaluator.program, qualification, entries)
     if qualification.vanishing:
         names = _listed(dict.fromkeys(e.label for e in qualification.vanishing))
         found.append(
@@ -62,6 +78,65 @@ def _redundant(q: Qualification) -> Warn:
         f"{what}, so their multipliers {word} not unique (null direction {weights}{more}); "
         "drop one of them, or read their sums only",
     )
+
+
+WEAK = 1e-7
+"""Multipliers below this share of the largest one are none."""
+
+
+def _degenerate(program: Program, q: Qualification, entries: Sequence[Entry]) -> list[Warn]:
+    """Entries at their bound without a force, or a face of multipliers that balance alike."""
+    largest = max((abs(e.multiplier) for e in entries), default=0.0)
+    if program.feasibility or largest == 0.0:
+        return []
+    held = [e for e in entries if e.binding and not e.equality]
+    weak = [e.label for e in held if abs(e.multiplier) <= WEAK * largest]
+    face = q.active - len(q.vanishing) - q.rank
+    if not weak or (face and len(weak) == len(held)):
+        return []
+    more = f"; multipliers form a face of dimension {face}" if face else ""
+    return [
+        Warn(
+            "W215",
+            "degenerate-duals",
+            f"{_listed(dict.fromkeys(weak))}: at its bound with a multiplier of 0{more}, so prices hold in "
+            "one direction only, and derivatives of the optimum need not be unique; leave such a constraint "
+            "out, or add a small squared term to the objective",
+        )
+    ]
+
+
+def honest_bound(
+    program: Program, raw: RawResult, point: Point, tolerance: float
+) -> tuple[RawResult, list[Warn]]:
+    """The run with a bound that its own point does not contradict; W216 certificate-tolerance.
+
+    A solver proves its bound up to its residuals. With multipliers and violations of the point,
+    f + sum multiplier * violation is at least the optimal value to first order; a bound above it is moved
+    below it by as much as it was above.
+    """
+    if raw.bound is None:
+        return raw, []
+    reach = point.objective
+    for i, part in enumerate(program.parts):
+        given = (raw.multipliers or {}).get(part.key)
+        if given is None or part.rows is not None:
+            continue
+        residual = point.residuals[i]
+        over = np.abs(residual) if part.kind == "==" else np.maximum(residual, 0.0)
+        reach += float(np.sum(np.abs(np.asarray(given)) * over))
+    excess = raw.bound - reach
+    if not excess > 0:
+        return raw, []
+    moved = replace(raw, bound=reach - excess)
+    if excess <= 0.1 * tolerance * (1 + abs(point.objective)):
+        return moved, []
+    message = (
+        f"the solver's bound is {excess:.1e} beyond the value of its own point, so it is proven up to its "
+        f"tolerance only; it was moved to {program.sign * (reach - excess):.6g}; a smaller tolerance of the "
+        "solver makes it a better bound"
+    )
+    return moved, [Warn("W216", "certificate-tolerance", message)]
 
 
 def _surrogate_gaps(evaluator: Evaluator, point: Point, tolerance: float) -> list[Warn]:

@@ -1,0 +1,171 @@
+"""Traps that the course of a training run shows: cycles, mixtures that beat every iterate, no way out.
+
+What is read is the history that training records, one row per epoch, with exact values on the full data:
+`objective`, `violation`, and per entry `residual:KEY` and `multiplier:KEY`. Only its last half counts.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from constrain.solution.records import Status, Warn
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from constrain.lowering.program import Program
+
+__all__ = ["read_course"]
+
+LEAST = 12
+"""Records in the last half below which nothing is said."""
+
+BACK = 0.4
+"""Autocorrelation that a cycle has to come back to, after it fell below the negative of it."""
+
+FALLING = 0.9
+"""A violation whose mean falls to less than this share from one quarter to the next is on its way."""
+
+
+def read_course(
+    program: Program,
+    history: Sequence[Mapping[str, Any]],
+    status: Status,
+    objective: float,
+    tolerance: float,
+    *,
+    convex: bool,
+) -> list[Warn]:
+    """C303 oscillation, C304 mixture-needed, C305 infeasible.
+
+    Args:
+        program: the moment form.
+        history: of a run.
+        status: of its result.
+        objective: of its result, in the user's sense.
+        tolerance: of the judgment.
+        convex: the problem is certified convex, so that averaging decisions replaces mixing them.
+    """
+    found: list[Warn] = []
+    rows = [row for row in history if "epoch" in row]
+    tail = rows[len(rows) // 2 :]
+    if len(tail) >= LEAST:
+        found += _mixture(program, tail, status, objective, tolerance) if not convex else []
+        found += [] if found or status in (Status.OPTIMAL, Status.STATIONARY) else _cycles(tail, tolerance)
+    return found + _no_way_out(tail, status, tolerance)
+
+
+def _series(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, NDArray[np.float64]]:
+    """Recorded numbers of one kind by entry."""
+    keys = [key for row in rows[:1] for key in row if key.startswith(f"{kind}:")]
+    return {key.split(":", 1)[1]: np.array([float(row.get(key, np.nan)) for row in rows]) for key in keys}
+
+
+# ---------------------------------------------------------------------------------------- oscillation
+def _cycles(tail: Sequence[Mapping[str, Any]], tolerance: float) -> list[Warn]:
+    names: dict[str, int] = {}
+    for key, residual in _series(tail, "residual").items():
+        period = _period(residual)
+        if period and float(np.std(residual)) > 10 * tolerance and not _settling(residual):
+            names.setdefault(key.split("[")[0].split(":")[0], period)
+    if not names:
+        return []
+    listed = ", ".join(f"{name} (about every {period} epochs)" for name, period in names.items())
+    return [
+        Warn(
+            "C303",
+            "oscillation",
+            f"violations come back in cycles: {listed}; no iterate settles. A gain (gain=0.3), averaged "
+            'multipliers, or method="augmented" damps the cycle',
+        )
+    ]
+
+
+def _period(values: NDArray[np.float64]) -> int:
+    """Lag at which the autocorrelation is back up after it was clearly negative; 0 without one."""
+    line = np.polyval(np.polyfit(np.arange(values.size), values, 1), np.arange(values.size))
+    x = values - line
+    power = float(x @ x)
+    if not np.isfinite(power) or power <= 1e-24:
+        return 0
+    lags = [float(x[: x.size - k] @ x[k:]) / power * x.size / (x.size - k) for k in range(x.size * 2 // 3)]
+    below = next((k for k, r in enumerate(lags) if r < -BACK), 0)
+    return next((k for k, r in enumerate(lags) if k > below > 0 and r > BACK), 0)
+
+
+def _settling(values: NDArray[np.float64]) -> bool:
+    """Whether the swings of the second half are clearly smaller than those of the first."""
+    half = values.size // 2
+    return float(np.std(values[half:])) < 0.7 * float(np.std(values[:half]))
+
+
+# -------------------------------------------------------------------------------------------- mixtures
+def _mixture(
+    program: Program,
+    tail: Sequence[Mapping[str, Any]],
+    status: Status,
+    objective: float,
+    tolerance: float,
+) -> list[Warn]:
+    """Drawing one of the last iterates at random meets the constraints on average, and is better."""
+    kinds = {part.key: part.kind for part in program.parts}
+    residuals = _series(tail, "residual")
+    if not residuals or {key.split("[")[0] for key in residuals} != set(kinds):
+        return []
+    room = max(tolerance, 1e-2 * float(np.mean([np.std(r) for r in residuals.values()])))
+    for key, values in residuals.items():
+        mean = float(np.mean(values))
+        if (abs(mean) if kinds[key.split("[")[0]] == "==" else mean) > room:
+            return []
+    mixed = float(np.mean([float(row["objective"]) for row in tail]))
+    better = program.sign * (objective - mixed)
+    spread = float(np.std([float(row["objective"]) for row in tail]))
+    if status.solved and better <= max(0.05 * abs(objective), 0.25 * spread, 100 * tolerance):
+        return []
+    if not status.solved and all(float(np.std(r)) <= 10 * room for r in residuals.values()):
+        return []
+    what = "meets no constraint" if not status.solved else f"has the objective {objective:.4g}"
+    return [
+        Warn(
+            "C304",
+            "mixture-needed",
+            f"drawing one of the last {len(tail)} iterates at random holds every constraint on average with "
+            f"the objective {mixed:.4g}, and the best single one {what}; a randomized decision does better "
+            "than any fixed one, and one more than the number of constraints is enough to mix",
+        )
+    ]
+
+
+# ------------------------------------------------------------------------------------------ infeasible
+def _no_way_out(tail: Sequence[Mapping[str, Any]], status: Status, tolerance: float) -> list[Warn]:
+    """Multipliers that keep growing while the violation does not fall."""
+    if status.solved or status is Status.DIVERGED:
+        return []
+    names: dict[str, float] = {}
+    residuals = _series(tail, "residual")
+    for key, values in _series(tail, "multiplier").items() if len(tail) >= LEAST else ():
+        size, residual = np.abs(values), residuals[key]
+        pieces = np.array_split(size, 4)
+        growing = all(float(np.mean(b)) > 1.05 * float(np.mean(a)) for a, b in pairwise(pieces))
+        early, late = (float(np.mean(np.abs(x))) for x in np.array_split(residual, 2))
+        if growing and late > tolerance and late >= FALLING * early:
+            names[key.split("[")[0].split(":")[0]] = late
+    if not names and status not in (Status.INFEASIBLE, Status.LIKELY_INFEASIBLE):
+        return []
+    seen = ", ".join(f"{name} stays violated by {size:.3g}" for name, size in names.items())
+    what = f"multipliers grow without end and {seen}" if names else "no point satisfies all constraints"
+    if not names and status is Status.LIKELY_INFEASIBLE:
+        what = "the penalty reached its limit while the violation stayed"
+    return [
+        Warn(
+            "C305",
+            "infeasible",
+            f"{what}; problem.check() looks for constraints that exclude each other, and "
+            ".relax(cost=cn.linear(1.0)) says how far away the nearest point is",
+        )
+    ]
