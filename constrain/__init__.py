@@ -57,6 +57,7 @@ from constrain.language.summaries import Corr, Cov, CVaR, Quantile, Var
 from constrain.language.symbols import Model, Parameter, Variable
 
 if TYPE_CHECKING:
+    from constrain.driver.imports import from_cvxpy, from_pyomo, from_sympy
     from constrain.solution import Solution, Status, load
 
 __version__ = "0.1.0"
@@ -102,7 +103,10 @@ __all__ = [
     "exp",
     "find",
     "forall",
+    "from_cvxpy",
     "from_json",
+    "from_pyomo",
+    "from_sympy",
     "grad",
     "hessian",
     "indicator",
@@ -143,8 +147,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """`load`, `Solution` and `Status` need NumPy and are imported when they are asked for."""
+    """What needs NumPy or torch is imported when it is asked for: solutions, and the ways in."""
     if name in ("load", "Solution", "Status"):
         return attribute(f"constrain.solution:{name}")
+    if name in ("from_cvxpy", "from_pyomo", "from_sympy"):
+        return attribute(f"constrain.driver.imports:{name}")
     close = suggest(name, __all__) or suggest(name.lower(), __all__)
     raise AttributeError(f"module 'constrain' has no attribute {name!r}{close}")

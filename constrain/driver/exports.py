@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from constrain.runtime.decisions import Decisions
     from constrain.solution import KKT, Solution
 
-__all__ = ["compile", "kkt", "to_cooper", "to_cvxpy"]
+__all__ = ["compile", "kkt", "to_cooper", "to_cvxpy", "to_pyomo"]
 
 
 def compile(  # noqa: PLR0913  # the public word and options
@@ -177,6 +177,18 @@ def to_cvxpy(problem: Problem, *, params: Mapping[str, Any] | None = None) -> An
     if not answer.ok:
         raise RouteError("E125", f"cvxpy cannot take the problem: {answer.reason}")
     return cvxpy.build(program, None, params, symbolic_parameters=True).problem
+
+
+def to_pyomo(problem: Problem, *, params: Mapping[str, Any] | None = None) -> Any:
+    """The sample-average program as a `pyomo.ConcreteModel` that minimizes `model.objective`.
+
+    Variables and constraints are components under the user's names; a constraint has one entry per number of
+    its residual, `residual <= 0` or `residual == 0`. Parameters and data are numbers.
+
+    Raises:
+        RouteError: E125 with the reason when the problem has no form in Pyomo.
+    """
+    return backend("pyomo").build(lower(problem), None, params).model
 
 
 def to_cooper(

@@ -61,8 +61,9 @@ def solve(  # noqa: PLR0913  # the public options
     Args:
         problem: what to solve. Models are trained in place, `Variable.value` is set.
         method: `"auto"` (see `problem.explain()`), `"cvxpy"`, `"pyomo"`, `"augmented"`, `"lagrangian"`,
-            `"cooper"`, or a solver object such as `constrain.solvers.augmented.AugmentedLagrangian(outer=20)`.
-            `"augmented"` uses the full data, or minibatches when `batch=` or `epochs=` is given.
+            `"cooper"`, or a solver object such as `AugmentedLagrangian(outer=20)` of
+            `constrain.solvers.augmented`. `"augmented"` uses the full data, or minibatches when `batch=` or
+            `epochs=` is given.
         data: replaces the samples of the problem (columns by name); one sample, or a mapping by name.
         holdout: data on which every constraint is judged as well, with intervals.
         params: values of parameters by name, for this solve.

@@ -175,6 +175,10 @@ class Problem:
         """The sample-average program as a `cvxpy.Problem`."""
         return driver().to_cvxpy(self, **options)
 
+    def to_pyomo(self, **options: Any) -> Any:
+        """The sample-average program as a `pyomo.ConcreteModel`."""
+        return driver().to_pyomo(self, **options)
+
     def to_cooper(self, **options: Any) -> Any:
         """The problem as a `cooper.ConstrainedMinimizationProblem`."""
         return driver().to_cooper(self, **options)

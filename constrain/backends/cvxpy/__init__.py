@@ -6,6 +6,20 @@ solver and returns values and multipliers in the signs of the language.
 
 from constrain.backends.cvxpy.atoms import LOWERINGS
 from constrain.backends.cvxpy.build import Built, build
+from constrain.backends.cvxpy.imports import Imported, from_cvxpy, imported
+from constrain.backends.cvxpy.plugin import register
 from constrain.backends.cvxpy.solve import RawSolution, Support, solve, support
 
-__all__ = ["LOWERINGS", "Built", "RawSolution", "Support", "build", "solve", "support"]
+__all__ = [
+    "LOWERINGS",
+    "Built",
+    "Imported",
+    "RawSolution",
+    "Support",
+    "build",
+    "from_cvxpy",
+    "imported",
+    "register",
+    "solve",
+    "support",
+]

@@ -131,6 +131,8 @@ def _assemble(
             for part in form.parts:
                 residual = _residual(builder, part, rows)
                 constraints[part.key] = residual == 0 if part.kind == "==" else residual <= 0
+        for key, constraint in constraints.items():
+            constraint.set_label(key)
         problem = cp.Problem(cp.Minimize(cp.reshape(objective, (), order="C")), list(constraints.values()))
     levels = {part.key: _levels(builder, part.residual) for part in program.judged.parts}
     return Built(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from constrain.backends.pyomo.package import derivatives, identify_variables, pyo
 from constrain.backends.pyomo.term import Term
 
 if TYPE_CHECKING:
@@ -15,29 +16,32 @@ if TYPE_CHECKING:
 
     from constrain.backends.pyomo.term import Space
 
-__all__ = ["lower_bound", "value_of"]
+__all__ = ["lower_bound"]
 
 NEGLIGIBLE = 1e-7
 """A reduced cost of an unbounded variable below this, relative to the largest cost, is rounding."""
 
 
-def value_of(item: Any, x: NDArray[np.float64]) -> float:
-    """The value of a polynomial term."""
+def _tangent(item: Any, x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    """The value and the slope of a term at x, where the variables of the model are."""
+    slope = np.zeros(len(x))
     if not isinstance(item, Term):
-        return float(item)
-    total = item.constant + sum(f * x[i] for i, f in item.linear.items())
-    return float(total + sum(f * x[i] * x[j] for (i, j), f in item.quadratic.items()))
-
-
-def _slope(item: Any, x: NDArray[np.float64]) -> NDArray[np.float64]:
-    found = np.zeros(len(x))
-    if isinstance(item, Term):
-        for i, factor in item.linear.items():
-            found[i] += factor
-        for (i, j), factor in item.quadratic.items():
-            found[i] += factor * x[j]
-            found[j] += factor * x[i]
-    return found
+        return float(item), slope
+    value = item.constant
+    for i, factor in item.linear.items():
+        value += factor * x[i]
+        slope[i] += factor
+    for (i, j), factor in item.quadratic.items():
+        value += factor * x[i] * x[j]
+        slope[i] += factor * x[j]
+        slope[j] += factor * x[i]
+    if item.rest is not None:
+        value += float(pyo.value(item.rest))
+        place = {id(v): k for k, v in enumerate(item.space.variables)}
+        used: list[Any] = list(identify_variables(item.rest))
+        for v, own in zip(used, derivatives.differentiate(item.rest, wrt_list=used), strict=True):
+            slope[place[id(v)]] += float(own)
+    return value, slope
 
 
 def lower_bound(
@@ -47,7 +51,7 @@ def lower_bound(
     duals: Mapping[Any, float],
     x: NDArray[np.float64],
 ) -> float | None:
-    """A lower bound of a convex quadratic objective under affine constraints and bounds.
+    """A lower bound of a convex objective under convex inequalities, affine equalities and bounds.
 
     For every feasible y and multipliers m (>= 0 for `<=`) of the residuals g, with the reduced costs
     r = slope of f at x + sum m_i * slope of g_i:
@@ -59,13 +63,13 @@ def lower_bound(
         objective: f.
         constraints: residuals with their Pyomo constraints.
         duals: of the Pyomo constraints, in Pyomo's sign.
-        x: values of the variables.
+        x: values of the variables, which the model has, too.
 
     Returns:
         The bound, None where a reduced cost of an unbounded variable makes it minus infinity.
     """
-    cost = _slope(objective, x)
-    total, reduced = value_of(objective, x), cost.copy()
+    total, cost = _tangent(objective, x)
+    reduced = cost.copy()
     for term, constraint in constraints:
         if constraint is None or not isinstance(term, Term):
             continue
@@ -73,9 +77,9 @@ def lower_bound(
         if not constraint.equality:
             multiplier = max(multiplier, 0.0)
         if multiplier:
-            total += multiplier * value_of(term, x)
-            for i, factor in term.linear.items():
-                reduced[i] += multiplier * factor
+            value, slope = _tangent(term, x)
+            total += multiplier * value
+            reduced += multiplier * slope
     lower, upper = np.asarray(space.lower), np.asarray(space.upper)
     ends = np.where(reduced > 0, lower, upper)
     open_end = ~np.isfinite(ends)

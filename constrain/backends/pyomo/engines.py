@@ -108,6 +108,8 @@ def run(
     outcome = _once(engine, model, time_limit, own, verbose)
     if outcome.message == _ENDINGS["infeasibleOrUnbounded"][1] and engine == LINEAR:
         return _once(engine, model, time_limit, {**own, "presolve": "off"}, verbose)
+    if engine in NONLINEAR and outcome.ending == "limit" and time_limit is None:
+        return _once(engine, model, None, {**own, "tol": 1e-8}, verbose)
     return outcome
 
 

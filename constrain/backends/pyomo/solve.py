@@ -291,7 +291,8 @@ def solve(
             outcome, integers = _restricted(built, engine, outcome)
             notes = [RESTRICTED if outcome.duals is not None else "no multipliers: the integers moved"]
     used = label(engine) if steps == 0 or engine == LINEAR else f"{label(LINEAR)} + {label(engine)}"
-    return _solution(built, outcome, integers, used, time.perf_counter() - start, steps, notes)
+    seconds, convex = time.perf_counter() - start, built.kind in ("LP", "QP") or _convex(built, facts)
+    return _solution(built, outcome, integers, used, seconds, steps, notes, convex=convex)
 
 
 def _restricted(built: Built, engine: str, found: Outcome) -> tuple[Outcome, list[float]]:
@@ -311,6 +312,8 @@ def _solution(
     seconds: float,
     steps: int,
     notes: list[str],
+    *,
+    convex: bool,
 ) -> RawSolution:
     message = "; ".join((outcome.message, *notes))
     if not outcome.values:
@@ -326,7 +329,7 @@ def _solution(
         variable.set_value(float(value), skip_validation=True)
     # events hold with some room: the bound is that of a smaller feasible set
     bound = outcome.bound if built.integer and not built.program.has_rates else None
-    if built.kind in ("LP", "QP") and outcome.ending == "converged" and outcome.duals is not None:
+    if not built.integer and convex and outcome.ending == "converged" and outcome.duals is not None:
         pairs = [(row.term, row.constraint) for row in built.rows] + list(built.auxiliary)
         bound = lower_bound(built.space, built.objective, pairs, outcome.duals, x)
     values = {symbol: _read(array, x) for symbol, array in built.variables.items()}
