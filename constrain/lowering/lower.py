@@ -269,14 +269,15 @@ def _check_shared(problem: Problem) -> None:
 def _bounded(
     objective: n.Node, forms: list[Form], state: _Lowering
 ) -> tuple[n.Node, n.VariableSymbol | None]:
-    """The objective as a bound with constraints, which are added to the forms, where it is a maximum."""
+    """The objective with a bound in the place of a maximum, whose constraints are added to the forms."""
     bound = n.VariableSymbol(EPIGRAPH, ())
-    bounded, pieces = rules.epigraph(objective, lambda: bound, state.trace)
+    bounded, term, pieces = rules.epigraph(objective, lambda: bound, state.trace)
     if not pieces:
         return objective, None
     parts = tuple(Part(EPIGRAPH, p.side, "<=", state.turned(p.residual, "objective"), 0.0) for p in pieces)
-    relation = n.Comparison("<=", objective, bounded, loc=objective.loc)
-    forms.append(Form(EPIGRAPH, relation, "<=", objective, (bounded,), parts))
+    side = n.Decision(bound, loc=term.loc)
+    relation = n.Comparison("<=", term, side, loc=term.loc)
+    forms.append(Form(EPIGRAPH, relation, "<=", term, (side,), parts))
     return bounded, bound
 
 

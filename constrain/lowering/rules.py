@@ -232,21 +232,74 @@ def split(residual_of: n.Node, rhs: n.Node, label: str = "") -> list[Piece]:
 
 def epigraph(
     objective: n.Node, make: Callable[[], n.VariableSymbol], trace: Trace
-) -> tuple[n.Node, list[Piece]]:
-    """min max_i e_i  =  min t  subject to  e_i <= t.
+) -> tuple[n.Node, n.Node, list[Piece]]:
+    """min f + c max_i e_i  =  min f + t  subject to  c e_i <= t,  for c > 0.
 
-    Exact; the multipliers of the pieces are the weights of the e_i and sum to one. Also for |e|.
+    Exact; the multipliers of the pieces are the weights of the e_i and sum to one. Also for |e|, and for the
+    least of several e_i with c < 0. Next to other terms, the one largest value that holds averages.
+
+    Returns:
+        The new objective, the term that t stands for, and the pieces; none where there is no such term.
     """
-    match objective:
-        case n.Apply(atom="max" | "max_levels" | "maximum" | "abs"):
-            pass
-        case n.Apply(atom="neg", args=(n.Apply(atom="min" | "min_levels" | "minimum"),)):
-            pass
-        case _:
-            return objective, []
-    bound = n.Decision(make(), loc=objective.loc)
-    pieces = split(objective, bound)
-    if len(pieces) == 1 and pieces[0].residual == _sub(objective, bound):
-        return objective, []
+    found = [
+        (node, c)
+        for node, c in _addends(objective)
+        if _is_largest(node, c) and (node is objective or n.mentions(node, n.Moment))
+    ]
+    if len(found) != 1:
+        return objective, objective, []
+    ((largest, c),) = found
+    bound: n.Node = n.Decision(make(), loc=largest.loc)
+    term = _scaled_inside(largest, c)
+    pieces = split(term, bound)
+    if len(pieces) == 1 and pieces[0].residual == _sub(term, bound):
+        return objective, objective, []
+    share = bound if c == 1.0 else n.Apply("mul", (n.Constant(1.0 / c), bound), loc=largest.loc)
+
+    def step(node: n.Node, new: tuple[n.Node, ...]) -> n.Node:
+        return share if node is largest else n.rebuild(node, new)
+
     trace.add("epigraph", "objective", "min max_i e_i = min t subject to e_i <= t")
-    return bound, pieces
+    return n.fold(objective, step), term, pieces
+
+
+def _addends(objective: n.Node) -> list[tuple[n.Node, float]]:
+    """The terms of a sum with constant coefficients, opened as far as it goes."""
+    found: list[tuple[n.Node, float]] = []
+    stack = [(objective, 1.0)]
+    while stack:
+        node, c = stack.pop()
+        match node:
+            case n.Apply(atom="add", args=(a, b)):
+                stack += [(b, c), (a, c)]
+            case n.Apply(atom="sub", args=(a, b)):
+                stack += [(b, -c), (a, c)]
+            case n.Apply(atom="neg", args=(a,)):
+                stack.append((a, -c))
+            case (
+                n.Apply(atom="mul", args=(n.Constant(value=k), a))
+                | n.Apply(atom="mul", args=(a, n.Constant(value=k)))
+            ) if k:
+                stack.append((a, c * k))
+            case n.Apply(atom="div", args=(a, n.Constant(value=k))) if k:
+                stack.append((a, c / k))
+            case _:
+                found.append((node, c))
+    return found
+
+
+def _is_largest(node: n.Node, c: float) -> bool:
+    """Whether a term is a largest value that is to be small, or a least one that is to be large."""
+    kinds = ("max", "max_levels", "maximum", "abs") if c > 0 else ("min", "min_levels", "minimum")
+    kind = type_of(node)
+    return isinstance(node, n.Apply) and node.atom in kinds and kind.shape == () and not kind.lead
+
+
+def _scaled_inside(largest: n.Node, c: float) -> n.Node:
+    """c max(e) as max(c e), and c min(e) for c < 0 as -min(-c e)."""
+    assert isinstance(largest, n.Apply)  # callers check
+    size = abs(c)
+    scale = n.Constant(size)
+    args = largest.args if size == 1.0 else tuple(n.Apply("mul", (scale, x), loc=x.loc) for x in largest.args)
+    inside = n.rebuild(largest, args)
+    return inside if c > 0 else _neg(inside)

@@ -198,8 +198,12 @@ def test_equality(method):
         (lambda D, w: cn.maximum(w[0] + 0.5, w[1], w[2] - 0.5), 3),
         (lambda D, w: abs(cn.sum(w) - 2), 2),
         (lambda D, w: cn.max(E(D.x @ w, by=D.group)), 2),
+        (lambda D, w: 0.1 * cn.sum_squares(w) + cn.max(E(D.x @ w, by=D.group)), 2),
+        (lambda D, w: (cn.max(E(D.x @ w, by=D.group)) + 0.1 * cn.sum_squares(w)) / 2 - w[1], 2),
+        (lambda D, w: 0.1 * cn.sum_squares(w) - 3 * cn.min(E(-(D.x @ w), by=D.group)), 2),
+        (lambda D, w: abs(E(D.x @ w) + 0.02) * 2 + cn.sum_squares(w + 0.1), 2),
     ],
-    ids=["max", "maximum", "abs", "levels"],
+    ids=["max", "maximum", "abs", "levels", "in a sum", "in a part", "least", "abs in a sum"],
 )
 def test_epigraph(objective, weights, method):
     """The value is that of the objective as written, and the multipliers of its terms sum to one."""
@@ -226,6 +230,22 @@ def test_epigraph(objective, weights, method):
     assert EPIGRAPH not in solution.names
     assert len([p for p in lower(problem()).parts if p.constraint == EPIGRAPH]) >= 1
     assert weights >= 2
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        lambda D, w: cn.sum_squares(w) - cn.max(E(D.x @ w, by=D.group)),
+        lambda D, w: cn.sum_squares(w) + cn.max(w),
+        lambda D, w: abs(E(D.x @ w)) + cn.max(E(D.x @ w, by=D.group)),
+        lambda D, w: cn.max(E(D.x @ w, by=D.group)) ** 2 + cn.sum(w),
+        lambda D, w: w[0] * cn.max(E(D.x @ w, by=D.group)),
+    ],
+    ids=["subtracted", "no averages", "two of them", "inside of a function", "times a decision"],
+)
+def test_where_a_largest_value_is_left_alone(objective):
+    w = cn.Variable(3, "w")
+    assert not lower(cn.minimize(objective(data(), w)).subject_to(c=cn.sum_squares(w) <= 1)).auxiliary
 
 
 def test_a_maximum_of_a_maximized_objective_is_left_alone():
