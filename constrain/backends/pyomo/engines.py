@@ -40,8 +40,9 @@ _ENDINGS: dict[str, tuple[Ending, str]] = {
 _OPTIONS: dict[str, dict[str, Any]] = {
     # the defaults, 1e-7 and 1e-4, move the solution of a quadratic program and stop far from the optimum
     "highs": {"qp_regularization_value": 1e-12, "mip_rel_gap": 1e-7},
-    "pounce": {"tol": 1e-10},
-    "ipopt": {"tol": 1e-10},
+    # by default they widen every bound by a share of it, and take a violation of 1e-4
+    "pounce": {"tol": 1e-10, "bound_relax_factor": 0.0, "constr_viol_tol": 1e-8},
+    "ipopt": {"tol": 1e-10, "bound_relax_factor": 0.0, "constr_viol_tol": 1e-8},
 }
 
 
