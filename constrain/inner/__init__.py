@@ -4,6 +4,7 @@
 `cn.value` and `cn.argmin` compute. Everything runs in float64 on a batch of rows at once.
 """
 
-from constrain.inner.layer import Call, Inner, Layer, compiled, layer
+from constrain.inner.layer import Call, Layer, layer
+from constrain.inner.program import Inner, compiled
 
 __all__ = ["Call", "Inner", "Layer", "compiled", "layer"]

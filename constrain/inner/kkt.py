@@ -13,11 +13,12 @@ every active inequality has a positive multiplier (strict complementarity).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
-__all__ = ["System", "repaired", "system", "weak"]
+__all__ = ["System", "assembled", "first", "places_of", "repaired", "system", "weak"]
 
 WEAK = 1e-7
 """Multiplier and slack below which an inequality is called weakly active, relative to the largest ones."""
@@ -70,7 +71,7 @@ class System:
             found = found + torch.linalg.lu_solve(self.lu, self.pivots, rhs - self.matrix @ found)
         found = found[..., 0]
         w = torch.zeros_like(dz).scatter_add(1, self.index, found[:, self.size : self.size + k] * self.valid)
-        return found[:, : self.size], w, found[:, self.size + k :]
+        return first(found, self.size), w, found[:, self.size + k :]
 
     def dependent(self, moving: Tensor) -> Tensor:
         """(B,) whether multipliers are not unique in a way that parameters see.
@@ -82,8 +83,8 @@ class System:
             moving: (m + p,) whether each inequality and equality depends on a parameter.
         """
         found = torch.zeros_like(self.singular)
-        m, k = self.inequalities, self.index.shape[1]
-        for i in self.singular.nonzero()[:, 0].tolist():
+        m = self.inequalities
+        for i in places_of(self.singular):
             used = torch.cat([self.valid[i], torch.ones_like(moving[m:])])
             places = torch.cat([self.index[i], torch.arange(m, len(moving), device=moving.device)])[used]
             gradients = self.matrix[i, self.size :, : self.size][used]
@@ -95,7 +96,7 @@ class System:
     def flat(self, own: int) -> Tensor:
         """(B,) whether the objective is flat along a feasible direction of the first `own` variables."""
         found = torch.zeros_like(self.singular)
-        for i in self.singular.nonzero()[:, 0].tolist():
+        for i in places_of(self.singular):
             found[i] = bool((_null(self.matrix[i, :, : self.size])[:own].abs() > 1e-6).any())
         return found
 
@@ -116,15 +117,32 @@ def system(curvature: Tensor, below: Tensor, equal: Tensor, active: Tensor) -> S
         equal: (B or 1, p, n) gradients of the equalities.
         active: (B, m) which inequalities are active.
     """
-    batch, m = active.shape
-    n, p = curvature.shape[-1], equal.shape[-2]
+    m = active.shape[1]
     k = int(active.sum(1).max()) if m else 0
     index = active.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :k]
     valid = active.gather(1, index)
-    if below.shape[0] == 1:
-        rows = below[0][index]
-    else:
-        rows = below.gather(1, index[..., None].expand(batch, k, n))
+    matrix = assembled(curvature, below, equal, index, valid)
+    lu, pivots, info = torch.linalg.lu_factor_ex(matrix)
+    pivot = lu.diagonal(dim1=-2, dim2=-1).abs()
+    smallest = pivot.amin(-1) / pivot.amax(-1).clamp_min(1e-300)
+    singular = (info > 0) | ~(smallest > _SINGULAR)
+    return System(index, valid, matrix, lu, pivots, singular, curvature.shape[-1], m)
+
+
+def assembled(curvature: Tensor, below: Tensor, equal: Tensor, index: Tensor, valid: Tensor) -> Tensor:
+    """K of a batch (B, n + k + p, n + k + p), with gradients to its parts.
+
+    Args:
+        curvature: (B or 1, n, n).
+        below: (B or 1, m, n).
+        equal: (B or 1, p, n).
+        index: (B, k) positions of the active inequalities.
+        valid: (B, k) which of them are active; the others get a row of the unit matrix, negated.
+    """
+    batch, k = index.shape
+    n, p = curvature.shape[-1], equal.shape[-2]
+    shared = below.shape[0] == 1
+    rows = below[0][index] if shared else below.gather(1, index[..., None].expand(batch, k, n))
     rows = rows * valid[..., None]
     matrix = curvature.new_zeros(batch, n + k + p, n + k + p)
     matrix[:, :n, :n] = curvature
@@ -132,12 +150,19 @@ def system(curvature: Tensor, below: Tensor, equal: Tensor, active: Tensor) -> S
     matrix[:, :n, n : n + k] = rows.mT
     matrix[:, n + k :, :n] = equal
     matrix[:, :n, n + k :] = equal.mT
-    matrix[:, n : n + k, n : n + k].diagonal(dim1=1, dim2=2).copy_(torch.where(valid, 0.0, -1.0))
-    lu, pivots, info = torch.linalg.lu_factor_ex(matrix)
-    pivot = lu.diagonal(dim1=-2, dim2=-1).abs()
-    smallest = pivot.amin(-1) / pivot.amax(-1).clamp_min(1e-300)
-    singular = (info > 0) | ~(smallest > _SINGULAR)
-    return System(index, valid, matrix, lu, pivots, singular, n, m)
+    idle = torch.where(valid, 0.0, -1.0).to(matrix.dtype)
+    matrix[:, n : n + k, n : n + k] = torch.diag_embed(idle)
+    return matrix
+
+
+def first(t: Tensor, count: int) -> Tensor:
+    """The first columns; no view of all of them, for which batched derivatives of torch have no rule."""
+    return t if t.shape[1] == count else t[:, :count]
+
+
+def places_of(mask: Tensor) -> list[int]:
+    """Positions where a vector of truth values is True."""
+    return cast("list[int]", mask.nonzero()[:, 0].tolist())
 
 
 def weak(z: Tensor, slack: Tensor) -> Tensor:

@@ -289,7 +289,9 @@ def _with_active_set(qp: Quadratic, found: Solved) -> Tensor:
         slack = qp.h - _times(qp.G, x)
         repair, same = repaired(active, z, slack)
         stationary = _times(qp.P, x) + qp.q + _back(qp.G, z) + _back(qp.A, y)
-        error = _largest(stationary) / (1 + _largest(qp.q))  # where there is no inverse there may be no solution
+        error = _largest(stationary) / (
+            1 + _largest(qp.q)
+        )  # where there is no inverse there may be no solution
         if active.shape[1]:
             error = torch.maximum(error, _largest(torch.where(active, slack, torch.zeros_like(slack))))
         good = same & (~conditions.singular | (error <= 1e-9)) & torch.isfinite(x).all(1)
