@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from scipy.linalg import lstsq as _least_squares  # pyright: ignore[reportUnknownVariableType]  # untyped
 
+from constrain.solvers.interior import factorized
 from constrain.solvers.newton import projected_gradient
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["finish", "kkt_error"]
 
-_ENOUGH = 1e-15
+_ENOUGH = 1e-14
+_ROUNDING = 1e-11
+"""Error below which a step that does not halve it is the last one."""
 _NEAR = 1e-6
 """Distance to a bound below which a decision that is pushed towards it is put onto it."""
 
@@ -59,6 +62,8 @@ def finish(problem: Smooth, x: Vector, y: Vector, *, steps: int = 30) -> tuple[V
         Point, multipliers and the largest entry of the KKT conditions there.
     """
     best = (x, y, kkt_error(problem, x, y))
+    if best[2] <= _ENOUGH:
+        return best
     x, held = _snapped(problem, x, y)
     active = problem.equal | (y > -problem.values(x)[1])
     y = np.where(active, y, 0.0)
@@ -67,9 +72,10 @@ def finish(problem: Smooth, x: Vector, y: Vector, *, steps: int = 30) -> tuple[V
         g, J = problem.derivatives(x)
         d = g + J.T @ y
         error = _error(problem, x, y, c, d)
+        last = best[2] <= _ROUNDING and error > 0.5 * best[2]
         if error < best[2]:
             best = (x, y, error)
-        if not np.isfinite(error) or error <= _ENOUGH:
+        if last or not np.isfinite(error) or error <= _ENOUGH:
             break
         moved = _step(problem.hessian(x, y), J, c, d, ~held, active)
         if moved is None:
@@ -105,12 +111,23 @@ def _step(
     right = -np.concatenate([d[free], c[active]])
     if not (np.isfinite(system).all() and np.isfinite(right).all()) or not len(right):
         return None
-    scale = 1 / np.sqrt(np.maximum(np.abs(system).max(1), 1e-12))
-    solve = cast("Callable[..., Any]", _least_squares)
-    found = scale * solve(scale[:, None] * system * scale, scale * right, lapack_driver="gelsy")[0]
+    found = _solved(system, right)
     dx, dy = np.zeros(len(free)), np.zeros(len(active))
     dx[free], dy[active] = found[:n], found[n:]
     return dx, dy
+
+
+def _solved(system: Vector, right: Vector) -> Vector:
+    """The solution of a symmetric system, of least length where it is singular."""
+    factor = factorized(system)
+    if factor is not None and not factor.singular:
+        found = factor.solve(right)
+        off = np.abs(system @ found - right).max()
+        if off <= 1e-8 * np.abs(right).max() and np.abs(found).max() <= 1e8 * np.abs(right).max():
+            return found
+    scale = 1 / np.sqrt(np.maximum(np.abs(system).max(1), 1e-12))
+    solve = cast("Callable[..., Any]", _least_squares)
+    return scale * solve(scale[:, None] * system * scale, scale * right, lapack_driver="gelsy")[0]
 
 
 def _within(problem: Smooth, x: Vector, dx: Vector) -> Vector:

@@ -50,6 +50,8 @@ __all__ = ["AugmentedLagrangian"]
 SETTLED = 5
 """Inner problems solved to tolerance after which a feasible point is taken: rates jump across bounds."""
 STALL_TOLERANCE = 1e-5
+STATIONARY_VIOLATION = 1e-2
+"""Slope of half the squared scaled violation, relative to the violation, at which it is at its least."""
 STALLED = 4
 """Inner problems in a row that bring a feasible point no closer to balance, after which it is taken."""
 SECOND_ORDER_SIZE = 1_000
@@ -100,8 +102,8 @@ class AugmentedLagrangian:
         return run.run(multipliers)
 
 
-UNBOUNDED = -1e20
-"""Scaled objective (plus penalties) below which the run calls the problem unbounded."""
+UNBOUNDED = -1e11
+"""Scaled objective (plus penalties) below which the run calls a problem unbounded, relative to its start."""
 
 
 class _Stop(Exception):  # a signal
@@ -153,6 +155,7 @@ class _Run:
         self.f_scale = 1.0
         self.c_scale = [1.0 for _ in self.parts]
         self.rho = 1.0
+        self.magnitude = 1.0
 
     # ------------------------------------------------------------------------------------- evaluation
     def residuals(self, mode: str) -> tuple[float, list[Tensor]]:
@@ -196,7 +199,7 @@ class _Run:
         flat_gradient = np.concatenate([g.detach().cpu().double().numpy().reshape(-1) for g in gradient])
         if not (np.isfinite(value) and np.isfinite(flat_gradient).all()):
             return 1e300, np.zeros_like(flat_gradient)
-        if value < UNBOUNDED:
+        if value < UNBOUNDED * self.magnitude:
             raise _Falling
         return value, flat_gradient
 
@@ -319,6 +322,7 @@ class _Run:
         low, high = decisions.bounds()
         point = self.point()
         self.rho = self.first_penalty(point)
+        self.magnitude = max(1.0, abs(point.objective) / self.f_scale)
         best = point.scaled_violation
         tolerance, settled, stalled, balance = 1e-2, 0, 0, np.inf
         for outer in range(options.outer):
@@ -357,10 +361,28 @@ class _Run:
             if solved and inner > max(options.decrease * best, options.tolerance):
                 self.rho = min(self.rho * options.growth, options.max_penalty)
                 if self.rho >= options.max_penalty and point.scaled_violation > 1e3 * options.tolerance:
-                    return "likely_infeasible", "the penalty reached its limit while the violation stays"
+                    return self._infeasible(point, low, high)
             best = min(best, inner)
             tolerance *= 0.2
         return "limit", f"{options.outer} multiplier updates"
+
+    def _infeasible(
+        self, point: _Point, low: NDArray[np.float64], high: NDArray[np.float64]
+    ) -> tuple[Ending, str]:
+        """The verdict at the largest penalty: infeasible only where nothing reduces the violation.
+
+        The sum of squared violations has no descent there; at kinks its gradient may not show it, and inner
+        problems that did not converge show nothing.
+        """
+        self.rho, rho = 1.0, self.rho
+        y, self.y, scale, self.f_scale = self.y, [torch.zeros_like(y) for y in self.y], self.f_scale, 1e300
+        flat = self.evaluator.decisions.get()
+        _, gradient = self.merit(flat)
+        self.rho, self.y, self.f_scale = rho, y, scale
+        slope = float(np.abs(projected_gradient(flat, gradient, low, high)).max(initial=0.0))
+        if slope <= STATIONARY_VIOLATION * point.scaled_violation:
+            return "likely_infeasible", "the penalty reached its limit while the violation stays"
+        return "limit", "the penalty reached its limit, but inner problems did not converge"
 
     def _minimize(
         self, low: NDArray[np.float64], high: NDArray[np.float64], tolerance: float

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from scipy.linalg import lapack as _lapack
 
-from constrain.solvers.newton import projected_newton
+from constrain.solvers.newton import projected_gradient, projected_newton
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,11 +27,13 @@ if TYPE_CHECKING:
 
     Vector = NDArray[np.float64]
 
-__all__ = ["InteriorPoint", "InteriorResult", "Smooth", "interior_point"]
+__all__ = ["Factor", "InteriorPoint", "InteriorResult", "Smooth", "factorized", "interior_point"]
 
 _LAPACK: Any = _lapack
 UNBOUNDED = -1e15
 """Scaled objective below which a feasible run calls the problem unbounded."""
+_LOOSENED = 1e-9
+"""Diagonal of the multipliers in every KKT system: constraints may depend on each other."""
 _LARGE_MULTIPLIER = 1e3
 """Largest least-squares multiplier that is used as a start."""
 _FRACTION = 0.99
@@ -264,7 +266,9 @@ class _Run:
         for k in range(options.iterations):
             error = self._error(state, 0.0)
             if self.record is not None:
-                self.record(k, state.f, state.h, state.y, error, self.mu)
+                c = state.h.copy()
+                c[self.slack] -= state.v[self.n :]
+                self.record(k, state.f, c, state.y, error, self.mu)
             if error <= options.tolerance:
                 return self._end(state, "converged", k)
             if state.f < UNBOUNDED and self._violation(state.h) <= _NEAR_BEST:
@@ -322,7 +326,7 @@ class _Run:
         """A solver of the KKT system with the inertia of a minimum (algorithm IC of the paper)."""
         n, m = self.n, self.m
         system = np.zeros((n + m, n + m))
-        shift, loosened = 0.0, 0.0
+        shift, loosened = 0.0, _LOOSENED
         while shift <= 1e40:
             system[:n, :n] = curvature
             system[np.arange(n), np.arange(n)] += sigma[:n] + shift
@@ -331,16 +335,12 @@ class _Run:
             diagonal[self.slack] += 1.0 / (sigma[n:] + shift)
             system[n + np.arange(m), n + np.arange(m)] = -diagonal
             system[:n, n:] = state.jacobian.T
-            factor = _ldl(system)
+            factor = factorized(system)
             if factor is not None and factor.negative == m and not factor.singular:
                 self.shift = shift if shift > 0 else self.shift
                 return self._solver(factor, sigma, shift)
-            if factor is not None and factor.singular and loosened == 0.0 and m:
-                loosened = 1e-8 * self.mu**0.25
-                if factor.negative <= m:
-                    continue
-            if factor is not None and factor.negative < m and loosened == 0.0:
-                loosened = 1e-8 * self.mu**0.25
+            if factor is not None and (factor.singular or factor.negative < m) and loosened == _LOOSENED:
+                loosened = 1e-8 + 1e-6 * self.mu**0.25
                 continue
             if shift == 0.0:
                 shift = 1e-4 if self.shift == 0.0 else max(1e-20, self.shift / 3)
@@ -349,7 +349,7 @@ class _Run:
         return None
 
     def _solver(
-        self, factor: _Factor, sigma: Vector, shift: float
+        self, factor: Factor, sigma: Vector, shift: float
     ) -> Callable[[Vector, Vector], tuple[Vector, Vector]]:
         """(dual residual, h) -> (step of v, step of y); slacks are eliminated."""
         n, slack = self.n, self.slack
@@ -368,10 +368,9 @@ class _Run:
         """Longest step that keeps a hundredth of the distance to every bound (or mu, when larger)."""
         below, above = self._gaps(v)
         keep = max(_FRACTION, 1 - self.mu)
-        ratios = np.concatenate(
-            [(keep * below / np.maximum(-dv, 1e-300))[self.has_low & (dv < 0)],
-             (keep * above / np.maximum(dv, 1e-300))[self.has_high & (dv > 0)]]
-        )  # fmt: skip
+        down, up = self.has_low & (dv < 0), self.has_high & (dv > 0)
+        longest = np.concatenate([keep * below[down], keep * above[up]])
+        ratios = longest / np.maximum(np.abs(np.concatenate([dv[down], dv[up]])), longest + 1e-300)
         return float(min(1.0, ratios.min(initial=1.0)))
 
     # ------------------------------------------------------------------------------------ line search
@@ -506,7 +505,8 @@ class _Run:
             h = self._values(found.x)[1]
             if np.abs(h).max() > _NEAR_BEST:
                 state.v, (state.f, state.h) = found.x, self._values(found.x)
-                small = np.abs(found.gradient).max() <= 1e-5 * np.abs(h).max()
+                slope = projected_gradient(found.x, found.gradient, self.low, self.high)
+                small = np.abs(slope).max() <= 1e-5 * np.abs(h).max()
                 return "infeasible" if small or found.converged else "limit"
         f, h = self._values(v)
         below, above = self._gaps(v)
@@ -526,10 +526,11 @@ _WORDS = {
 
 # ------------------------------------------------------------------------------------- linear algebra
 @dataclass(frozen=True)
-class _Factor:
-    """Bunch-Kaufman factors of a symmetric matrix."""
+class Factor:
+    """Bunch-Kaufman factors of a symmetric matrix whose rows are scaled to a largest entry of about 1."""
 
     matrix: Vector
+    scale: Vector
     factors: Vector
     pivots: NDArray[np.int32]
     negative: int
@@ -537,20 +538,22 @@ class _Factor:
 
     def solve(self, right: Vector) -> Vector:
         """One solve with one step of iterative refinement."""
-        substitute = _LAPACK.dsytrs
-        x = substitute(self.factors, self.pivots, right, lower=1)[0]
-        return x + substitute(self.factors, self.pivots, right - self.matrix @ x, lower=1)[0]
+        x = self._once(right)
+        return x + self._once(right - self.matrix @ x)
+
+    def _once(self, right: Vector) -> Vector:
+        return self.scale * _LAPACK.dsytrs(self.factors, self.pivots, self.scale * right, lower=1)[0]
 
 
-def _ldl(system: Vector) -> _Factor | None:
+def factorized(system: Vector) -> Factor | None:
     """Factors and inertia; None where the matrix is not finite."""
     if not np.isfinite(system).all():
         return None
-    factors, pivots, info = _LAPACK.dsytrf(system, lower=1)
+    scale = 1 / np.sqrt(np.maximum(np.abs(system).max(1, initial=0.0), 1e-150))
+    factors, pivots, info = _LAPACK.dsytrf(scale[:, None] * system * scale, lower=1)
     single = pivots > 0
     diagonal = np.diag(factors)
     pairs = int((~single).sum()) // 2  # one negative and one positive eigenvalue each
     negative = int((diagonal[single] < 0).sum()) + pairs
-    scale = float(np.abs(system).max(initial=0.0))
-    singular = info > 0 or bool((np.abs(diagonal[single]) <= 1e-15 * scale).any())
-    return _Factor(system.copy(), factors, pivots, negative, singular)
+    singular = info > 0 or bool((np.abs(diagonal[single]) <= 1e-15).any())
+    return Factor(system.copy(), scale, factors, pivots, negative, singular)

@@ -85,14 +85,42 @@ class _Scaled:
         self.free = low < high
         self.whole = np.where(self.free, evaluator.decisions.get(), low)
         self.low, self.high = low[self.free], high[self.free]
+        self.f_scale = 1.0
+        self.deadline = np.inf
+        self._index()
+
+    def _index(self) -> None:
+        """What follows from the entries that are selected."""
         sizes = [int(s.sum()) for s in self.selected]
         kinds = [part.kind == "==" for part in self.parts]
         self.equal = np.repeat(np.asarray(kinds, dtype=bool), sizes)
         self.ends = np.cumsum([0, *sizes])
         self.kept = np.concatenate([np.zeros(0, bool), *(s.reshape(-1) for s in self.selected)])
-        self.f_scale = 1.0
         self.c_scale = np.ones(len(self.equal))
-        self.deadline = np.inf
+
+    def merge(self, x: Vector) -> None:
+        """Leaves out constraints that are multiples of others: their values and gradients at two points are.
+
+        What is left has all of the multiplier. Without it, a copy would push twice in the barrier, and might
+        lead to another local optimum.
+        """
+        near = np.clip(x + 1e-3 * np.random.default_rng(0).normal(size=len(x)), self.low, self.high)
+        prints = [np.zeros((len(self.equal), 0)), self.equal[:, None] * 1.0]
+        for point in (x, near):
+            gradients = self._linearized(point)[1]
+            norms = np.asarray([_usable(norm) for norm in np.linalg.norm(gradients, axis=1)])[:, None]
+            prints += [gradients / norms, self.raw()[1][:, None] / norms]
+        rows = np.concatenate(prints, 1)
+        if not np.isfinite(rows).all() or not len(rows):
+            return
+        first = np.unique(rows.round(10), axis=0, return_index=True)[1]
+        if len(first) == len(rows):
+            return
+        unique = np.zeros(len(rows), dtype=bool)
+        unique[first] = True
+        for k, chosen in enumerate(self.selected):
+            chosen[chosen] = unique[self.ends[k] : self.ends[k + 1]]
+        self._index()
 
     def _layout(self) -> tuple[list[NDArray[np.bool_]], list[tuple[int, ...]]]:
         """Per part, which entries of its residual count, and the residual's shape."""
@@ -246,6 +274,8 @@ class _Run:
     def _rounds(self, multipliers: Mapping[str, Any] | None) -> InteriorResult:
         problem = self.problem
         x = problem.whole[problem.free].copy()
+        problem.merge(x)
+        self.y = np.zeros(len(problem.equal))
         problem.f_scale, problem.c_scale = problem.measure(x)
         y = problem.pack(multipliers) if multipliers else None
         settings = InteriorPoint(self.options.tolerance, self.options.iterations)
@@ -277,22 +307,22 @@ class _Run:
         self.best = x
         return interior_point(self.problem, x, y, options=settings, record=self._record)
 
-    def _record(self, k: int, f: float, h: Vector, y: Vector, error: float, mu: float) -> None:
+    def _record(self, k: int, f: float, c: Vector, y: Vector, error: float, mu: float) -> None:
         problem = self.problem
-        self.best, self.y = problem.whole[problem.free].copy(), y.copy()
+        self.best, self.y, c = problem.whole[problem.free].copy(), y.copy(), c * problem.c_scale
         row: dict[str, Any] = {
             "step": self.done,
             "epoch": self.done,
             "objective": self.evaluator.program.sign * f * problem.f_scale,
-            "violation": float(np.abs(h * problem.c_scale).max(initial=0.0)),
-            "stationarity": error,
+            "violation": float(np.where(problem.equal, np.abs(c), c).max(initial=0.0)),
+            "stationarity": float(error),
             "barrier": mu,
         }
-        for part, chosen, value in zip(
-            problem.parts, problem.selected, problem.unpack(y).values(), strict=True
-        ):
-            if chosen.size == 1 and not part.key.startswith(PREFIX):
-                row[f"multiplier:{part.key}"] = float(value)
+        prices = problem.unpack(y)
+        for part, chosen, at in zip(problem.parts, problem.selected, problem.ends, strict=False):
+            if chosen.size == 1 and chosen.all() and not part.key.startswith(PREFIX):
+                row[f"residual:{part.key}"] = float(c[at])
+                row[f"multiplier:{part.key}"] = float(prices[part.key])
         self.history.append(row)
         self.done += k > 0
         self.progress.update(self.done, self.options.iterations, row)

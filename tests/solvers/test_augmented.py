@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_diabetes
+from sklearn.preprocessing import scale
 
 import constrain as cn
 
@@ -35,3 +37,32 @@ def test_a_penalty_that_is_too_weak_is_not_taken_for_an_unbounded_problem():
     solution = problem.solve(method="augmented", progress=False)
     assert solution.objective == pytest.approx(-np.e, rel=1e-6)
     assert float(w.value) == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [10, 1500])
+def test_falling_without_bound_is_seen_by_both_inner_methods(size):
+    w = cn.Variable(size, "w")
+    solution = cn.minimize(cn.sum(w)).solve(method="augmented", progress=False)
+    assert solution.status == "diverged"
+    assert "without bound" in solution.message
+
+
+def test_inner_problems_that_do_not_converge_are_no_proof_of_infeasibility():
+    """A tail of absolute errors: kinks in every row; the bound can be met, as training shows."""
+    x, y = load_diabetes(return_X_y=True)
+    D = cn.Data("d", x=torch.tensor(scale(x)), y=torch.tensor(scale(y)))
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(10, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1), torch.nn.Flatten(0)
+    )
+    error = abs(cn.Model(net, "f")(D.x) - D.y)
+    problem = cn.minimize(cn.E(error)).subject_to(c=cn.CVaR(error, 0.9) <= 1.3)
+    solution = problem.solve(method="augmented", outer=15, inner=20, max_penalty=1e3, progress=False)
+    assert solution.status.value in ("limit", "feasible")
+    assert "did not converge" in solution.message or solution.kkt().feasibility <= 1e-6
+
+
+def test_a_violation_that_nothing_reduces_is_infeasible():
+    w = cn.Variable((), "w")
+    solution = cn.minimize(w**2).subject_to(a=torch.sin(w) >= 1.5).solve("augmented", progress=False)
+    assert solution.status == "likely_infeasible"
