@@ -13,6 +13,7 @@ from constrain.diagnostics.confidence import Judgment, judge_sample
 from constrain.diagnostics.kkt import kkt, system_at
 from constrain.diagnostics.sensitivity import sensitivity
 from constrain.errors import DataError, ModelingError
+from constrain.language import nodes as n
 from constrain.language.data import Data, suggest
 from constrain.language.regions import Coordinate
 from constrain.lowering.lower import lower
@@ -95,10 +96,12 @@ def rebind(program: Program, data: Data | Mapping[str, Data]) -> dict[str, Data]
 
 
 def _fitting(program: Program, samples: dict[str, Data]) -> dict[str, Data]:
-    """Samples whose columns have rows of the shapes that the problem was written for."""
+    """Samples whose used columns have rows of the shapes that the problem was written for."""
+    columns = {x for x in n.postorder(*program.problem.roots) if isinstance(x, n.Column)}
     for population in program.populations:
         other = samples.get(population.name, population)
-        for column in set(population.columns) & set(other.columns):
+        used = {x.name for x in columns if x.data is population}
+        for column in sorted(used & set(other.columns)):
             shapes = other.row_shape(column), population.row_shape(column)
             if shapes[0] != shapes[1]:
                 raise DataError(

@@ -62,7 +62,7 @@ def by_part(evaluator: Evaluator, multipliers: Mapping[str, Any] | None) -> dict
     """Multipliers per part key, of some that are given by constraint or by part.
 
     The multiplier of a constraint that was split into several sides, such as `abs(e) <= b`, belongs to the
-    side that is closest to its bound, entry by entry.
+    side that is closest to its bound, entry by entry; that of a largest value belongs to the largest one.
 
     Raises:
         ModelingError: E112 for a shape that is neither that of the constraint nor that of its sides.
@@ -71,12 +71,18 @@ def by_part(evaluator: Evaluator, multipliers: Mapping[str, Any] | None) -> dict
         return None
     program = evaluator.program.judged
     keys = {part.key for part in program.parts}
-    found = {key: value for key, value in multipliers.items() if key in keys}
-    named = {key: value for key, value in multipliers.items() if key not in keys}
-    point = read_point(evaluator) if named else None
-    for name, value in named.items():
-        assert point is not None  # there is a name
-        found |= _sides(evaluator, point, name, array_of(value))
+    point = read_point(evaluator)
+    single = {
+        form.name
+        for form, sides in zip(program.forms, point.sides, strict=True)
+        if form.rows is None and np.broadcast_shapes(*(side.shape for side in sides)) == ()
+    }
+    found: dict[str, Any] = {}
+    for name, value in multipliers.items():
+        if name in keys and name not in single:
+            found[name] = value
+        else:
+            found |= _sides(evaluator, point, name, array_of(value))
     return found
 
 
@@ -84,7 +90,7 @@ def _sides(
     evaluator: Evaluator, point: Point, name: str, value: NDArray[np.float64]
 ) -> dict[str, NDArray[np.float64]]:
     parts = evaluator.program.judged.parts
-    own = [i for i, part in enumerate(parts) if part.constraint == name]
+    own = [i for i, part in enumerate(parts) if name in (part.key, part.constraint)]
     residuals = [point.selected(i) for i in own]
     result = {parts[i].key: np.zeros(r.shape) for i, r in zip(own, residuals, strict=True)}
     targets = list(result.values())

@@ -1,7 +1,7 @@
 """Traps that the course of a training run shows: cycles, mixtures that beat every iterate, no way out.
 
 What is read is the history that training records, one row per epoch, with exact values on the full data:
-`objective`, `violation`, and per entry `residual:KEY` and `multiplier:KEY`. Only its last half counts.
+`objective`, `violation`, and per entry `residual:KEY` and `multiplier:KEY`. Its first third does not count.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 __all__ = ["read_course"]
 
 LEAST = 12
-"""Records in the last half below which nothing is said."""
+"""Records in the rest below which nothing is said."""
 
-BACK = 0.4
-"""Autocorrelation that a cycle has to come back to, after it fell below the negative of it."""
+SWINGS = 4
+"""Passages from one side of the trend to the other that make two cycles."""
+
+RELATED = 0.6
+"""Autocorrelation at lag one, in size, below which a series is noise."""
 
 FALLING = 0.9
 """A violation whose mean falls to less than this share from one quarter to the next is on its way."""
@@ -53,7 +56,7 @@ def read_course(
     """
     found: list[Warn] = []
     rows = [row for row in history if "epoch" in row]
-    tail = rows[len(rows) // 2 :]
+    tail = rows[len(rows) // 3 :]
     if len(tail) >= LEAST:
         found += _mixture(program, tail, status, objective, tolerance) if not convex else []
         found += [] if found or status in (Status.OPTIMAL, Status.STATIONARY) else _cycles(tail, tolerance)
@@ -69,9 +72,10 @@ def _series(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, NDArray[n
 # ---------------------------------------------------------------------------------------- oscillation
 def _cycles(tail: Sequence[Mapping[str, Any]], tolerance: float) -> list[Warn]:
     names: dict[str, int] = {}
+    prices = _series(tail, "multiplier")
     for key, residual in _series(tail, "residual").items():
         period = _period(residual)
-        if period and float(np.std(residual)) > 10 * tolerance and not _settling(residual):
+        if period and float(np.std(residual)) > 10 * tolerance and not _settled(residual, prices[key]):
             names.setdefault(key.split("[")[0].split(":")[0], period)
     if not names:
         return []
@@ -87,21 +91,27 @@ def _cycles(tail: Sequence[Mapping[str, Any]], tolerance: float) -> list[Warn]:
 
 
 def _period(values: NDArray[np.float64]) -> int:
-    """Lag at which the autocorrelation is back up after it was clearly negative; 0 without one."""
+    """Records per cycle of a series that swings around its trend twice or more; 0 without a cycle.
+
+    Cycles are smooth, or flip from record to record, and sampling noise is neither: its autocorrelation at
+    lag one is near 0.
+    """
     line = np.polyval(np.polyfit(np.arange(values.size), values, 1), np.arange(values.size))
     x = values - line
     power = float(x @ x)
-    if not np.isfinite(power) or power <= 1e-24:
+    if not np.isfinite(power) or power <= 1e-24 or abs(float(x[:-1] @ x[1:])) < RELATED * power:
         return 0
-    lags = [float(x[: x.size - k] @ x[k:]) / power * x.size / (x.size - k) for k in range(x.size * 2 // 3)]
-    below = next((k for k, r in enumerate(lags) if r < -BACK), 0)
-    return next((k for k, r in enumerate(lags) if k > below > 0 and r > BACK), 0)
+    sides = np.sign(x[np.abs(x) > 0.5 * float(np.std(x))])
+    swings = int((np.diff(sides) != 0).sum())
+    return round(2 * values.size / swings) if swings >= SWINGS else 0
 
 
-def _settling(values: NDArray[np.float64]) -> bool:
-    """Whether the swings of the second half are clearly smaller than those of the first."""
-    half = values.size // 2
-    return float(np.std(values[half:])) < 0.7 * float(np.std(values[:half]))
+def _settled(residual: NDArray[np.float64], multiplier: NDArray[np.float64]) -> bool:
+    """Whether the last quarter stands still where complementarity wants it: at 0, or without a price."""
+    last = residual[-max(2, residual.size // 4) :]
+    swing = float(np.std(residual))
+    free = float(np.max(np.abs(multiplier[-last.size :]))) <= 1e-3 * float(np.max(np.abs(multiplier)))
+    return float(np.std(last)) < 0.3 * swing and (free or abs(float(np.mean(last))) < 0.3 * swing)
 
 
 # -------------------------------------------------------------------------------------------- mixtures

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CERTIFIED", "ESTIMATE", "kkt", "largest_violation", "system_at"]
 
-SWEEPS = 50
-"""Turns between multipliers and slopes at kinks."""
+STEPS = 30
+"""Gauss-Newton steps of multipliers and slopes at kinks."""
 
 NOTHING = 1e-9
 """Forces below this are rounding: nothing pulls."""
@@ -353,24 +353,31 @@ def _with_slopes(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Best-fit multipliers when the slopes at kinks may be chosen as well, and what remains.
 
-    Slopes for the multipliers and multipliers for the slopes, in turns: each is a bounded least-squares
-    problem.
+    What remains is linear in the multipliers and in the slopes, and bilinear in both where a constraint has
+    a kink: Gauss-Newton steps, each a bounded least-squares problem, as long as they help.
     """
+    if not len(ties.lower):
+        return first
     active = np.array([e.active for e in entries], dtype=bool)
-    fitted, rest = first[0].copy(), first[1]
-    base = found.objective + found.rest
-    for _ in range(SWEEPS if len(ties.lower) else 0):
-        before = float(rest @ rest)
-        force = base + fitted @ found.rows
-        limits = (ties.lower, ties.upper)
-        choice, rest = bounded_fit(force, ties.rows(fitted), limits, at_lower, at_upper)
-        own, others = ties.moved(choice)
-        moved = Gradients(found.objective, found.rows + others, found.rest)
-        if active.any():
-            fitted[active], rest = _fitted(moved, base + own, entries, active, at_lower, at_upper)
-        if float(rest @ rest) >= 0.999 * before:
+    caps = np.array([e.cap for e in entries])[active]
+    least = np.where([e.equality for e in entries if e.active], -caps, 0.0)
+    limits = (np.concatenate([least, ties.lower]), np.concatenate([caps, ties.upper]))
+    count, best = int(active.sum()), (first[0], first[1])
+    slopes = np.clip(np.zeros(len(ties.lower)), ties.lower, ties.upper)
+    for _ in range(STEPS):
+        turned = ties.rows(best[0])
+        own, others = ties.moved(slopes)
+        base = found.objective + found.rest + own - slopes @ turned
+        rows = np.vstack([(found.rows + others)[active], turned])
+        step, _ = bounded_fit(base, rows, limits, at_lower, at_upper)
+        fitted = best[0].copy()
+        fitted[active], slopes = step[:count], step[count:]
+        force = found.objective + found.rest + fitted @ found.rows
+        _, rest = bounded_fit(force, ties.rows(fitted), (ties.lower, ties.upper), at_lower, at_upper)
+        if not float(rest @ rest) < float(best[1] @ best[1]):
             break
-    return fitted, rest
+        best = (fitted, rest)
+    return best
 
 
 def _fitted(

@@ -72,11 +72,15 @@ class System:
 
     @cached_property
     def strong(self) -> NDArray[np.bool_]:
-        """(entries,) equalities, and inequalities with a multiplier that is clearly positive."""
+        """(entries,) equalities, and inequalities with a multiplier that is clearly positive.
+
+        An interior-point method leaves a multiplier and a slack of about the same size where both are 0.
+        """
         sizes = np.array([abs(e.multiplier) for e in self.entries])
         largest = float(np.max(np.abs(self._all_multipliers), initial=0.0))
         equality = np.array([e.equality for e in self.entries], dtype=bool)
-        return equality | (sizes > SMALL * largest)
+        rooms = np.array([abs(e.residual) for e in self.entries])
+        return equality | ((sizes > SMALL * largest) & (sizes > 100 * rooms))
 
     @property
     def _all_multipliers(self) -> NDArray[np.float64]:

@@ -123,9 +123,10 @@ def _limits(args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any]:
 
 @dataclass
 class _Watch(TorchFunctionMode):
-    """Records every call of a function with a kink."""
+    """Records every call of a function with a kink, and whether a largest value is reached several times."""
 
     kinks: list[_Kink] = field(default_factory=list["_Kink"])
+    largest: bool = False
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -135,6 +136,9 @@ class _Watch(TorchFunctionMode):
         output = func(*args, **options)
         name = getattr(func, "__name__", "")
         found = _argument(name, args, options)
+        if name in ("amax", "amin") and isinstance(args[0], torch.Tensor) and args[0].requires_grad:
+            axes = options.get("dim", args[1] if len(args) > 1 else tuple(range(args[0].dim())))
+            self.largest = self.largest or _several(args[0], axes, least=name == "amin")
         if found is not None and isinstance(output, torch.Tensor) and output.requires_grad:
             argument, before, after = found
             if argument.shape == output.shape and argument.requires_grad:
@@ -143,6 +147,14 @@ class _Watch(TorchFunctionMode):
                 chosen = chosen.masked_fill(argument > 0, after).masked_fill(argument < 0, before)
                 self.kinks.append(_Kink(output, argument, before, after, chosen))
         return output
+
+
+def _several(values: Tensor, axes: Any, *, least: bool) -> bool:
+    """Whether the largest (least) value along some axes is reached by several entries."""
+    values = -values.detach() if least else values.detach()
+    top = values.amax(axes, keepdim=True)
+    near = top - values <= NEAR * float(values.abs().max())
+    return bool((near.sum(axes) > 1).any())
 
 
 # ------------------------------------------------------------------------------------------- finding
@@ -173,8 +185,9 @@ def find_ties(evaluator: Evaluator, entries: Sequence[Entry]) -> Ties:
         scalars.append(outer.objective * 0 if residual is None else residual.reshape(-1)[e.index])
     tied = [(kink, _tied(kink)) for kink in watch.kinks]
     tied = [(kink, place) for kink, place in tied if len(place)]
-    if not tied:
-        return no_ties(evaluator, entries)
+    note = "a largest value is reached by several entries" if watch.largest else ""
+    if not tied or note:
+        return no_ties(evaluator, entries, note)
     outputs = [kink.output for kink, _ in tied]
     slopes = np.array([_picked(s, outputs, [place for _, place in tied]) for s in scalars])
     used = np.flatnonzero(np.abs(slopes).max(axis=0) > 0)

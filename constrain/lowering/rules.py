@@ -241,10 +241,11 @@ def epigraph(
     Returns:
         The new objective, the term that t stands for, and the pieces; none where there is no such term.
     """
+    terms = _addends(objective)
     found = [
         (node, c)
-        for node, c in _addends(objective)
-        if _is_largest(node, c) and (node is objective or n.mentions(node, n.Moment))
+        for node, c in terms
+        if _is_largest(node, c) and (len(terms) == 1 or n.mentions(node, n.Moment))
     ]
     if len(found) != 1:
         return objective, objective, []
