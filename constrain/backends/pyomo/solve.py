@@ -19,7 +19,7 @@ from constrain.backends.pyomo.atoms import LOWERINGS
 from constrain.backends.pyomo.bounds import lower_bound
 from constrain.backends.pyomo.build import Built, build
 from constrain.backends.pyomo.engines import LINEAR, Outcome, label, nonlinear_engine, run
-from constrain.backends.pyomo.expressions import moving
+from constrain.backends.pyomo.expressions import moving, sides
 from constrain.backends.pyomo.outer import outer_approximation, solve_fixed
 from constrain.backends.pyomo.package import pyo
 from constrain.backends.pyomo.term import Term
@@ -38,10 +38,17 @@ if TYPE_CHECKING:
     from constrain.lowering.program import Program
     from constrain.runtime.result import Ending
 
-__all__ = ["INTEGER_ATOMS", "NEEDS_NLP", "RawSolution", "Support", "discrete", "solve", "support"]
+__all__ = ["RawSolution", "Support", "discrete", "solve", "support"]
 
 INTEGER_ATOMS = frozenset(("count_nonzero",))
 """Functions that only integers can express."""
+KINKS = {
+    **dict.fromkeys(("abs", "l1_loss", "relu", "norm", "maximum", "max", "max_levels"), 1),
+    **dict.fromkeys(("minimum", "min", "min_levels"), -1),
+}
+"""Functions with kinks, and the side against which they are convex or concave."""
+FEW_KINKS = 300
+"""Most entries of functions with kinks for which `method="auto"` searches over integers."""
 NEEDS_NLP = "it needs a nonlinear solver: pip install 'constrain-lang[nlp]' (pounce), or Ipopt on the path"
 ENTRY_LIMIT = 2_000_000
 """Rows times the width of what they depend on beyond which no model is built."""
@@ -75,12 +82,42 @@ class Support:
 
 
 def discrete(program: Program) -> bool:
-    """Whether a program asks for integers: in its variables, or by a function that counts."""
+    """Whether a program asks for integers.
+
+    Its variables do, or a function that counts, or a few functions with kinks where they are not convex (of
+    many, as in a loss per row, a local method is the better choice).
+    """
+    if _declared(program):
+        return True
+    kinks = _kinks(program)
+    return bool(kinks) and sum(_entries(x) for x in kinks) <= FEW_KINKS
+
+
+def _declared(program: Program) -> bool:
     integer = any(s.boolean or s.integer for s in program.variables)
     return integer or any(
         isinstance(x, n.Apply) and x.atom in INTEGER_ATOMS and moving(x)
         for x in n.postorder(*_roots(program))
     )
+
+
+def _kinks(program: Program) -> list[n.Apply]:
+    """Functions with kinks that are not pushed against their convex side."""
+    found: list[n.Apply] = []
+    placed = sides(program)
+    for node in n.postorder(*_roots(program)):
+        if not isinstance(node, n.Apply) or node.atom not in KINKS or placed[id(node)] == KINKS[node.atom]:
+            continue
+        if moving(node) and (node.atom != "norm" or float(node.option("ord", 2.0)) != 2.0):
+            found.append(node)
+    return found
+
+
+def _entries(node: n.Apply) -> int:
+    """Numbers that go into a function."""
+    kinds = [type_of(x) for x in node.args]
+    rows = max((len(kind.rows) for kind in kinds if kind.rows is not None), default=1)
+    return rows * max(math.prod(kind.shape or ()) for kind in kinds)
 
 
 def _roots(program: Program) -> tuple[n.Node, ...]:
@@ -130,7 +167,7 @@ def _size(program: Program) -> int:
 def support(program: Program, facts: Facts, parameters: Mapping[str, Any] | None = None) -> Support:
     """Whether a program has a form in Pyomo that an installed solver takes.
 
-    A program without integers is looked at and not built.
+    A program that needs no integers is looked at and not built.
 
     Args:
         program: the moment form.
@@ -143,7 +180,7 @@ def support(program: Program, facts: Facts, parameters: Mapping[str, Any] | None
     size = _size(program)
     if size > ENTRY_LIMIT:
         return Support(False, f"the model would have about {size:,} coefficients, more than {ENTRY_LIMIT:,}")
-    if not discrete(program) and not program.has_rates:
+    if not (_declared(program) or program.has_rates or _kinks(program)):
         return _continuous(facts, size)
     try:
         built = build(program, None, parameters)
