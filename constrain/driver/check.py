@@ -18,6 +18,7 @@ from constrain.driver import batches as of_batches
 from constrain.driver import structure
 from constrain.driver.findings import Finding, finding_of
 from constrain.driver.linear import System
+from constrain.driver.options import named
 from constrain.driver.routes import choose, make_solver, routes
 from constrain.driver.setup import lowered, place, prepare
 from constrain.driver.slopes import Slopes, unused_blocks
@@ -170,9 +171,10 @@ class Check:
         return _aligned(rows) if self.constraints else ""
 
     def _rate_table(self) -> str:
-        rows = [["rates", "exact", "surrogate", "that the gradient sees"]]
+        rows = [["residuals with rates", "exact", "surrogate", "that the gradient sees"]]
         for line in self.rates:
-            own = [line.name, _number(line.exact), _number(line.surrogate)]
+            name = f"{line.name} (value)" if line.name == "objective" else line.name
+            own = [name, _number(line.exact), _number(line.surrogate)]
             rows.append([*own, ", ".join(line.surrogates)])
         return _aligned(rows) if self.rates else ""
 
@@ -214,6 +216,7 @@ def _numeric(rows: Sequence[Sequence[str]], k: int) -> bool:
 
 
 # ---------------------------------------------------------------------------------------- the report
+@named
 def check(
     problem: Problem,
     *,

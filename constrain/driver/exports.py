@@ -9,7 +9,14 @@ import torch
 from constrain._lazy import backend
 from constrain.diagnostics.anywhere import by_part, settle
 from constrain.diagnostics.kkt import kkt as kkt_of
-from constrain.driver.options import check_options, check_parameters, check_start, check_starts
+from constrain.driver.options import (
+    check_numbers,
+    check_options,
+    check_parameters,
+    check_start,
+    check_starts,
+    named,
+)
 from constrain.driver.setup import floating_type, lowered, place, prepare
 from constrain.errors import ModelingError, RouteError
 from constrain.language.data import suggest
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["compile", "kkt", "to_cooper", "to_cvxpy", "to_pyomo"]
 
 
+@named
 def compile(  # noqa: PLR0913  # the public word and options
     problem: Problem,
     *,
@@ -80,6 +88,7 @@ def compile(  # noqa: PLR0913  # the public word and options
     return lagrangian
 
 
+@named
 def kkt(
     problem: Problem,
     point: Solution | Mapping[str, Any] | None = None,
@@ -110,6 +119,7 @@ def kkt(
     program = lowered(problem, data)
     names = [form.name for form in program.forms]
     check_start(program, {key: value for key, value in (multipliers or {}).items() if key not in names})
+    check_numbers(multipliers)
     facts = classify(program)
     before: dict[str, torch.Tensor] | None = None
     decisions: Decisions | None = None
@@ -165,6 +175,7 @@ def _set_point(decisions: Decisions, point: Mapping[str, Any]) -> None:
             known[name].copy_(torch.as_tensor(given.copy()))
 
 
+@named
 def to_cvxpy(problem: Problem, *, params: Mapping[str, Any] | None = None) -> Any:
     """The sample-average program as a `cvxpy.Problem`.
 
@@ -179,6 +190,7 @@ def to_cvxpy(problem: Problem, *, params: Mapping[str, Any] | None = None) -> An
     return cvxpy.build(program, None, params, symbolic_parameters=True).problem
 
 
+@named
 def to_pyomo(problem: Problem, *, params: Mapping[str, Any] | None = None) -> Any:
     """The sample-average program as a `pyomo.ConcreteModel` that minimizes `model.objective`.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -12,11 +14,14 @@ from constrain.language.data import suggest
 from constrain.runtime.binding import as_array
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from constrain.lowering.program import Program
 
-__all__ = ["check_options", "check_parameters", "check_start", "check_starts"]
+__all__ = ["check_numbers", "check_options", "check_parameters", "check_start", "check_starts", "named"]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class _Range(NamedTuple):
@@ -65,6 +70,13 @@ _ALIASES = {
     "timeout": "time_limit",
 }
 """Names of these options in other packages."""
+_OF_STEPS = {
+    "batch": "lagrangian(D.rows(index)) takes the rows of each step",
+    "epochs": "for epoch in range(epochs): ...",
+    "lr": "torch.optim.Adam(f.module.parameters(), lr=...)",
+    "optimizer": "torch.optim.Adam(f.module.parameters(), lr=...)",
+}
+"""Where a loop of one's own has what is an option of `solve`."""
 _CHOICES: dict[str, tuple[str, ...]] = {
     "formulation": ("lagrangian", "augmented"),
     "sampling": ("auto", "shuffle", "stratified"),
@@ -103,6 +115,26 @@ def check_options(options: Mapping[str, Any]) -> None:
             )
 
 
+def named(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Refuses arguments that a function does not have: E141 in the place of Python's own error."""
+    known = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def checked(*args: _P.args, **options: _P.kwargs) -> _T:
+        for name in options:
+            if name not in known:
+                own = [word for word in known if word != "problem"]
+                alias = _ALIASES.get(name)
+                hint = f"; it is called {alias!r}" if alias in known else suggest(name, own)
+                fix = f"one of {', '.join(own)}"
+                if name in _OF_STEPS and function.__name__ == "compile":
+                    hint, fix = "", f"{_OF_STEPS[name]}, or p.solve({name}=...)"
+                raise ModelingError("E141", f"{function.__name__}() has no option {name!r}{hint}", fix=fix)
+        return function(*args, **options)
+
+    return checked
+
+
 def _within(value: Any, wanted: _Range) -> bool:
     if isinstance(value, bool) or not isinstance(value, int if wanted.whole else (int, float)):
         return False
@@ -134,6 +166,8 @@ def check_parameters(program: Program, params: Mapping[str, Any] | None) -> None
         array = as_array(value)
         if array.dtype.kind not in "biuf":
             raise ModelingError("E117", f"the value of Parameter {name!r} is no number: {_shown(value)}")
+        if not np.isfinite(array).all():
+            raise ModelingError("E117", f"the value of Parameter {name!r} is not finite: {_shown(value)}")
         if array.shape != symbols[name].shape:
             raise ModelingError(
                 "E112",
@@ -142,11 +176,19 @@ def check_parameters(program: Program, params: Mapping[str, Any] | None) -> None
 
 
 def check_start(program: Program, multipliers: Mapping[str, Any] | None) -> None:
-    """E139 for starting multipliers of a constraint that the problem does not have."""
+    """E139 for starting multipliers of a constraint that the problem has not, or that are no numbers."""
     keys = [part.key for part in program.judged.parts]
     for key in dict(multipliers or {}):
         if key not in keys:
             raise _no_part(key, keys)
+    check_numbers(multipliers)
+
+
+def check_numbers(multipliers: Mapping[str, Any] | None) -> None:
+    """E139 for multipliers that are no numbers."""
+    for key, value in dict(multipliers or {}).items():
+        if as_array(value).dtype.kind not in "biuf":
+            raise ModelingError("E139", f"the multiplier of {key!r} is no number: {_shown(value)}")
 
 
 def _no_part(key: Any, keys: Sequence[str]) -> ModelingError:

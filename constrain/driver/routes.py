@@ -221,6 +221,9 @@ def make_solver(method: Any, options: Mapping[str, Any]) -> Any:
         ModelingError: E141 for an unknown option.
     """
     given = {k: v for k, v in options.items() if v is not None}
+    if not isinstance(method, str) and not hasattr(method, "solve"):
+        known = ", ".join(METHODS)
+        raise RouteError("E125", f"method={method!r} is no method", fix=f"one of {known}, or a solver object")
     if not isinstance(method, str):
         if given:
             raise ModelingError(

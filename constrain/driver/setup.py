@@ -5,17 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
 import torch
 
 from constrain._lazy import language_printing
 from constrain.diagnostics.alive import rebind
 from constrain.errors import DataError, ModelingError
+from constrain.language import nodes as n
+from constrain.lowering.dependence import depends_on_decisions
 from constrain.lowering.lower import EPIGRAPH, lower
 from constrain.lowering.reach import refuse_unreachable
 from constrain.lowering.relaxation import check_weights
 from constrain.lowering.supports import warn_of_steps
 from constrain.runtime.binding import parameter_values
 from constrain.runtime.checks import check_left_out, check_rows
+from constrain.runtime.constants import Constants
 from constrain.runtime.decisions import Decisions
 from constrain.runtime.evaluator import Evaluator
 from constrain.runtime.flat import check_derivatives
@@ -142,6 +146,7 @@ def prepare(
     if reach:
         refuse_unreachable(program, replaced, params)
     warn_of_steps(program)
+    _refuse_constants(program, replaced, params)
     decisions = Decisions(program, device, dtype)
     evaluator = Evaluator(program, decisions, dtype=dtype, data=replaced, params=params)
     check_left_out(evaluator)
@@ -150,6 +155,37 @@ def prepare(
         check_derivatives(evaluator)
         _start_epigraph(program, decisions, evaluator)
     return Setup(program, decisions, evaluator)
+
+
+def _refuse_constants(
+    program: Program, data: Mapping[str, Data] | None, params: Mapping[str, Any] | None
+) -> None:
+    """E138 for a correlation with something of the data alone that has one value: it is 0 / 0."""
+    roots = [
+        factor
+        for node in n.postorder(*program.roots)
+        if isinstance(node, n.Apply) and node.atom == "div"
+        for factor in n.children(node.args[1])
+        if isinstance(factor, n.Apply) and factor.atom == "deviation" and not depends_on_decisions(factor)
+    ]
+    samples = {p: (data or {}).get(p.name, p) for p in program.populations}
+    if not roots or any(sample.streamed for sample in samples.values()):
+        return
+    constants = Constants(samples, parameter_values(program.parameters, params), tails=program.tails)
+    for node in roots:
+        values = constants.array(node)
+        rounding = 1e-7 * np.sqrt(np.abs(constants.array(node.args[0])).max(initial=1e-12))
+        if values.min() <= rounding:
+            squares = node.args[0]
+            inside = n.children(n.children(squares)[0]) if isinstance(squares, n.Moment) else (squares,)
+            what = language_printing().text(n.children(inside[0])[0], limit=80)  # of mean[(g - center)^2]
+            raise DataError(
+                "E138",
+                f"cn.Corr with {what}, which has one value on all rows (of some group): its standard "
+                "deviation is 0, and the correlation divides by it",
+                at=node.loc,
+                fix="a column that varies (in every group); or cn.Cov, which is 0 here",
+            )
 
 
 def refuse_infinite(evaluator: Evaluator) -> NoReturn:

@@ -352,9 +352,15 @@ class Data:
                 rows that are read elsewhere, such as the next batch of a loader.
             weight: (batch,) importance weights when rows are not drawn uniformly: 1 / (rows * probability),
                 so that the mean of weight * g is an unbiased estimate of E(g).
+
+        Raises:
+            ModelingError: E117 for what is no index, E140 for positions that the sample does not have, E112
+                for weights that do not fit.
         """
         if isinstance(index, (int, float, str, bool, language("expr").Expr)):
             raise language("refusals").no_positions(self, index)
+        if not hasattr(index, "keys"):
+            attribute("constrain.runtime.encoding:check_positions")(self.name, len(self), index, weight)
         return Batch(self, index, weight)
 
 

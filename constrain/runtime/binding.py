@@ -279,7 +279,8 @@ class Population:
             weight = torch.as_tensor(weight).to(device=self.device, dtype=self.dtype)
             lengths["weight"] = len(weight)
         if len(set(lengths.values())) > 1:
-            listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            own = ((name, length) for name, length in lengths.items() if not name.startswith("#"))
+            listed = ", ".join(f"{name} {length}" for name, length in own)
             raise DataError("E112", f"rows of {self.data.name!r} whose columns differ in length: {listed}")
         return Rows(found, count, None, weight)
 

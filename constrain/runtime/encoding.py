@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from constrain.errors import DataError
+from constrain.errors import DataError, ModelingError
 from constrain.language.data import suggest
 from constrain.runtime.columns import Column, combine, match_levels, read_column, refuse_missing
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Encoder", "Kind", "codes_column", "finite_rows", "tensor_of"]
+__all__ = ["Encoder", "Kind", "check_positions", "codes_column", "finite_rows", "tensor_of"]
 
 
 NONE: tuple[int, list[int]] = (0, [])
@@ -152,6 +152,64 @@ class Encoder:
         found, inverse = combine(columns)
         shown = f"{self.data}.{'/'.join(names)}"
         return match_levels(inverse, found, self.groups[names], shown)
+
+
+def check_positions(data: str, rows: int, index: Any, weight: Any) -> None:
+    """Refuses positions of rows that a sample does not have, and weights that do not fit them.
+
+    What lies on a device is not looked into: that would wait for it.
+
+    Args:
+        data: name of the sample.
+        rows: number of its rows.
+        index: a slice, a range or an array-like of positions; a mask of all rows.
+        weight: an array-like of importance weights, or None.
+
+    Raises:
+        ModelingError: E140 for positions, E112 for weights.
+    """
+    if isinstance(index, slice):
+        index = range(*index.indices(rows))
+    if isinstance(index, range):
+        count, ends = len(index), [index[0], index[-1]] if index else []
+    else:
+        found = _positions(data, rows, index)
+        count = int(found.sum()) if found.dtype is torch.bool else len(found)
+        on_host = found.device.type == "cpu" and found.dtype is not torch.bool
+        ends = [int(found.min()), int(found.max())] if on_host and count else []
+    if not count:
+        raise _no_batch(f"a batch of {data!r} without rows", data)
+    for place in ends:
+        if not -rows <= place < rows:
+            raise _no_batch(f"{data!r} has {rows} rows and no row {place}", data)
+    if weight is not None:
+        given = torch.as_tensor(weight)
+        if tuple(given.shape) != (count,) or (given.device.type == "cpu" and not bool((given >= 0).all())):
+            raise ModelingError(
+                "E112",
+                f"{count} rows of {data!r} need {count} importance weights that are not negative, got "
+                f"{tuple(given.shape) if given.shape != (count,) else 'negative ones'}",
+                fix="1 / (rows * probability) for each row",
+            )
+
+
+def _positions(data: str, rows: int, index: Any) -> Tensor:
+    """Positions or a mask as a tensor of one axis (E140)."""
+    try:
+        found = torch.as_tensor(index)
+    except (TypeError, ValueError, RuntimeError):
+        raise _no_batch(f"{index!r:.60} are no positions of rows of {data!r}", data) from None
+    mask = found.dtype is torch.bool
+    if found.dim() != 1 or (found.is_floating_point() and len(found)) or found.is_complex():
+        what = f"{str(found.dtype).removeprefix('torch.')} of shape {tuple(found.shape)}"
+        raise _no_batch(f"positions of rows of {data!r} are integers in one axis, got {what}", data)
+    if mask and len(found) != rows:
+        raise _no_batch(f"a mask of {len(found)} entries for the {rows} rows of {data!r}", data)
+    return found
+
+
+def _no_batch(what: str, data: str) -> ModelingError:
+    return ModelingError("E140", what, fix=f"{data}.rows([0, 5, 9]), {data}.rows(range(64))")
 
 
 def _counted(missing: NDArray[np.bool_]) -> tuple[int, list[int]]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, assert_never
 import torch
 from torch import Tensor
 
+from constrain._lazy import language_printing
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.surrogates import Hinge, Power, Sigmoid
@@ -148,7 +149,8 @@ class EventWriter:
         if node.op in ("==", "!="):
             raise ModelingError(
                 "E133",
-                "the event of a continuous quantity being equal to a number has no usable surrogate",
+                f"{language_printing().text(node, limit=80)}: the event of a continuous quantity being equal "
+                "to a number has no usable surrogate",
                 at=node.loc,
                 fix="abs(e - b) <= tolerance as the event",
             )
