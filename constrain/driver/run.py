@@ -12,6 +12,7 @@ from constrain.diagnostics.alive import rebind
 from constrain.diagnostics.judge import Facts as JudgeFacts
 from constrain.diagnostics.judge import build_solution
 from constrain.driver.options import check_options, check_parameters, check_start, check_starts
+from constrain.driver.polish import polish as finish
 from constrain.driver.routes import choose, make_solver, routes
 from constrain.driver.setup import Setup, floating_type, lowered, place, prepare, refuse_infinite
 from constrain.errors import ConstrainError, ModelingError, RouteError
@@ -54,6 +55,7 @@ def solve(  # noqa: PLR0913  # the public options
     tolerance: float | None = None,
     device: Any = None,
     progress: bool = True,
+    polish: bool = False,
     **options: Any,
 ) -> Solution:
     """Solves a problem and judges the result.
@@ -77,6 +79,8 @@ def solve(  # noqa: PLR0913  # the public options
             training. The augmented Lagrangian on the full data stops at a hundredth of it.
         device: where to run; models are moved there. Left out: where the models are.
         progress: show a progress bar on standard error.
+        polish: after minibatch training, continue on the full data with the multipliers that it found, by
+            Newton's method where that can take the problem; full-data methods need none.
         options: options of the method, e.g. `lr=`, `optimizer=` of `"lagrangian"`, `solver="SCS"` of
             `"cvxpy"`.
 
@@ -88,7 +92,7 @@ def solve(  # noqa: PLR0913  # the public options
         DataError: the data cannot be used (E124 and others).
         RouteError: E125, the method cannot take the problem; the message says why.
     """
-    request = _Request(data, holdout, params, seed, time_limit, tolerance, device, progress)
+    request = _Request(data, holdout, params, seed, time_limit, tolerance, device, progress, polish)
     return _dispatch(problem, method, request, start, {"batch": batch, "epochs": epochs, **options})
 
 
@@ -104,6 +108,7 @@ class _Request:
     tolerance: float | None
     device: Any
     progress: bool
+    polish: bool = False
 
 
 def _dispatch(
@@ -167,6 +172,8 @@ class _Run:
         self.tolerance = tolerance
         self.device = place(program, request.device)
         self.progress = request.progress
+        self.polish = request.polish
+        self.asked = request.tolerance
 
     # --------------------------------------------------------------------------------------- routes
     def exact(self, method: str, options: Mapping[str, Any]) -> Solution:
@@ -216,6 +223,8 @@ class _Run:
         if minibatch:
             setup = self._prepare(floating_type(self.program))
             raw = self._with(bar, solver, setup, multipliers)
+            if self.polish:
+                return self._polished(setup, raw, solver)
             return self._judge(setup, raw, _options_of(solver))
         with self._precise():
             setup = self._prepare(self._double())
@@ -233,6 +242,23 @@ class _Run:
                 "E141", f"method 'cooper' has no option {unknown[0]!r}", fix=f"one of {known}"
             )
         return self.loop(solver(seed=self.seed, **given), multipliers, minibatch=True)
+
+    def _polished(self, trained: Setup, raw: RawResult, solver: Any) -> Solution:
+        """The trained point with the last digits by a full-data method, in float64."""
+        trained.decisions.write_back()
+        with self._precise():
+            setup = self._prepare(self._double(), check=False)
+            bar = self._bar("polish")
+            try:
+                found = finish(
+                    self.program, self.facts, setup, raw, progress=bar, time_limit=self.time_limit,
+                    tolerance=CONVEX_TOLERANCE,
+                )  # fmt: skip
+            finally:
+                bar.close()
+            if found.ending == "converged" and self.asked is None:
+                self.tolerance = CONVEX_TOLERANCE
+            return self._judge(setup, found, _options_of(solver))
 
     # --------------------------------------------------------------------------------------- pieces
     def _double(self) -> torch.dtype:
