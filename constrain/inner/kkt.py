@@ -73,6 +73,11 @@ class System:
         w = torch.zeros_like(dz).scatter_add(1, self.index, found[:, self.size : self.size + k] * self.valid)
         return first(found, self.size), w, found[:, self.size + k :]
 
+    def replace(self, rows: Tensor, other: System) -> None:
+        """Puts the conditions of some rows, factorized with the same width, in the place of the own ones."""
+        for name in ("index", "valid", "matrix", "lu", "pivots", "singular"):
+            setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(other, name)))
+
     def dependent(self, moving: Tensor) -> Tensor:
         """(B,) whether multipliers are not unique in a way that parameters see.
 
@@ -108,7 +113,12 @@ def _null(matrix: Tensor) -> Tensor:
     return vectors[rank:].mT
 
 
-def system(curvature: Tensor, below: Tensor, equal: Tensor, active: Tensor) -> System:
+_SPARE = 2
+
+
+def system(
+    curvature: Tensor, below: Tensor, equal: Tensor, active: Tensor, width: int | None = None
+) -> System:
     """Factorizes the conditions of a batch.
 
     Args:
@@ -116,9 +126,10 @@ def system(curvature: Tensor, below: Tensor, equal: Tensor, active: Tensor) -> S
         below: (B or 1, m, n) gradients of the inequalities.
         equal: (B or 1, p, n) gradients of the equalities.
         active: (B, m) which inequalities are active.
+        width: room for active inequalities per row; a few more than there are when left out.
     """
     m = active.shape[1]
-    k = int(active.sum(1).max()) if m else 0
+    k = min(m, int(active.sum(1).max()) + _SPARE if width is None else width) if m else 0
     index = active.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :k]
     valid = active.gather(1, index)
     matrix = assembled(curvature, below, equal, index, valid)

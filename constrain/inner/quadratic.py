@@ -9,6 +9,7 @@ batch move together, and rows that have converged stand still. Linear programs a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from constrain.inner.kkt import System, repaired, system
 __all__ = ["Quadratic", "Solved", "interior_point", "solve"]
 
 ITERATIONS = 80
-COARSE = 1e-6
+COARSE = 1e-5
 """Relative error from which the active set is tried: with the right one, a linear system gives the solution."""
 FINE = 1e-11
 _REPAIRS = 4
@@ -43,6 +44,8 @@ class Quadratic:
     h: Tensor
     A: Tensor
     b: Tensor
+    products: Tensor | None = None
+    """Of shared rows of G, (m, n * n); made when needed."""
 
     def take(self, rows: Tensor) -> Quadratic:
         """Some rows of the batch."""
@@ -92,24 +95,45 @@ def _back(matrix: Tensor, vector: Tensor) -> Tensor:
     return _times(matrix.mT, vector)
 
 
+_PRODUCTS = 1_000_000
+"""Numbers of the products of entries of shared constraint rows that are kept for G'DG."""
+
+
+def _weighted(qp: Quadratic, weight: Tensor) -> Tensor:
+    """P + G'DG (B, n, n) for the weights (B, m) on the diagonal of D."""
+    _, m, n = qp.G.shape
+    if qp.G.shape[0] > 1:
+        return qp.P + (qp.G * weight[..., None]).mT @ qp.G
+    if m * n * n > _PRODUCTS:
+        return qp.P + (qp.G * weight[..., None]).mT @ qp.G[0]
+    if qp.products is None:
+        qp.products = (qp.G[0, :, :, None] * qp.G[0, :, None, :]).reshape(m, n * n)
+    return qp.P + (weight @ qp.products).reshape(-1, n, n)
+
+
+def _cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The factor, and per row nonzero where there is none."""
+    return cast("tuple[Tensor, Tensor]", torch.linalg.cholesky_ex(matrix))
+
+
 class _Steps:
     """Solves [[P + G'DG, A'], [A, 0]] for several right-hand sides."""
 
     def __init__(self, qp: Quadratic, weight: Tensor) -> None:
-        n = qp.q.shape[1]
-        scaled = qp.G * weight[..., None]
-        self.matrix = qp.P + (scaled.mT @ qp.G if qp.G.shape[0] > 1 else scaled.mT @ qp.G[0])
+        batch, n = qp.q.shape
+        self.matrix = _weighted(qp, weight)
         eye = torch.eye(n, dtype=qp.q.dtype, device=qp.q.device)
-        size = self.matrix.diagonal(dim1=-2, dim2=-1).amax(-1).clamp_min(1.0)[:, None, None]
+        size = self.matrix.diagonal(dim1=-2, dim2=-1).amax(-1).clamp_min(1.0)[:, None]
         self.qp = qp
-        self.factor, info = torch.linalg.cholesky_ex(self.matrix + 1e-14 * size * eye)
+        safe = self.matrix.clone()
+        safe.diagonal(dim1=-2, dim2=-1).add_(1e-14 * size)
+        self.factor, info = _cholesky(safe)
         self.dense = bool((info > 0).any())
         p = qp.b.shape[1]
         if self.dense:
-            batch = qp.q.shape[0]
             A = qp.A.expand(batch, -1, -1)
             corner = -1e-13 * torch.eye(p, dtype=eye.dtype, device=eye.device).expand(batch, p, p)
-            top = torch.cat([self.matrix + 1e-13 * size * eye, A.mT], -1)
+            top = torch.cat([self.matrix + 1e-13 * size[..., None] * eye, A.mT], -1)
             whole = torch.cat([top, torch.cat([A, corner], -1)], -2)
             self.lu = torch.linalg.lu_factor_ex(whole)
         elif p:
@@ -117,9 +141,9 @@ class _Steps:
             schur = qp.A @ self.reach
             small = 1e-14 * schur.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None]
             ident = torch.eye(p, dtype=eye.dtype, device=eye.device)
-            self.schur, failed = torch.linalg.cholesky_ex(schur + small * ident)
+            self.schur, failed = _cholesky(schur + small * ident)
             if bool((failed > 0).any()):
-                self.schur = torch.linalg.cholesky_ex(schur + 1e6 * small * ident)[0]
+                self.schur = _cholesky(schur + 1e6 * small * ident)[0]
 
     def _once(self, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         n = r.shape[1]
@@ -185,7 +209,7 @@ def interior_point(problem: Quadratic, *, tolerance: float = FINE) -> Solved:
     stalled = torch.zeros_like(best)
     point = (x, s, z, y)
     for steps in range(1, ITERATIONS + 1):
-        x, s, z, y = _step(qp, x, s, z, y, active)
+        x, s, z, y = _step(qp, x, s, z, y, active, refine=int(tolerance < COARSE))
         error = _errors(qp, x, s, z, y)
         better = error < best
         keep = better[:, None]
@@ -231,7 +255,7 @@ def _length(v: Tensor, dv: Tensor) -> Tensor:
 
 
 def _step(
-    qp: Quadratic, x: Tensor, s: Tensor, z: Tensor, y: Tensor, active: Tensor
+    qp: Quadratic, x: Tensor, s: Tensor, z: Tensor, y: Tensor, active: Tensor, *, refine: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One predictor-corrector step of the rows that are active."""
     m = s.shape[1]
@@ -242,7 +266,7 @@ def _step(
     weight = (z / s).clamp(1e-16, 1e16)
     steps = _Steps(qp, torch.where(active[:, None], weight, torch.ones_like(weight)))
 
-    def direction(rc: Tensor, refine: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def direction(rc: Tensor, refine: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dx, dy = steps.solve(-rx - _back(qp.G, (z * rs - rc) / s), -ry, refine)
         ds = -rs - _times(qp.G, dx)
         return dx, ds, (-rc - z * ds) / s, dy
@@ -251,7 +275,7 @@ def _step(
     ahead = torch.minimum(_length(s, ds), _length(z, dz))
     reached = ((s + ahead * ds) * (z + ahead * dz)).sum(-1, keepdim=True) / m
     centering = (reached / mu).clamp(0.0, 1.0) ** 3
-    dx, ds, dz, dy = direction(s * z + ds * dz - centering * mu)
+    dx, ds, dz, dy = direction(s * z + ds * dz - centering * mu, refine)
     length = (0.995 * torch.minimum(_length(s, ds), _length(z, dz))).clamp_max(1.0)
     length = torch.where(active[:, None], length, torch.zeros_like(length))
     moved = [
@@ -267,7 +291,7 @@ def solve(qp: Quadratic) -> Solved:
     The interior-point method runs to a coarse tolerance; where its active set passes the test (multipliers
     and slacks >= 0) the optimality conditions with it are solved. Other rows run to the fine tolerance.
     """
-    found = interior_point(qp, tolerance=COARSE)
+    found = _without_equalities(qp, COARSE) or interior_point(qp, tolerance=COARSE)
     exact = _with_active_set(qp, found)
     rest = ((~exact).nonzero()[:, 0]) if not bool(exact.all()) else None
     if rest is not None:
@@ -279,36 +303,82 @@ def solve(qp: Quadratic) -> Solved:
     return found
 
 
+def _without_equalities(qp: Quadratic, tolerance: float) -> Solved | None:
+    """The batch over the null space of equalities that all rows share; None where they are not independent."""
+    p = qp.b.shape[1]
+    if not p or qp.A.shape[0] > 1 or p >= qp.q.shape[1]:
+        return None
+    basis, triangle = cast("tuple[Tensor, Tensor]", torch.linalg.qr(qp.A[0].mT, mode="complete"))
+    pivot = triangle.diagonal().abs()
+    if float(pivot.min()) <= 1e-10 * float(pivot.max()):
+        return None
+    upper = triangle[:p]
+    range_, null = basis[:, :p], basis[:, p:]
+    base = _solved_triangle(upper.mT, qp.b, upper=False) @ range_.mT
+    reduced = Quadratic(
+        null.mT @ qp.P @ null,
+        (qp.q + _times(qp.P, base)) @ null,
+        qp.G @ null,
+        qp.h - _times(qp.G, base),
+        qp.A[:, :0, p:],
+        qp.b[:, :0],
+    )
+    found = interior_point(reduced, tolerance=tolerance)
+    found.x = base + found.x @ null.mT
+    slope = _times(qp.P, found.x) + qp.q + _back(qp.G, found.z)
+    found.y = -_solved_triangle(upper, slope @ range_, upper=True)
+    return found
+
+
+def _solved_triangle(matrix: Tensor, rows: Tensor, *, upper: bool) -> Tensor:
+    """Rows t with matrix t = row, for each of the rows."""
+    return cast("Tensor", torch.linalg.solve_triangular(matrix, rows.mT, upper=upper)).mT
+
+
 def _with_active_set(qp: Quadratic, found: Solved) -> Tensor:
     """Replaces the points by the solutions for their active sets where these pass the test; tells where."""
-    active = found.active
-    exact = torch.zeros_like(found.ok)
-    conditions = system(qp.P, qp.G, qp.A, active)
+    conditions = system(qp.P, qp.G, qp.A, found.active)
+    width = conditions.index.shape[1]
+    exact, active = _tested(qp, found, conditions, found.active, None)
     for _ in range(_REPAIRS):
-        x, z, y = conditions.solve(-qp.q, qp.h, qp.b)
-        slack = qp.h - _times(qp.G, x)
-        repair, same = repaired(active, z, slack)
-        stationary = _times(qp.P, x) + qp.q + _back(qp.G, z) + _back(qp.A, y)
-        error = _largest(stationary) / (
-            1 + _largest(qp.q)
-        )  # where there is no inverse there may be no solution
-        if active.shape[1]:
-            error = torch.maximum(error, _largest(torch.where(active, slack, torch.zeros_like(slack))))
-        good = same & (~conditions.singular | (error <= 1e-9)) & torch.isfinite(x).all(1)
-        new = good & ~exact
-        found.x, found.y = _chosen(new, x, found.x), _chosen(new, y, found.y)
-        found.z, found.slack = _chosen(new, z.clamp_min(0), found.z), _chosen(new, slack, found.slack)
-        found.active = _chosen(new, active, found.active)
-        exact = exact | good
-        wrong = ~exact & ~conditions.singular
-        if not bool(wrong.any()):
+        rows = (~exact & ~conditions.singular).nonzero()[:, 0]
+        if not len(rows) or int(active[rows].sum(1).amax() if active.shape[1] else 0) > width:
             break
-        active = torch.where(wrong[:, None], repair, found.active)
-        conditions = system(qp.P, qp.G, qp.A, active)
+        part = qp.take(rows)
+        own = system(part.P, part.G, part.A, active[rows], width)
+        good, repair = _tested(part, found, own, active[rows], rows)
+        conditions.replace(rows, own)
+        exact, active = exact.index_copy(0, rows, good), active.index_copy(0, rows, repair)
+    left = (~exact).nonzero()[:, 0]
+    if len(left):
+        part = qp.take(left)
+        if int(found.active[left].sum(1).amax() if active.shape[1] else 0) <= width:
+            conditions.replace(left, system(part.P, part.G, part.A, found.active[left], width))
+        else:
+            conditions = system(qp.P, qp.G, qp.A, found.active)
     found.ok = found.ok | exact
-    settled = bool((active == found.active).all())
-    found.system = conditions if settled else system(qp.P, qp.G, qp.A, found.active)
+    found.system = conditions
     return exact
+
+
+def _tested(
+    qp: Quadratic, found: Solved, conditions: System, active: Tensor, rows: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The solutions of the conditions, put into `found` where they are optimal: where, and a better guess."""
+    x, z, y = conditions.solve(-qp.q, qp.h, qp.b)
+    slack = qp.h - _times(qp.G, x)
+    repair, same = repaired(active, z, slack)
+    stationary = _times(qp.P, x) + qp.q + _back(qp.G, z) + _back(qp.A, y)
+    error = _largest(stationary) / (1 + _largest(qp.q))  # where there is no inverse there may be no solution
+    if active.shape[1]:
+        error = torch.maximum(error, _largest(torch.where(active, slack, torch.zeros_like(slack))))
+    good = same & (~conditions.singular | (error <= 1e-9)) & torch.isfinite(x).all(1)
+    new = {"x": x, "z": z.clamp_min(0), "y": y, "slack": slack, "active": active}
+    for name, value in new.items():
+        old = getattr(found, name)
+        kept = _chosen(good, value, old if rows is None else old[rows])
+        setattr(found, name, kept if rows is None else old.index_copy(0, rows, kept))
+    return good, repair
 
 
 def _chosen(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
