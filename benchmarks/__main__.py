@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: cost of constraints per step, scaling, minibatch estimates, routes."""
+"""`python -m benchmarks`: cost of constraints per step, scaling, minibatch estimates, coverage, routes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import constrain as cn
+from benchmarks import coverage
 from benchmarks.estimates import gap, rare_groups
 from benchmarks.timing import Ratio, alternate
 from constrain import E, forall
@@ -131,6 +132,8 @@ def main() -> None:
         print(f"  {f'50 rare groups, batch 128, seed {seed}':<34} {found}")
     for batch, found in gap().items():
         print(f"  {f'absolute gap, batch {batch}':<34} {found}")
+    print("\ncoverage of 95 % intervals (simulated)")
+    coverage.main()
     print("\nAdult score gap, 30162 rows, 96 decisions")
     for method, seconds, error in convex_routes():
         print(f"  {method:<12} {seconds:7.2f} s   objective off by {error:.1e}")

@@ -157,8 +157,8 @@ def _surrogate_gaps(evaluator: Evaluator, point: Point, tolerance: float) -> lis
             "C301",
             "surrogate-gap",
             f"{label}: its residual is {exact:+.3f} exactly and {soft:+.3f} for the surrogate that gradients "
-            "see; multipliers follow the exact one, gradients the other; surrogate="
-            "cn.Sigmoid(0.05), or a margin in the bound, brings them closer",
+            "see; multipliers follow the exact one, gradients the other; "
+            "surrogate=cn.surrogate.Sigmoid(temperature=0.05), or a margin in the bound, brings them closer",
         )
         for size, exact, soft, label in worst.values()
         if size > 0.05 or (exact > tolerance >= soft and size > 0.01)

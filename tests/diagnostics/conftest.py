@@ -29,12 +29,19 @@ class Placed:
         )
 
     def solution(
-        self, multipliers="fit", ending="converged", convex=False, holdout=None, bound=None, **options
+        self,
+        multipliers="fit",
+        ending="converged",
+        convex=False,
+        holdout=None,
+        bound=None,
+        rows=None,
+        **options,
     ):
         if multipliers == "fit":
             multipliers = self.kkt().fit
         raw = RawResult(ending, multipliers, "a test", message="made by hand", bound=bound)
-        raw.history.extend({"step": i, "objective": 1.0 / (i + 1)} for i in range(3))
+        raw.history.extend(rows or ({"step": i, "objective": 1.0 / (i + 1)} for i in range(3)))
         facts = Facts(convex, "nonlinear", "placed by hand")
         return build_solution(
             self.program, self.evaluator, self.decisions, raw, facts=facts, holdout=holdout, seed=0, **options
