@@ -173,7 +173,7 @@ class CompiledProblem(cooper.ConstrainedMinimizationProblem):
         """
         batches = self.lagrangian.batches(batch)
         estimate = self.lagrangian.estimator(batches)
-        self.lagrangian.estimator.learn(estimate)
+        self.lagrangian.estimator.learn(*estimate.moments)
         named = dict(self.named_constraints())
         observed = {
             named[part.key]: self._averaged(i, part, estimate)

@@ -59,6 +59,11 @@ Index = Tensor | slice
 """Positions of some rows in their sample."""
 
 
+def _picked(column: Tensor, index: Index) -> Tensor:
+    """Some rows of a column."""
+    return column[index] if isinstance(index, slice) else column.index_select(0, index)
+
+
 class _Gathered(Mapping[str, Tensor]):
     """Columns of some rows, gathered when they are asked for: groups and conditions need none of them."""
 
@@ -69,7 +74,7 @@ class _Gathered(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._made:
-            self._made[name] = self._columns[name][self._index]
+            self._made[name] = _picked(self._columns[name], self._index)
         return self._made[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -247,8 +252,8 @@ class Population:
     def conditions(self, stratum: Stratum, rows: Rows) -> tuple[Tensor | None, Tensor | None]:
         """Weight (count,) and level code (count,) of each row for moments of this stratum; None without."""
         if rows.index is not None:
-            codes = None if stratum.codes is None else stratum.codes[rows.index]
-            weight = None if stratum.weight is None else stratum.weight[rows.index]
+            codes = None if stratum.codes is None else _picked(stratum.codes, rows.index)
+            weight = None if stratum.weight is None else _picked(stratum.weight, rows.index)
         else:
             codes = self.codes(stratum, rows.columns)
             weight = self._weight(stratum, rows, codes)

@@ -28,6 +28,8 @@ from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.data import suggest
 from constrain.lowering.degree import degree
+from constrain.lowering.dependence import depends_on_decisions
+from constrain.runtime.affine import affine_terms
 from constrain.runtime.evaluator import Outer
 
 if TYPE_CHECKING:
@@ -36,9 +38,18 @@ if TYPE_CHECKING:
     from constrain.lowering.program import Program
     from constrain.runtime.binding import Rows
     from constrain.runtime.compiled import Job
-    from constrain.runtime.evaluator import Evaluator
+    from constrain.runtime.evaluator import Conditions, Evaluator
 
-__all__ = ["ESTIMATORS", "Estimate", "Estimator", "Kind", "describe", "estimator_of", "estimators"]
+__all__ = [
+    "ESTIMATORS",
+    "Estimate",
+    "Estimator",
+    "Kind",
+    "RowValues",
+    "describe",
+    "estimator_of",
+    "estimators",
+]
 
 Kind = Literal["batch", "halves", "running"]
 ESTIMATORS: dict[Kind, str] = {
@@ -73,26 +84,50 @@ def describe(program: Program) -> list[tuple[str, str]]:
     return [(key, words.get(key, "every row of the batch")) for key in keys]
 
 
+RowValues = tuple[Tensor, Tensor, Tensor | None]
+"""Residuals per row with gradient and exact, and which rows the constraint selects (None: all)."""
+
+
 @dataclass
 class Estimate:
     """A minibatch estimate: with gradient for the primal, exact and detached for the dual.
 
     Attributes:
-        primal: objective and residuals with gradient (surrogates of rates).
-        exact: the same without gradient, from exact events.
+        terms: (terms,) objective, then the entries of all residuals of averages, with gradient (surrogates of
+            rates).
+        exact_terms: the same without gradient, from exact events.
         rows: per part that is a constraint per row, its residuals on the batch (primal and exact) and which
             of the batch rows it selects (None: all).
-        moments: the batch's averages, (primal, exact), detached; what the running averages learn from.
+        moments: the batch's averages as vectors, (primal, exact), detached: what the running averages learn
+            from.
+        layout: per position (0 the objective, i + 1 part i) its place among the terms and its shape.
+        parts: number of parts of the program.
     """
 
-    primal: Outer
-    exact: Outer
-    rows: dict[int, tuple[Tensor, Tensor, Tensor | None]]
-    moments: tuple[list[Tensor], list[Tensor]]
+    terms: Tensor
+    exact_terms: Tensor
+    rows: dict[int, RowValues]
+    moments: tuple[Tensor, Tensor]
+    layout: dict[int, tuple[slice, torch.Size]]
+    parts: int
+
+    @property
+    def primal(self) -> Outer:
+        """Objective and residuals with gradient."""
+        return self._outer(self.terms)
+
+    @property
+    def exact(self) -> Outer:
+        """Objective and residuals without gradient, from exact events."""
+        return self._outer(self.exact_terms)
+
+    def _outer(self, terms: Tensor) -> Outer:
+        found = {position: terms[place].reshape(shape) for position, (place, shape) in self.layout.items()}
+        return Outer(found[0], [found.get(i + 1) for i in range(self.parts)])
 
 
 @dataclass
-class _Means:
+class Means:
     """Batch averages of one mode: of all rows, and of the two half batches where they are needed."""
 
     all: list[Any]
@@ -128,111 +163,182 @@ class Estimator(nn.Module):
         roots = (program.objective, *(p.residual for p in program.parts))
         self._samples = [{m.data.name for m in _moments(root)} for root in roots]
         self._used = [{evaluator.program.moments.index(m) for m in _moments(root)} for root in roots]
-        self._groups: dict[frozenset[str], dict[Kind, tuple[int, ...]]] = {}
         self._views: dict[str, tuple[Tensor, list[Tensor]]] = {}
         exact = evaluator.moments("exact")
         self.shapes: list[torch.Size] = [m.shape for m in exact]
+        self._sizes = [shape.numel() for shape in self.shapes]
+        self.layout = _layout(evaluator.outer(exact, "exact"))
+        self._roots = {position: roots[position] for position in self.layout}
+        self._read: object = None
         dtype = torch.promote_types(evaluator.dtype, torch.float32)
-        flat = self._flat(exact).to(dtype)
+        flat = self.flat(exact).to(dtype)
         self.register_buffer("exact", flat)
-        primal = self._flat(self._primal(exact)).to(dtype).clone()
+        primal = self.flat(self._primal(exact)).to(dtype).clone()
         self.register_buffer("primal", primal, persistent=self.rates)
 
     def _primal(self, exact: list[Tensor]) -> list[Tensor]:
         return self.evaluator.moments("primal") if self.rates else exact
 
-    def _flat(self, moments: Sequence[Tensor]) -> Tensor:
+    def flat(self, moments: Sequence[Tensor]) -> Tensor:
+        """Averages as one vector."""
         if not moments:
             return torch.zeros(0, device=self.evaluator.device)
-        return torch.cat([m.detach().reshape(-1) for m in moments])
+        return torch.cat([m.reshape(-1) for m in moments])
 
     def running(self, mode: str) -> list[Tensor]:
         """The running averages, one tensor per moment."""
         flat = self.primal if mode == "primal" and self.rates else self.exact
         known = self._views.get(mode)
         if known is None or known[0] is not flat:
-            pieces = cast("tuple[Tensor, ...]", flat.split([shape.numel() for shape in self.shapes]))
-            views = [x.view(shape) for x, shape in zip(pieces, self.shapes, strict=True)]
-            known = self._views[mode] = (flat, views)
+            known = self._views[mode] = (flat, self.shaped(flat))
         return known[1]
+
+    def shaped(self, flat: Tensor) -> list[Tensor]:
+        """One tensor per moment out of a vector of all averages (views)."""
+        pieces = cast("tuple[Tensor, ...]", flat.split(self._sizes))
+        return [x.view(shape) for x, shape in zip(pieces, self.shapes, strict=True)]
+
+    def _empty(self) -> Means:
+        """No averages yet."""
+        size = len(self.shapes)
+        return Means([None] * size, [None] * size, [None] * size)
 
     # -------------------------------------------------------------------------------------- estimates
     def forward(self, batches: Mapping[str, Rows]) -> Estimate:
         """Estimates on batches: rows by sample name."""
-        program = self.evaluator.program
+        if self._read is not self.evaluator.parameter_version:
+            self._read_affine()
         groups = self._plan(frozenset(name for name, rows in batches.items() if rows.whole))
-        halves = {i for position in groups.get("halves", ()) for i in self._used[position]}
-        size = len(program.moments)
-        primal = _Means([None] * size, [None] * size, [None] * size)
-        exact = _Means([None] * size, [None] * size, [None] * size) if self.rates else primal
-        rows: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
+        rates, rows = self.rates, dict[int, RowValues]()
+        primal = self._empty()
+        exact = self._empty() if rates else primal
         for job in self.evaluator.jobs:
             batch = batches[job.data.name]
-            values = self.evaluator.rows(job, batch, "both" if self.rates else "primal")
-            count = len(job.moments) + len(job.parts)
-            first, second = values[:count], values[count : 2 * count] if self.rates else values[:count]
-            self._average(job, batch, first, primal, "primal", halves)
-            if self.rates:
-                self._average(job, batch, [_detached(v) for v in second], exact, "exact", halves)
-            masks = values[-len(job.parts) :] if job.parts else []
-            for place, i in enumerate(job.parts):
-                at = len(job.moments) + place
-                rows[i] = (first[at], second[at].detach(), masks[place])
-        value = self._outer(groups, primal, "primal")
-        detached = [m.detach() for m in primal.all]
-        if not self.rates:
-            return Estimate(value, value.detach(), rows, (detached, detached))
-        with torch.no_grad():
-            return Estimate(value, self._outer(groups, exact, "exact"), rows, (detached, exact.all))
+            values = self.evaluator.rows(job, batch, "both" if rates else "primal")
+            conditions = self.evaluator.conditions(job, batch)
+            size, parts = len(job.moments), len(job.parts)
+            second = values[size + parts : 2 * (size + parts)] if rates else values
+            self._average(job, batch, values, primal, "primal", groups, conditions)
+            if rates:
+                with torch.no_grad():
+                    self._average(job, batch, second, exact, "exact", groups, conditions)
+            for k, i in enumerate(job.parts):
+                rows[i] = (values[size + k], second[size + k].detach(), values[k - parts])
+        terms, flat = self._terms(primal, groups, "primal")
+        judged, exact_flat = terms.detach(), flat.detach()
+        if rates:
+            with torch.no_grad():
+                judged, exact_flat = self._terms(exact, groups, "exact")
+        return Estimate(terms, judged, rows, (flat.detach(), exact_flat), self.layout, len(self.kinds) - 1)
 
-    def _plan(self, whole: frozenset[str]) -> dict[Kind, tuple[int, ...]]:
-        """Positions of the terms by estimator, when these samples are given as a whole."""
-        if whole not in self._groups:
-            groups: dict[Kind, list[int]] = {}
-            for position, kind in enumerate(self.kinds):
-                if kind is not None:
-                    plain = self._samples[position] <= whole
-                    groups.setdefault("batch" if plain else kind, []).append(position)
-            self._groups[whole] = {kind: tuple(places) for kind, places in groups.items()}
-        return self._groups[whole]
-
-    def _average(
-        self, job: Job, batch: Rows, values: Sequence[Tensor], means: _Means, mode: str, halves: set[int]
-    ) -> None:
-        """Batch averages of one sample's moments, centered at the running ones."""
-        running = self.running(mode)
-        centers = [running[i] for i in job.moments]
-        evaluator = self.evaluator
-        found = evaluator.reduce_all(job, values, batch, batch.count, centers=centers)
-        for i, m in zip(job.moments, found, strict=True):
-            means.all[i] = m
-        if halves.isdisjoint(job.moments) or batch.whole:
-            return
-        count = batch.count // 2
-        if count == 0:
-            raise ModelingError("E182", "two half batches need a batch of at least two rows", fix="batch=2")
-        found = evaluator.reduce_all(job, values, batch, count, batch.every_other(), centers)
-        for i, m in zip(job.moments, found, strict=True):
-            means.first[i] = m
-            means.second[i] = (means.all[i] * batch.count - m * count) / (batch.count - count)
-
-    def _outer(self, groups: Mapping[Kind, tuple[int, ...]], means: _Means, mode: str) -> Outer:
-        """Objective and residuals, every term by its estimator."""
-        evaluator = self.evaluator
-        result: list[Any] = [None] * len(self.kinds)
+    def _terms(
+        self, means: Means, groups: Mapping[Kind, tuple[int, ...]], mode: str
+    ) -> tuple[Tensor, Tensor]:
+        """All terms, every one by its estimator, and all averages, as vectors."""
+        constant = self._constant
+        if self._direct:
+            values = self.evaluator.roots(self._zeros, mode, self._direct)
+            constant = self._put(constant, dict(zip(self._direct, values, strict=True)))
+        flat = self.flat(means.all)
+        flat = flat if flat.dtype is constant.dtype else flat.to(constant.dtype)
+        terms = self._affine.apply(flat, constant)
         for kind, places in groups.items():
             if kind == "batch":
-                values = evaluator.roots(means.all, mode, places)
+                values = self.evaluator.roots(means.all, mode, places)
             elif kind == "halves":
                 values = self._jackknife(means, mode, places)
             else:
                 values = self._linearized(means.all, mode, places)
-            for place, value in zip(places, values, strict=True):
-                result[place] = value
-        objective, *residuals = result
-        return Outer(objective, residuals)
+            terms = self._put(terms, dict(zip(places, values, strict=True)))
+        return terms, flat
 
-    def _jackknife(self, means: _Means, mode: str, places: tuple[int, ...]) -> list[Tensor]:
+    def _put(self, terms: Tensor, values: Mapping[int, Tensor | None]) -> Tensor:
+        """The terms with these values in their places."""
+        found = [(self._where[position], v) for position, v in values.items() if v is not None]
+        index = torch.cat([where for where, _ in found])
+        return terms.index_copy(0, index, torch.cat([v.reshape(-1).to(terms.dtype) for _, v in found]))
+
+    # ----------------------------------------------------------------------------------------- affine
+    def _read_affine(self) -> None:
+        """Terms that are affine in the averages become one matrix; again after a change of parameters."""
+        evaluator = self.evaluator
+        self._read = evaluator.parameter_version
+        size = sum(shape.numel() for _, shape in self.layout.values())
+        starts = {self.layout[position][0].start: root for position, root in self._roots.items()}
+        self._affine, found = affine_terms(evaluator, starts, self.shapes, size)
+        affine = [position for position, (place, _) in self.layout.items() if place.start in found]
+        self._curved = frozenset(self.layout) - set(affine)
+        self._plans = dict[frozenset[str], dict["Kind", tuple[int, ...]]]()
+        deciding = {p for p in affine if depends_on_decisions(self._roots[p], outside_averages=True)}
+        self._direct = tuple(sorted(deciding))
+        fixed = tuple(p for p in affine if p not in deciding)
+        self._zeros = [torch.zeros_like(m) for m in self.running("exact")]
+        places = torch.arange(size, device=evaluator.device)
+        self._where = {position: places[place] for position, (place, _) in self.layout.items()}
+        dtype = torch.promote_types(evaluator.dtype, torch.float32)  # of multipliers as well
+        self._constant = torch.zeros(size, dtype=dtype, device=evaluator.device)
+        if fixed:
+            with torch.no_grad():
+                values = evaluator.roots(self._zeros, "exact", fixed)
+                self._constant = self._put(self._constant, dict(zip(fixed, values, strict=True)))
+
+    def _plan(self, whole: frozenset[str]) -> dict[Kind, tuple[int, ...]]:
+        """Positions of the other terms by estimator, when these samples are given as a whole."""
+        if whole not in self._plans:
+            groups: dict[Kind, list[int]] = {}
+            for position in sorted(self._curved):
+                kind = self.kinds[position]
+                assert kind is not None  # constraints per row have no terms
+                plain = self._samples[position] <= whole
+                groups.setdefault("batch" if plain else kind, []).append(position)
+            self._plans[whole] = {kind: tuple(places) for kind, places in groups.items()}
+        return self._plans[whole]
+
+    # --------------------------------------------------------------------------------------- averages
+    def _average(
+        self,
+        job: Job,
+        batch: Rows,
+        values: Sequence[Tensor],
+        means: Means,
+        mode: str,
+        groups: Mapping[Kind, tuple[int, ...]],
+        conditions: Conditions,
+    ) -> None:
+        """Batch averages of one sample's moments, centered at the running ones, into `means`.
+
+        Args:
+            job: the sample.
+            batch: its rows.
+            values: the integrands on them, one per moment of the job.
+            means: gets the averages, and those of half batches for what needs them.
+            mode: "primal" or "exact".
+            groups: positions of terms by estimator.
+            conditions: of the rows.
+
+        Raises:
+            ModelingError: E182 for half batches of a batch of one row.
+        """
+        running = self.running(mode)
+        centers = [running[i] for i in job.moments]
+        evaluator = self.evaluator
+        found = evaluator.reduce_all(job, values, batch, batch.count, centers=centers, conditions=conditions)
+        for i, m in zip(job.moments, found, strict=True):
+            means.all[i] = m
+        if "halves" not in groups or batch.whole:
+            return
+        halves = {i for position in groups["halves"] for i in self._used[position]}
+        if halves.isdisjoint(job.moments):
+            return
+        count = batch.count // 2
+        if count == 0:
+            raise ModelingError("E182", "two half batches need a batch of at least two rows", fix="batch=2")
+        found = evaluator.reduce_all(job, values, batch, count, batch.every_other(), centers, conditions)
+        for i, m in zip(job.moments, found, strict=True):
+            means.first[i] = m
+            means.second[i] = (means.all[i] * batch.count - m * count) / (batch.count - count)
+
+    def _jackknife(self, means: Means, mode: str, places: tuple[int, ...]) -> list[Tensor]:
         first = [a if m is None else m for a, m in zip(means.all, means.first, strict=True)]
         second = [a if m is None else m for a, m in zip(means.all, means.second, strict=True)]
         middle = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
@@ -257,24 +363,18 @@ class Estimator(nn.Module):
             if key in destination:
                 destination[key] = destination[key].clone()  # a snapshot is a copy
 
-    @torch.no_grad()
-    def learn(self, estimate: Estimate) -> None:
-        """Moves the running averages towards those of a batch."""
-        primal, exact = estimate.moments
-        self.exact.lerp_(self._flat(exact).to(self.exact.dtype), LEARN)
+    def learn(self, primal: Tensor, exact: Tensor) -> None:
+        """Moves the running averages towards those of a batch, as vectors."""
+        self.exact.lerp_(exact.to(self.exact.dtype), LEARN)
         if self.rates:
-            self.primal.lerp_(self._flat(primal).to(self.primal.dtype), LEARN)
+            self.primal.lerp_(primal.to(self.primal.dtype), LEARN)
 
     @torch.no_grad()
     def observe(self, exact: Sequence[Tensor]) -> None:
         """Replaces the running averages by exact ones of the full data."""
-        self.exact.copy_(self._flat(exact))
+        self.exact.copy_(self.flat(exact))
         if self.rates:
-            self.primal.copy_(self._flat(self.evaluator.moments("primal")))
-
-
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+            self.primal.copy_(self.flat(self.evaluator.moments("primal")))
 
 
 def _directional(
@@ -306,6 +406,17 @@ def _directional(
             materialize_grads=True,
         )
     )
+
+
+def _layout(outer: Outer) -> dict[int, tuple[slice, torch.Size]]:
+    """Place among all terms and shape, by position: 0 is the objective, i + 1 part i."""
+    found: dict[int, tuple[slice, torch.Size]] = {}
+    start = 0
+    for position, value in enumerate([outer.objective, *outer.residuals]):
+        if value is not None:
+            found[position] = (slice(start, start + value.numel()), value.shape)
+            start += value.numel()
+    return found
 
 
 def _moments(root: n.Node) -> list[n.Moment]:

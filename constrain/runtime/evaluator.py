@@ -41,7 +41,10 @@ if TYPE_CHECKING:
     from constrain.runtime.codegen import Generated
     from constrain.runtime.decisions import Decisions
 
-__all__ = ["Evaluator", "Outer", "RowTerm"]
+__all__ = ["Conditions", "Evaluator", "Outer", "RowTerm"]
+
+Conditions = list[tuple[Tensor | None, Tensor | None]]
+"""Weight and level code of each row, per stratum of a job; None for no condition, no groups."""
 
 CHUNK = 32_768
 """Rows per chunk of a full pass."""
@@ -207,6 +210,12 @@ class Evaluator:
         function = generate("per_row", self.tables, [(node, "exact")]).function
         return lambda columns: self._run(function, columns, [], population)[0]
 
+    @torch.no_grad()
+    def free(self, node: n.Node) -> Tensor:
+        """The value of an expression without rows and averages, as the decisions are now."""
+        (value,) = self._run(generate("free", self.tables, [(node, "exact")]).function, {}, [], None)
+        return value if isinstance(value, Tensor) else self.number(value)
+
     def _event(self, event: n.Node, population: Population) -> Callable[[Mapping[str, Tensor]], Tensor]:
         """Which of some rows satisfy an event of the data alone: columns -> (rows,) bool."""
         function = generate("event", self.tables, [(event, "exact")]).function
@@ -248,6 +257,11 @@ class Evaluator:
             return float(self._parameters[node.symbol])
         assert isinstance(node, n.Constant)  # what callers have
         return float(node.value)
+
+    @property
+    def parameter_version(self) -> object:
+        """Another object after every change of parameters."""
+        return self._parameters
 
     def set_parameters(self, params: Mapping[str, Any] | None = None) -> None:
         """Takes the current values of parameters (or these overrides) without recompiling."""
@@ -326,7 +340,7 @@ class Evaluator:
         population = self.populations[moment.data]
         stratum = population.stratum(moment.given, moment.by)
         weight, codes = population.conditions(stratum, rows)
-        return self._segments(self._real(integrand), weight, codes, stratum, over)
+        return self._segments(self.real(integrand), weight, codes, stratum, over)
 
     def reduce_all(
         self,
@@ -336,6 +350,7 @@ class Evaluator:
         over: float,
         half: slice | None = None,
         centers: Sequence[Tensor] | None = None,
+        conditions: Conditions | None = None,
     ) -> list[Tensor]:
         """Contributions of some rows to all moments of a sample; one sum for those with one condition.
 
@@ -346,17 +361,18 @@ class Evaluator:
             over: number that sums are divided by.
             half: only these of the rows.
             centers: per moment a value u; weighted means become mean(weight * (integrand - u)) + u.
+            conditions: of the rows, when they are known.
         """
         population = self.populations[job.data]
+        conditions = self.conditions(job, rows) if conditions is None else conditions
+        if half is not None:
+            conditions = [(_some(weight, half), _some(codes, half)) for weight, codes in conditions]
         result: list[Any] = [None] * len(job.moments)
-        for (given, by), places in job.strata.items():
-            stratum = population.strata[given, by]
-            weight, codes = population.conditions(stratum, rows)
-            integrands = [self._real(values[p]) for p in places]
+        for (key, places), (weight, codes) in zip(job.strata.items(), conditions, strict=True):
+            stratum = population.strata[key]
+            integrands = [self.real(values[p]) for p in places]
             if half is not None:
                 integrands = [x[half] for x in integrands]
-                weight = None if weight is None else weight[half]
-                codes = None if codes is None else codes[half]
             own = None if centers is None or weight is None else [centers[p] for p in places]
             if len(places) == 1:
                 u = None if own is None else own[0]
@@ -376,7 +392,13 @@ class Evaluator:
                 result[p] = piece.reshape((*piece.shape[:-1], *x.shape[1:]))
         return result
 
-    def _real(self, integrand: Tensor) -> Tensor:
+    def conditions(self, job: Job, rows: Rows) -> Conditions:
+        """Weights and level codes of some rows, one pair per stratum of the job."""
+        population = self.populations[job.data]
+        return [population.conditions(population.strata[key], rows) for key in job.strata]
+
+    def real(self, integrand: Tensor) -> Tensor:
+        """An integrand in a precision in which it can be averaged."""
         if not integrand.is_floating_point() or integrand.dtype in (torch.float16, torch.bfloat16):
             return integrand.to(torch.promote_types(self.dtype, torch.float32))
         return integrand
@@ -392,18 +414,22 @@ class Evaluator:
     ) -> Tensor:
         """Sums of weight * values over the rows of each level, or over all rows, divided by `over`."""
         if center is not None:
-            center = center.to(values.dtype)
-            values = values - (center if codes is None else center[codes])
+            center = center if center.dtype is values.dtype else center.to(values.dtype)
+            values = values - (center if codes is None else center.index_select(0, codes))
         if weight is not None:
+            weight = weight if weight.dtype is values.dtype else weight.to(values.dtype)
+            if codes is None and values.dim() == 1:
+                sums = torch.dot(values, weight)
+                return sums / over if center is None else torch.add(center, sums, alpha=1 / over)
             if values.dim() > 1:
                 weight = weight.reshape((-1, *(1 for _ in range(values.dim() - 1))))
-            values = values * weight.to(values.dtype)  # no matrix product: autocast would take fewer bits
+            values = values * weight  # no matrix product: autocast would take fewer bits
         if codes is None:
-            sums = values.sum(0) / over
-        else:
-            zeros = values.new_zeros((len(stratum.levels), *values.shape[1:]))
-            sums = zeros.index_add(0, codes, values) / over
-        return sums if center is None else sums + center
+            sums = values.mean(0) if over == values.shape[0] else values.sum(0) / over
+            return sums if center is None else sums + center
+        zeros = values.new_zeros((len(stratum.levels), *values.shape[1:]))
+        sums = zeros.index_add(0, codes, values)
+        return sums / over if center is None else torch.add(center, sums, alpha=1 / over)
 
     # -------------------------------------------------------------------------------------- full data
     def accumulator(self, t: Tensor) -> Tensor:
@@ -519,6 +545,10 @@ class Evaluator:
                 columns = population.spread(rows).columns
                 margins = self._run(generated.function, columns, [], population)
                 update_spreads(self.scales, self._widest, margins)
+
+
+def _some(values: Tensor | None, chosen: slice) -> Tensor | None:
+    return None if values is None else values[chosen]
 
 
 class _Flattened:

@@ -32,7 +32,7 @@ from constrain.runtime.steps import FASTER, LEAST_PACE, SLOWER, Scales
 if TYPE_CHECKING:
     from constrain.lowering.program import Part
     from constrain.runtime.binding import Population
-    from constrain.runtime.estimates import Estimate
+    from constrain.runtime.estimates import Estimate, RowValues
     from constrain.runtime.evaluator import Evaluator
     from constrain.runtime.multipliers import MultiplierFunction
 
@@ -115,6 +115,8 @@ class Lagrangian(nn.Module):
         self.before: Tensor
         self.low: Tensor
         zeros = torch.zeros(len(low), dtype=dtype, device=device)
+        self.one: Tensor
+        self.register_buffer("one", torch.ones(1, dtype=dtype, device=device))
         self.register_buffer("values", zeros)
         self.register_buffer("running", zeros.clone())
         self.register_buffer("scales", torch.ones_like(zeros))
@@ -123,7 +125,6 @@ class Lagrangian(nn.Module):
         self.register_buffer("before", zeros.clone())  # exact residuals at the last pass
         self.register_buffer("low", torch.tensor(low, dtype=dtype, device=device))
         self.row_scales = [1.0] * len(self.parts)
-        self._weight = 0.0  # how much of the running residuals has been seen
 
     # ------------------------------------------------------------------------------------------ state
     def table(self, part: Part) -> Tensor:
@@ -207,7 +208,7 @@ class Lagrangian(nn.Module):
                 if part.constraint not in self.functions:
                     destination[f"{prefix}multiplier:{part.key}"] = self.table(part).detach().clone()
         destination[f"{prefix}weight"] = torch.tensor(
-            self._weight, dtype=torch.float32, device=self.values.device
+            self._seen.weight, dtype=torch.float32, device=self.values.device
         )
 
     def _load_from_state_dict(
@@ -251,7 +252,7 @@ class Lagrangian(nn.Module):
     def _restore(self, key: str, value: Tensor) -> None:
         """Puts one entry of a state dict back."""
         if key == "weight":
-            self._weight = float(value)
+            self._seen.weight = float(value)
             return
         name, _, part_key = key.partition(":")
         i = next(i for i, p in enumerate(self.parts) if p.key == part_key)
@@ -283,36 +284,32 @@ class Lagrangian(nn.Module):
         seen = self._seen
         seen.batches = self.batches(batch)
         estimate = seen.estimate = self.estimator.forward(seen.batches)
-        self.estimator.learn(estimate)
-        total = estimate.primal.objective
-        if self._vector:
-            residual = self._stacked(estimate.primal.residuals)
-            total = total + (self._effective().to(residual.dtype) * residual).sum()
+        self.estimator.learn(*estimate.moments)
+        total = torch.dot(self._weights(), estimate.terms)
         for i in self._tables:
-            total = total + self._row_term(i, self.parts[i], estimate)
+            total = total + self._row_term(i, self.parts[i], estimate.rows[i])
         return total
 
-    def _stacked(self, residuals: list[Tensor | None]) -> Tensor:
-        """The residuals of all averages as one vector."""
-        found = [residuals[i] for i in self._vector]
-        return torch.cat([r.reshape(-1) for r in found if r is not None])
+    def _weights(self) -> Tensor:
+        """The weights of all terms: 1 for the objective, then the multipliers that the primal sees."""
+        moved, low = self.values, self.low
+        if self.gain and self._vector:  # integral plus proportional part
+            part = self.gain / max(self._seen.weight, 1e-8)
+            moved = torch.addcmul(moved, self.scales, self.running, value=part)
+            moved = torch.maximum(moved, low, out=moved)
+            if self._turn is not None:
+                moved = self._turn(moved, self.gain * self.scales)
+        return torch.cat([self.one, moved])
 
-    def _effective(self) -> Tensor:
-        """The multipliers that the primal sees: integral plus proportional part."""
-        if not self.gain:
-            return self.values
-        part = self.gain / max(self._weight, 1e-8)
-        moved = torch.addcmul(self.values, self.scales, self.running, value=part)
-        moved = torch.maximum(moved, self.low)
-        return moved if self._turn is None else self._turn(moved, self.gain * self.scales)
-
-    def _row_term(self, i: int, part: Part, estimate: Estimate) -> Tensor:
+    def _row_term(self, i: int, part: Part, values: RowValues) -> Tensor:
         """Mean over the batch of multiplier[row] * residual[row]: estimates the sum over rows / rows."""
-        residual, exact, mask = estimate.rows[i]
+        residual, exact, mask = values
         rows = self._rows(part)
-        values = self._row_multipliers(part, rows).detach().to(residual.dtype)
-        values = self._with_penalty(i, part, values, exact)
-        return _masked(_weighted(values * residual, rows), mask).sum() / rows.count
+        multipliers = self._row_multipliers(part, rows).detach().to(residual.dtype)
+        multipliers = self._with_penalty(i, part, multipliers, exact)
+        if mask is None and rows.weight is None and residual.dim() == 1:
+            return torch.dot(multipliers, residual) / rows.count
+        return _masked(_weighted(multipliers * residual, rows), mask).sum() / rows.count
 
     def _rows(self, part: Part) -> Rows:
         assert part.rows is not None  # constraints per row only
@@ -356,6 +353,8 @@ class Lagrangian(nn.Module):
     def _positions(self, population: Population, given: Any) -> Rows:
         """Rows by position: a batch, or an index."""
         index, weight = (given.index, given.weight) if isinstance(given, Batch) else (given, None)
+        if isinstance(index, Tensor) and weight is None:
+            return population.take(_positions(index).to(self.evaluator.device))
         if isinstance(index, Mapping):
             return population.given(cast("Mapping[str, Any]", index), weight)
         if weight is not None:
@@ -365,12 +364,13 @@ class Lagrangian(nn.Module):
             if span == range(population.rows):
                 return population.take(slice(0, population.rows), weight)
             index = torch.arange(span.start, span.stop, span.step)
-        return population.take(torch.as_tensor(index).to(self.evaluator.device), weight)
+        return population.take(_positions(torch.as_tensor(index)).to(self.evaluator.device), weight)
 
     # ----------------------------------------------------------------------------------------- ascent
-    @torch.no_grad()
     def ascend(self) -> None:
         """One multiplier step from the exact residuals of the last `forward`. Needs no host synchronization.
+
+        Nothing here has a graph: residuals were evaluated without one.
 
         Raises:
             ModelingError: E140 when nothing was evaluated since the last call.
@@ -381,23 +381,23 @@ class Lagrangian(nn.Module):
                 "E140", "ascend() without a forward before it", fix="loss = lagrangian(batch) first"
             )
         self._seen.estimate = None
-        self._weight = self._weight * self.memory + 1 - self.memory
+        self._seen.weight = self._seen.weight * self.memory + 1 - self.memory
         if self._vector:
-            residual = self._stacked(estimate.exact.residuals).to(self.values.dtype)
+            residual = estimate.exact_terms[1:]
             self.running.lerp_(residual, 1 - self.memory)
-            steps = self.scales * self.pace
-            self.values.addcmul_(steps, residual, value=self.rate)
-            torch.maximum(self.values, self.low, out=self.values)
+            values, steps = self.values, self.scales * self.pace
+            values.addcmul_(steps, residual, value=self.rate)
+            torch.maximum(values, self.low, out=values)
             if self._turn is not None:
-                self.values.copy_(self._turn(self.values, self.rate * steps))
+                values.copy_(self._turn(values, self.rate * steps))
         for i in self._tables:
-            self._ascend_rows(i, self.parts[i], estimate)
+            self._ascend_rows(i, self.parts[i], estimate.rows[i])
         if self.follows:
             self._follow()
 
-    def _ascend_rows(self, i: int, part: Part, estimate: Estimate) -> None:
+    def _ascend_rows(self, i: int, part: Part, values: RowValues) -> None:
         """A step of the multipliers of the rows in the batch; no other row is touched."""
-        _, residual, mask = estimate.rows[i]
+        _, residual, mask = values
         rows = self._rows(part)
         step = self.rate * self.row_scales[i]
         if part.constraint in self.functions:
@@ -422,7 +422,7 @@ class Lagrangian(nn.Module):
     @torch.no_grad()
     def observe(self, residuals: Mapping[int, Tensor], moments: list[Tensor] | None = None) -> None:
         """Replaces running residuals (by part position) and averages by exact ones of the full data."""
-        self._weight = 1.0
+        self._seen.weight = 1.0
         if self._vector:
             found = torch.cat([residuals[i].reshape(-1) for i in self._vector]).to(self.running)
             self._adapt(found)
@@ -483,10 +483,19 @@ class Lagrangian(nn.Module):
 
 @dataclass
 class _Seen:
-    """What the last `forward` saw. No attributes of the module: its attributes are slow to set."""
+    """What the last `forward` saw, and how much of the running residuals has been seen.
+
+    No attributes of the module: these are slow to set.
+    """
 
     estimate: Estimate | None = None
     batches: dict[str, Rows] = field(default_factory=dict[str, Rows])
+    weight: float = 0.0
+
+
+def _positions(index: Tensor) -> Tensor:
+    """Positions, also where a mask was given."""
+    return index.nonzero().reshape(-1) if index.dtype is torch.bool else index
 
 
 def _masked(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -378,6 +378,8 @@ def stack(*parts: Tensor, lead: Lead) -> Tensor:
 
 
 def _broadcast(tensors: Sequence[Tensor]) -> list[Tensor]:
+    if all(t.shape == tensors[0].shape for t in tensors):
+        return list(tensors)
     return list(cast("tuple[Tensor, ...]", torch.broadcast_tensors(*tensors)))
 
 
