@@ -18,8 +18,11 @@ unbiased for any u; a group that the batch lacks leaves its average where it was
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -124,6 +127,20 @@ class Estimate:
     def _outer(self, terms: Tensor) -> Outer:
         found = {position: terms[place].reshape(shape) for position, (place, shape) in self.layout.items()}
         return Outer(found[0], [found.get(i + 1) for i in range(self.parts)])
+
+
+class Selected(NamedTuple):
+    """A constraint on one entry of one average.
+
+    Attributes:
+        moment: position of the average.
+        column: of the entry among all averages.
+        value: what it is multiplied with.
+    """
+
+    moment: int
+    column: int
+    value: float
 
 
 @dataclass
@@ -281,6 +298,25 @@ class Estimator(nn.Module):
             with torch.no_grad():
                 values = evaluator.roots(self._zeros, "exact", fixed)
                 self._constant = self._put(self._constant, dict(zip(fixed, values, strict=True)))
+
+    def single_averages(self) -> dict[int, Selected]:
+        """Parts that are one entry of one average times a number, plus a constant; by their positions."""
+        if self._read is not self.evaluator.parameter_version:
+            self._read_affine()
+        affine = self._affine
+        rows = cast("list[int]", affine.rows.tolist())
+        columns = cast("list[int]", affine.columns.tolist())
+        values = cast("list[float]", affine.values.tolist())
+        counts = Counter(rows)
+        entries = {row: (column, value) for row, column, value in zip(rows, columns, values, strict=True)}
+        starts = list(accumulate(self._sizes, initial=0))
+        found: dict[int, Selected] = {}
+        for position, (place, _) in self.layout.items():
+            alone = place.stop == place.start + 1 and counts[place.start] == 1
+            if position and alone and position not in (*self._curved, *self._direct):
+                column, value = entries[place.start]
+                found[position - 1] = Selected(bisect_right(starts, column) - 1, column, value)
+        return found
 
     def _plan(self, whole: frozenset[str]) -> dict[Kind, tuple[int, ...]]:
         """Positions of the other terms by estimator, when these samples are given as a whole."""

@@ -50,6 +50,25 @@ class Scale:
     spread: float
 
 
+@dataclass
+class _Block:
+    """Parts whose entries are scaled together, like those of one vector.
+
+    Attributes:
+        parts: their positions.
+        factors: what each residual is divided by, so that all have one unit.
+        slope: largest gradient so far, at most halved between calls.
+        units: (entries,) spread of each entry so far.
+        widest: largest spread over all entries so far.
+    """
+
+    parts: list[int]
+    factors: list[float]
+    slope: float = 0.0
+    units: Tensor | None = None
+    widest: float = 0.0
+
+
 class Scales:
     """Measures the scales of the steps, and remembers what was measured before.
 
@@ -65,9 +84,7 @@ class Scales:
         self.parts = list(parts)
         self.tensors = list(tensors)
         self._objective = 0.0
-        self._slopes = [0.0] * len(self.parts)
-        self._units: list[Tensor | None] = [None] * len(self.parts)
-        self._widest = [0.0] * len(self.parts)
+        self._blocks: list[_Block] | None = None
 
     def measure(self, generator: torch.Generator | None, rows: int, batches: int) -> list[Scale]:
         """One scale per part, on a sample of the data.
@@ -79,72 +96,111 @@ class Scales:
         """
         populations = self.evaluator.populations
         sample = {data.name: p.some(min(rows, p.rows), generator) for data, p in populations.items()}
-        gradients = self._gradients(self.estimator(sample), generator)
+        estimate = self.estimator(sample)
+        if self._blocks is None:
+            self._blocks = self._joined()
+        self._objective = max(self._objective, self._norm(estimate.primal.objective))
         least = min((p.rows for p in populations.values()), default=rows)
-        spreads = self._spreads(min(rows, least), batches, generator)
-        self._objective = max(self._objective, gradients[0])
-        return [self._scale(i, gradients[i + 1], *spreads[i]) for i in range(len(self.parts))]
+        gradients = self._gradients(self._blocks, estimate, generator)
+        spreads = self._spreads(self._blocks, min(rows, least), batches, generator)
+        found: dict[int, Scale] = {}
+        for block, gradient, (spread, rounding) in zip(self._blocks, gradients, spreads, strict=True):
+            found.update(self._scaled(block, gradient, spread, rounding))
+        return [found[i] for i in range(len(self.parts))]
 
-    def _scale(self, i: int, gradient: float, spread: Tensor, rounding: float) -> Scale:
+    def _joined(self) -> list[_Block]:
+        """Scalar constraints on the levels of one average are a block, as if they had been written as one."""
+        groups: dict[object, list[tuple[int, int, float]]] = {}
+        for i, entry in self.estimator.single_averages().items():
+            groups.setdefault((entry.moment, entry.value > 0, self.parts[i].kind), []).append(
+                (i, entry.column, abs(entry.value))
+            )
+        joined = [g for g in groups.values() if len(g) > 1 and len({column for _, column, _ in g}) == len(g)]
+        blocks = [_Block([i for i, _, _ in g], [factor for _, _, factor in g]) for g in joined]
+        taken = {i for block in blocks for i in block.parts}
+        return blocks + [_Block([i], [1.0]) for i in range(len(self.parts)) if i not in taken]
+
+    def _scaled(self, block: _Block, gradient: float, spread: Tensor, rounding: float) -> dict[int, Scale]:
         objective = self._objective or 1.0
-        self._slopes[i] = max(self._slopes[i] / 2, gradient)
-        slope = self._slopes[i] if self._slopes[i] > torch.finfo(torch.float32).tiny else 1.0
+        block.slope = max(block.slope / 2, gradient)
+        slope = block.slope if block.slope > torch.finfo(torch.float32).tiny else 1.0
         units = _units(spread, rounding, slope)
-        before = self._units[i]
-        units = self._units[i] = units if before is None else torch.maximum(units, before / 2)
+        units = block.units = units if block.units is None else torch.maximum(units, block.units / 2)
         pooled = float(units.square().mean().sqrt())
         units = units.clamp(min=LEAST_SPREAD * pooled)
-        if self.parts[i].rows is not None:  # where every row is active, residuals and their spread go to zero
-            pooled = max(pooled, LEAST_SPREAD * self._widest[i])
-            self._widest[i] = max(pooled, self._widest[i])
+        first = block.parts[0]
+        if (
+            self.parts[first].rows is not None
+        ):  # where every row is active, residuals and their spread go to zero
+            pooled = max(pooled, LEAST_SPREAD * block.widest)
+            block.widest = max(pooled, block.widest)
             step = objective / (slope * pooled)
-            return Scale(units.new_tensor([step]), step, self._unit(i, pooled))
+            return {first: Scale(units.new_tensor([step]), step, self._unit(first, pooled))}
         largest = objective / (slope * float(units.min()))
-        return Scale(objective * units.min() / (slope * units.square()), largest, self._unit(i, pooled))
+        steps = objective * units.min() / (slope * units.square())
+        if len(block.parts) == 1:
+            return {first: Scale(steps, largest, self._unit(first, pooled))}
+        return {
+            i: Scale(steps[k : k + 1] / factor**2, largest / factor**2, self._unit(i, pooled * factor))
+            for k, (i, factor) in enumerate(zip(block.parts, block.factors, strict=True))
+        }
 
     def _unit(self, i: int, pooled: float) -> float:
         """The unit of violations: the user's, or what was measured."""
         given = self.parts[i].scale
         return pooled if given is None else given
 
-    def _gradients(self, estimate: Estimate, generator: torch.Generator | None) -> list[float]:
-        """Norms of the gradients of the objective and of a random combination of every part's entries."""
-        scalars: list[Tensor] = [estimate.primal.objective]
-        for i, part in enumerate(self.parts):
-            residual = estimate.rows[i][0] if part.rows is not None else estimate.primal.residuals[i]
-            assert residual is not None  # one of the two exists
-            signs = torch.randint(2, tuple(residual.shape), generator=generator).to(residual) * 2 - 1
-            scalars.append((signs * residual).sum() / max(residual.numel(), 1) ** 0.5)
+    def _norm(self, scalar: Tensor) -> float:
+        """Length of a gradient."""
+        if not scalar.requires_grad:
+            return 0.0
+        found = torch.autograd.grad(
+            scalar, self.tensors, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return sum(float(g.double().square().sum()) for g in found) ** 0.5
+
+    def _gradients(
+        self, blocks: Sequence[_Block], estimate: Estimate, generator: torch.Generator | None
+    ) -> list[float]:
+        """Norms of the gradients of a random combination of every block's entries."""
+        residuals = estimate.primal.residuals
         norms: list[float] = []
-        for scalar in scalars:
-            squares = 0.0
-            if scalar.requires_grad:
-                found = torch.autograd.grad(
-                    scalar, self.tensors, retain_graph=True, allow_unused=True, materialize_grads=True
-                )
-                squares = sum(float(g.double().square().sum()) for g in found)
-            norms.append(squares**0.5)
+        for block in blocks:
+            own = [
+                estimate.rows[i][0] if self.parts[i].rows is not None else residuals[i] for i in block.parts
+            ]
+            entries = torch.cat(
+                [r.reshape(-1) / f for r, f in zip(own, block.factors, strict=True) if r is not None]
+            )
+            signs = torch.randint(2, tuple(entries.shape), generator=generator).to(entries) * 2 - 1
+            norms.append(self._norm((signs * entries).sum() / max(entries.numel(), 1) ** 0.5))
         return norms
 
     @torch.no_grad()
     def _spreads(
-        self, rows: int, batches: int, generator: torch.Generator | None
+        self, blocks: Sequence[_Block], rows: int, batches: int, generator: torch.Generator | None
     ) -> list[tuple[Tensor, float]]:
-        """Per part the spread of a row's contribution to each entry, and what of it may be rounding."""
+        """Per block the spread of a row's contribution to each entry, and what of it may be rounding."""
         size = max(rows // batches, 2)
         found: list[list[Tensor]] = [[] for _ in self.parts]
         for _ in range(batches):
             sample = {d.name: p.some(size, generator) for d, p in self.evaluator.populations.items()}
             estimate = self.estimator(sample)
+            residuals = estimate.exact.residuals
             for i, part in enumerate(self.parts):
-                value = estimate.rows[i][1] if part.rows is not None else estimate.exact.residuals[i]
+                value = estimate.rows[i][1] if part.rows is not None else residuals[i]
                 assert value is not None  # one of the two exists
                 found[i].append(value.double())
         result: list[tuple[Tensor, float]] = []
         rounding = torch.finfo(torch.promote_types(self.evaluator.dtype, torch.float32)).eps ** 0.5
-        for i, part in enumerate(self.parts):
-            values = torch.cat(found[i]) if part.rows is not None else torch.stack(found[i])
-            spread = values.std() if part.rows is not None else values.std(0) * size**0.5
+        for block in blocks:
+            if self.parts[block.parts[0]].rows is not None:
+                values = torch.cat(found[block.parts[0]])
+                spread = values.std()
+            else:
+                own = zip(block.parts, block.factors, strict=True)
+                values = torch.cat([torch.stack(found[i]).reshape(batches, -1) / f for i, f in own], 1)
+                spread = values.std(0) * size**0.5
             result.append((spread.reshape(-1), rounding * float(values.abs().mean())))
         return result
 

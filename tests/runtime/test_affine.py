@@ -107,3 +107,17 @@ def test_many_constraints_keep_their_nonzero_entries_only() -> None:
     assert groups * groups > DENSE
     batch = D.rows(torch.arange(500))
     torch.testing.assert_close(a.estimate(batch).exact_terms, b.estimate(batch).exact_terms)
+
+
+def test_steps_are_the_same_however_constraints_are_written() -> None:
+    D = sample()
+    s = score(D)
+    one_by_one = {f"group{k}": (1.0 + k) * E(s, given=D.g == k) <= 0.2 * (1.0 + k) for k in range(GROUPS)}
+    vector = E(s, by=D.g) <= 0.2
+    found: list[torch.Tensor] = []
+    for relations_ in (one_by_one, {"rate": vector}):
+        lagrangian = cn.minimize(E(s**2)).subject_to(**relations_).compile(dtype=torch.float64)
+        lagrangian.calibrate(torch.Generator().manual_seed(3))
+        found.append(lagrangian.scales)
+    units = torch.arange(1.0, GROUPS + 1, dtype=torch.float64)
+    torch.testing.assert_close(found[0] * units**2, found[1])
