@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from constrain._lazy import backend
+from constrain._lazy import backend, language_printing
+from constrain.diagnostics.alive import evaluation_of
 from constrain.diagnostics.anywhere import by_part, settle
+from constrain.diagnostics.confidence import judge_sample
 from constrain.diagnostics.kkt import kkt as kkt_of
 from constrain.driver.options import (
     check_numbers,
@@ -33,9 +35,9 @@ if TYPE_CHECKING:
     from constrain.language.data import Data
     from constrain.language.problem import Problem
     from constrain.runtime.decisions import Decisions
-    from constrain.solution import KKT, Solution
+    from constrain.solution import KKT, Evaluation, Solution
 
-__all__ = ["compile", "kkt", "to_cooper", "to_cvxpy", "to_pyomo"]
+__all__ = ["compile", "evaluate", "kkt", "to_cooper", "to_cvxpy", "to_pyomo"]
 
 
 @named
@@ -134,6 +136,50 @@ def kkt(
             settle(setup.evaluator)
             given, certified = by_part(setup.evaluator, multipliers), facts.convex and not facts.integer
             return kkt_of(setup.evaluator, given, tolerance, convex=certified, order=order)
+        finally:
+            if decisions is not None and before is not None:
+                decisions.restore(before)
+
+
+@named
+def evaluate(
+    problem: Problem,
+    data: Data | Mapping[str, Data] | None = None,
+    *,
+    params: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """The objective and both sides of every constraint at the current decisions, exactly on all rows.
+
+    Nothing is solved and nothing of the user's is changed. Hidden decisions, such as the slack of a relaxed
+    constraint, take their best values there.
+
+    Args:
+        problem: what to evaluate. Variables without a value are where a solve would start them.
+        data: replaces the samples of the problem, with their own levels.
+        params: values of parameters by name.
+
+    Returns:
+        What `solution.evaluate` returns: values, bounds, violations, and intervals for the sampling error.
+
+    Raises:
+        ModelingError: E122, E127, E138, E146, and others of `solve` about decisions and parameters.
+        DataError: E106, E124, E135, E169.
+    """
+    program = lowered(problem, data)
+    check_parameters(program, params)
+    check_starts(program)
+    before: dict[str, torch.Tensor] | None = None
+    decisions: Decisions | None = None
+    with precision(program, torch.float64):
+        try:
+            setup = prepare(
+                program, device=place(program, None), dtype=torch.float64, data=data, params=params
+            )
+            decisions = setup.decisions
+            before = decisions.snapshot()
+            settle(setup.evaluator)
+            written = {form.name: str(language_printing().text(form.relation)) for form in program.forms}
+            return evaluation_of(setup.evaluator, judge_sample(setup.evaluator), written)
         finally:
             if decisions is not None and before is not None:
                 decisions.restore(before)

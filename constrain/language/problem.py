@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from constrain.language.data import Data
     from constrain.language.symbols import Model
     from constrain.runtime.lagrangian import Lagrangian
-    from constrain.solution import Solution
+    from constrain.solution import Evaluation, Solution
 
 __all__ = ["Problem", "find", "from_json", "maximize", "minimize"]
 
@@ -166,6 +166,10 @@ class Problem:
     def compile(self, **options: Any) -> Lagrangian:
         """The Lagrangian as a `torch.nn.Module` for a training loop of your own."""
         return driver().compile(self, **options)  # type: ignore[no-any-return]
+
+    def evaluate(self, data: Data | Mapping[str, Data] | None = None, **options: Any) -> Evaluation:
+        """Objective and constraints at the current decisions, without a solve; see `constrain.driver`."""
+        return driver().evaluate(self, data, **options)  # type: ignore[no-any-return]
 
     def kkt(self, point: Any = None, multipliers: Any = None, **options: Any) -> Any:
         """KKT diagnostics at any point, with given or best-fit multipliers; see `constrain.driver.kkt`."""
