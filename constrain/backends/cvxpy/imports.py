@@ -211,6 +211,8 @@ def _affine(atom: Any, args: list[Any]) -> Any:
     if len(atom.args) == 1 and len(moving) == 1:
         places = _moved(atom)
         if places is not None:
+            if atom.shape == ():
+                return _entries(args[0])[int(places)]
             picked = _entries(args[0])[places.reshape(-1).tolist()]
             return _shaped(picked, atom.shape)
     total: Any = base.reshape(-1) if np.any(base) else None

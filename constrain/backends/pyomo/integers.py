@@ -160,7 +160,7 @@ def finite(item: Any, node: n.Node) -> tuple[float, float]:
         "E125",
         f"{_text(node)} needs integers, and these need bounds of {names or 'its arguments'}",
         at=node.loc,
-        fix='bounds on the decisions: cn.Variable(3, "w", bounds=(-10, 10))',
+        fix='cn.Variable(3, "w", bounds=(-10, 10))',
     )
 
 

@@ -185,7 +185,8 @@ def support(program: Program, facts: Facts, parameters: Mapping[str, Any] | None
     try:
         built = build(program, None, parameters)
     except ConstrainError as error:
-        return Support(False, str(error).splitlines()[0])
+        reason = str(error).splitlines()[0].removeprefix(f"[{error.code}] ")
+        return Support(False, f"{reason}; write {error.fix}" if error.fix else reason)
     answer = _accepted(built, facts)
     return Support(answer.ok, answer.reason, answer.solver, float(size))
 
