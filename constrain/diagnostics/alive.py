@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
+from constrain.diagnostics.anywhere import by_part
 from constrain.diagnostics.confidence import Judgment, judge_sample
+from constrain.diagnostics.equivalence import tested_for_equivalence
 from constrain.diagnostics.kkt import kkt, system_at
 from constrain.diagnostics.sensitivity import sensitivity
 from constrain.errors import DataError, ModelingError
@@ -183,9 +186,8 @@ class Attached:
     def kkt(self, multipliers: Mapping[str, Any] | None, tolerance: float, order: int = 1) -> KKT:
         """KKT quantities at the solution."""
         with self.at_point():
-            return kkt(
-                self.evaluator, multipliers, tolerance, convex=self.convex, bound=self.bound, order=order
-            )
+            given = by_part(self.evaluator, multipliers)
+            return kkt(self.evaluator, given, tolerance, convex=self.convex, bound=self.bound, order=order)
 
     def sensitivity(
         self, parameter: str, multipliers: Mapping[str, Any] | None, tolerance: float
@@ -195,7 +197,9 @@ class Attached:
             system = system_at(self.evaluator, multipliers, tolerance)
             return sensitivity(system, self.params, parameter)
 
-    def evaluate(self, data: Data | Mapping[str, Data]) -> Evaluation:
+    def evaluate(
+        self, data: Data | Mapping[str, Data], within: Mapping[str, float] | None = None
+    ) -> Evaluation:
         """Objective and constraints at the solution on other data."""
         with self.at_point():
             other = Evaluator(
@@ -207,7 +211,10 @@ class Attached:
                 reference=self.evaluator,
                 chunk=self.evaluator.chunk,
             )
-            return evaluation_of(other, judge_other(other), self.texts)
+            judged = judge_other(other)
+            if within:
+                judged = replace(judged, estimates=tested_for_equivalence(judged.estimates, within))
+            return evaluation_of(other, judged, self.texts)
 
 
 def revive(problem: Problem, solution: Solution) -> Attached:

@@ -9,6 +9,7 @@ import torch
 
 from constrain.diagnostics.point import array_of, read_point
 from constrain.errors import ModelingError
+from constrain.language.data import suggest
 from constrain.lowering.lower import EPIGRAPH
 from constrain.runtime.tails import set_thresholds
 from constrain.solution.constraint import violation_of
@@ -65,7 +66,8 @@ def by_part(evaluator: Evaluator, multipliers: Mapping[str, Any] | None) -> dict
     side that is closest to its bound, entry by entry; that of a largest value belongs to the largest one.
 
     Raises:
-        ModelingError: E112 for a shape that is neither that of the constraint nor that of its sides.
+        ModelingError: E139 for a name that the problem does not have, E112 for a shape that is neither that
+            of the constraint nor that of its sides.
     """
     if multipliers is None:
         return None
@@ -91,6 +93,9 @@ def _sides(
 ) -> dict[str, NDArray[np.float64]]:
     parts = evaluator.program.judged.parts
     own = [i for i, part in enumerate(parts) if name in (part.key, part.constraint)]
+    if not own:
+        known = [part.key for part in parts]
+        raise ModelingError("E139", f"there is no constraint {name!r}{suggest(name, known)}")
     residuals = [point.selected(i) for i in own]
     result = {parts[i].key: np.zeros(r.shape) for i, r in zip(own, residuals, strict=True)}
     targets = list(result.values())

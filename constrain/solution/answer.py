@@ -43,7 +43,9 @@ class Live(Protocol):
         """Derivatives of the optimum in a parameter."""
         ...
 
-    def evaluate(self, data: Data | Mapping[str, Data]) -> Evaluation:
+    def evaluate(
+        self, data: Data | Mapping[str, Data], within: Mapping[str, float] | None = None
+    ) -> Evaluation:
         """Statistics at the solution's point on other data."""
         ...
 
@@ -218,19 +220,23 @@ class Solution:
         live = self._need("sensitivity()")
         return live.sensitivity(name, self.multipliers, self.record.tolerance)
 
-    def evaluate(self, data: Data | Mapping[str, Data]) -> Evaluation:
+    def evaluate(
+        self, data: Data | Mapping[str, Data], within: Mapping[str, float] | None = None
+    ) -> Evaluation:
         """Objective and constraints at this point on other data.
 
         Columns are bound by name (semantics S12).
 
         Args:
             data: a sample when the problem has one, else samples by the name of the one they replace.
+            within: by equality constraint a distance from its bound; the equality `holds` where its value is
+                shown to lie within (two one-sided tests), instead of being `compatible`.
 
         Raises:
             DataError: E106, E124, E135 when the data does not fit.
-            ModelingError: E129 when the problem is not at hand.
+            ModelingError: E139, E141 for `within`; E129 when the problem is not at hand.
         """
-        return self._need("evaluate()").evaluate(data)
+        return self._need("evaluate()").evaluate(data, within)
 
     def _need(self, what: str) -> Live:
         if self.live is None:

@@ -147,3 +147,29 @@ def test_a_surrogate_gap_names_its_entry(place):
     record = place(cn.minimize(w**2).subject_to(rate=P(D.x > w, by=D.g) <= 0.55)).kkt({"rate": np.ones(2)})
     (message,) = [warning.message for warning in record.warnings if warning.code == "C301"]
     assert message.startswith("rate[g=a]: ")
+
+
+def test_equalities_are_compatible_or_shown_to_be_equivalent(rng):
+    w = cn.Variable((), "w")
+    x = rng.normal(size=400)
+    D = cn.Data("d", x=x)
+    solution = (
+        cn.minimize((w - 1) ** 2).subject_to(mean=E(D.x - x.mean() + 0 * w) == 0.0).solve(progress=False)
+    )
+    assert solution.evaluate(D)["mean"].verdict == "compatible"
+    half = float(solution.evaluate(D)["mean"].half_width)  # 1.97 standard errors; the test needs 1.65
+    assert solution.evaluate(D, within={"mean": 0.86 * half})["mean"].verdict == "holds"
+    assert solution.evaluate(D, within={"mean": 0.80 * half})["mean"].verdict == "compatible"
+    with pytest.raises(cn.ModelingError, match="E139"):
+        solution.evaluate(D, within={"men": 0.1})
+    with pytest.raises(cn.ModelingError, match="E141"):
+        solution.evaluate(D, within={"mean": 0.0})
+
+
+def test_multipliers_of_a_solution_by_name():
+    w = cn.Variable((), "w")
+    solution = cn.minimize((w - 3) ** 2).subject_to(c=abs(w) <= 1).solve(progress=False)
+    assert solution.kkt({"c": 4.0}).stationarity <= 1e-6
+    assert solution.kkt({"c": 3.0}).stationarity == pytest.approx(1.0, abs=1e-6)
+    with pytest.raises(cn.ModelingError, match="E139"):
+        solution.kkt({"d": 4.0})
