@@ -105,6 +105,10 @@ class Explanation:
                 f"  {conditions} of {len(self.program.moments)} averages have a condition or groups: "
                 "weighted by their shares of the whole sample"
             )
+        streams = [data for data in self.program.populations if data.streamed]
+        for data in streams:
+            order = "along a random permutation" if data.positions else "in the order of its loader"
+            lines.append(f"  batches of {data.name} are read {order}: they are not stratified by its groups")
         return "\n".join(["estimates", *lines])
 
     def _routes(self) -> str:

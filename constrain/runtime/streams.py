@@ -9,6 +9,7 @@ pass may permute and must not change.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from constrain.errors import DataError
+from constrain.errors import DataError, ModelingWarning
 from constrain.language import nodes as n
 from constrain.language.streams import DatasetSource, RandomState, Stream
 from constrain.runtime.binding import (
@@ -43,6 +44,8 @@ KEPT_BYTES = 2**26
 """Most rows that are kept for an impression of the sample, and most memory that they take."""
 HEAD = 8
 """Rows from the start of a pass that are kept for checks."""
+ORDERED = 6.0
+"""Standard errors between the first batch and all rows from which on a loader is called ordered."""
 _AGAIN = "a loader that starts again and gives every row once per pass"
 
 
@@ -87,6 +90,41 @@ class _Watch:
                     f"{found:.6g}, and was {before:.6g}",
                     fix="the same rows in every pass; only their order may change",
                 )
+
+
+class _Order:
+    """Notices a loader whose first batch is not like the rest: sorted by label, by group or by time.
+
+    A training step would see some kinds of rows only for a stretch of each pass, and its averages would be of
+    these.
+    """
+
+    def __init__(self) -> None:
+        self.first: dict[str, tuple[float, int]] = {}
+        self.told = False
+
+    def add(self, rows: Rows) -> None:
+        """Takes the first batch."""
+        for name, column in rows.columns.items() if not self.first else ():
+            if column.dim() == 1 and not column.is_meta and not name.startswith("#"):
+                self.first[name] = float(column.double().mean()), rows.count
+
+    def warn(self, kept: Rows, name: str) -> None:
+        """W217 where the mean of a column over the first batch is far from that of rows of the whole pass."""
+        for column, (mean, count) in () if self.told else self.first.items():
+            values = kept.columns[column].double()
+            error = float(values.std()) * (1 / count + 1 / kept.count) ** 0.5
+            off = abs(mean - float(values.mean()))
+            if off > ORDERED * error > 0:
+                message = (
+                    f"the loader of {name!r} is ordered: over its first batch of {count} rows the mean of "
+                    f"{column!r} is {off / error:.0f} standard errors from that of all rows; training steps "
+                    "would see such stretches one after the other"
+                )
+                fix = "DataLoader(..., shuffle=True), or batches in random order"
+                warnings.warn(ModelingWarning("W217", message, fix=fix), stacklevel=2)
+                break
+        self.told = True
 
 
 class _Feed:
@@ -184,6 +222,7 @@ class StreamPopulation(Population):
         self._impression: Rows | None = None
         self._head: Rows | None = None
         self._feed: _Feed | None = None
+        self._order = _Order()
 
     # ---- what it is
     @property
@@ -306,6 +345,8 @@ class StreamPopulation(Population):
         if count >= self.rows:
             return self.everything()
         feed = self._feed
+        if feed is None and not self.positioned and self.device.type != "meta":
+            self._order.warn(self.spread(KEPT_ROWS), self.data.name)
         if feed is None or feed.count != count or feed.generator is not generator:
             feed = self._feed = _Feed(self, count, generator)
         return next(feed.rows)
@@ -397,6 +438,7 @@ class StreamPopulation(Population):
         for raw in self.stream.batches():
             rows = self.encode(raw)
             watch.add(rows)
+            self._order.add(rows)
             for tally in tallies:
                 tally.add(raw, rows.columns, self.data.name)
             if kept is not None:

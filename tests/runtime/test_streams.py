@@ -744,3 +744,32 @@ def test_thresholds_of_tails_are_those_of_the_table():
     torch.testing.assert_close(found[0].objective, found[1].objective, rtol=1e-12, atol=0)
     for a, b in zip(found[0].residuals, found[1].residuals, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+# ------------------------------------------------------------------------------------------ the order of rows
+@pytest.mark.parametrize(
+    ("ordered", "shuffle", "told"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+def test_a_loader_that_is_sorted_is_warned_of(ordered, shuffle, told, recwarn):
+    """By its first batch, when training takes its batches (W217); full passes need no order."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1000, 3, generator=generator)
+    y = (torch.arange(1000) >= 500).float()
+    y = y if ordered else y[torch.randperm(1000, generator=generator)]
+    loader = DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=50, shuffle=shuffle)
+    D = cn.Data.from_loader("sorted", loader, ["x", "y"])
+    f = cn.Model(torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Flatten(0)), "f")
+    problem = cn.minimize(E((f(D.x) - D.y) ** 2)).subject_to(c=E(f(D.x), given=D.y == 1) <= 2)
+    problem.solve("augmented", progress=False, time_limit=1)
+    assert not [w for w in recwarn if "W217" in str(w.message)]
+    problem.solve("lagrangian", epochs=1, progress=False)
+    assert len([w for w in recwarn if "[W217] the loader of 'sorted' is ordered" in str(w.message)]) == told
+
+
+def test_explain_says_how_batches_of_a_stream_come():
+    D = SOURCES["loader"](columns())
+    f = cn.Model(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)), "f")
+    text = str(cn.minimize(E(f(D.x).squeeze(-1) ** 2)).explain())
+    assert (
+        "batches of train are read in the order of its loader: they are not stratified by its groups" in text
+    )
