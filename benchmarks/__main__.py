@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import constrain as cn
-from benchmarks import coverage
+from benchmarks import coverage, newton
 from benchmarks.estimates import gap, rare_groups
+from benchmarks.layers import layers
 from benchmarks.timing import Ratio, alternate
 from constrain import E, forall
 
@@ -134,6 +135,11 @@ def main() -> None:
         print(f"  {f'absolute gap, batch {batch}':<34} {found}")
     print("\ncoverage of 95 % intervals (simulated)")
     coverage.main()
+    print("\nNewton's method, augmented Lagrangian and SLSQP: CPU time, steps, error")
+    newton.show()
+    print("\nquadratic program per row (n 50, batch 32), forward and backward")
+    for measured in layers():
+        print(f"  {measured}")
     print("\nAdult score gap, 30162 rows, 96 decisions")
     for method, seconds, error in convex_routes():
         print(f"  {method:<12} {seconds:7.2f} s   objective off by {error:.1e}")

@@ -62,7 +62,7 @@ def solve(  # noqa: PLR0913  # the public options
 
     Args:
         problem: what to solve. Models are trained in place, `Variable.value` is set.
-        method: `"auto"` (see `problem.explain()`), `"cvxpy"`, `"pyomo"`, `"augmented"`, `"lagrangian"`,
+        method: `"auto"` (see `problem.explain()`), `"cvxpy"`, `"pyomo"`, `"newton"`, `"augmented"`, `"lagrangian"`,
             `"cooper"`, or a solver object such as `AugmentedLagrangian(outer=20)` of
             `constrain.solvers.augmented`. `"augmented"` uses the full data, or minibatches when `batch=` or
             `epochs=` is given.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     Vector = NDArray[np.float64]
 
-__all__ = ["Newton"]
+__all__ = ["Newton", "Scaled"]
 
 _RESCALE = 10.0
 """Change of a gradient norm between start and end after which a run is repeated in the new units."""
@@ -74,7 +74,7 @@ class _Late(Exception):  # a signal
     """The time limit has passed."""
 
 
-class _Scaled:
+class Scaled:
     """The problem in flat vectors, divided by scales; rows and decisions that cannot move are left out."""
 
     def __init__(self, evaluator: Evaluator) -> None:
@@ -244,7 +244,7 @@ class _Run:
         start = time.perf_counter()
         self.evaluator.refresh_scales()
         self.evaluator = smoothed(self.evaluator)
-        self.problem = problem = _Scaled(self.evaluator)
+        self.problem = problem = Scaled(self.evaluator)
         problem.deadline = np.inf if self.time_limit is None else start + self.time_limit
         self.history: list[dict[str, Any]] = []
         self.done = 0
