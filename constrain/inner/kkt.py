@@ -67,8 +67,6 @@ class System:
             rows = self.singular.nonzero()[:, 0]
             inverse = torch.linalg.pinv(self.matrix[rows], rtol=1e-10, hermitian=True)
             found = found.index_copy(0, rows, inverse @ rhs[rows])
-        else:
-            found = found + torch.linalg.lu_solve(self.lu, self.pivots, rhs - self.matrix @ found)
         found = found[..., 0]
         w = torch.zeros_like(dz).scatter_add(1, self.index, found[:, self.size : self.size + k] * self.valid)
         return first(found, self.size), w, found[:, self.size + k :]
@@ -76,7 +74,7 @@ class System:
     def replace(self, rows: Tensor, other: System) -> None:
         """Puts the conditions of some rows, factorized with the same width, in the place of the own ones."""
         for name in ("index", "valid", "matrix", "lu", "pivots", "singular"):
-            setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(other, name)))
+            getattr(self, name).index_copy_(0, rows, getattr(other, name))
 
     def dependent(self, moving: Tensor) -> Tensor:
         """(B,) whether multipliers are not unique in a way that parameters see.

@@ -12,7 +12,7 @@ from constrain._lazy import attribute
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.data import suggest
-from constrain.language.expr import Expr, as_number
+from constrain.language.expr import Expr, as_number, shown
 from constrain.language.location import here
 from constrain.language.problem import Problem
 from constrain.language.symbols import Parameter, Variable
@@ -155,15 +155,22 @@ def _check_problem(problem: Any) -> None:
 
 def _parameter(problem: Problem, key: Any) -> n.ParameterSymbol:
     _check_problem(problem)
-    name = key.name if isinstance(key, Parameter) else key
+    if not isinstance(key, (Parameter, str)):
+        raise ModelingError(
+            "E194",
+            f"a parameter is named by itself or by its name, got {shown(key)}",
+            at=here(),
+            fix="at={demand: ...}, with demand = cn.Parameter(...)",
+        )
+    name = key if isinstance(key, str) else key.name
     for symbol in problem.parameters:
-        if symbol is getattr(key, "symbol", None) or symbol.name == key:
+        if symbol.name == name and (isinstance(key, str) or symbol is key.symbol):
             return symbol
     known = [symbol.name for symbol in problem.parameters]
     listed = ", ".join(known) or "none"
     raise ModelingError(
         "E194",
-        f"the inner problem has no Parameter {name!r}{suggest(str(name), known)}",
+        f"the inner problem has no Parameter {name!r}{suggest(name, known)}",
         at=here(),
         fix=f"one of its parameters: {listed}",
     )
@@ -185,14 +192,15 @@ def _outputs(problem: Problem, outputs: tuple[Any, ...]) -> tuple[Any, ...]:
     known = [*(s.name for s in problem.variables), *problem.constraints, "value"]
     found: list[Any] = []
     for output in outputs:
-        symbol = getattr(output, "symbol", None)
-        named = next((s for s in problem.variables if s is symbol or s.name == output), None)
+        symbol = output.symbol if isinstance(output, Variable) else None
+        text = output if isinstance(output, str) else None
+        named = next((s for s in problem.variables if s is symbol or s.name == text), None)
         if named is not None:
             found.append(named)
-        elif isinstance(output, str) and output in known:
+        elif text is not None and text in known:
             found.append(output)
         else:
-            name = getattr(symbol, "name", output)
+            name = text if symbol is None else symbol.name
             raise ModelingError(
                 "E189",
                 f"the inner problem has no variable or constraint {name!r}{suggest(str(name), known)}",
