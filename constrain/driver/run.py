@@ -178,7 +178,11 @@ class _Run:
     # --------------------------------------------------------------------------------------- routes
     def exact(self, method: str, options: Mapping[str, Any]) -> Solution:
         """The program of all rows by CVXPY or Pyomo, judged in float64, weights written back."""
-        package = backend(method)
+        try:
+            package = backend(method)
+        except ModuleNotFoundError as error:
+            text = f"{method} cannot take the problem: {error.name} is not installed"
+            raise RouteError("E125", text, fix=f"pip install {error.name}") from None
         known = {} if method == "cvxpy" else {"parameters": self.params}
         answer = package.support(self.program, self.facts, **known)
         if not answer.ok:

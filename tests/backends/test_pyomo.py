@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import subprocess
 import sys
 
 import numpy as np
@@ -343,3 +344,26 @@ def test_routes_without_integers_refuse_them():
     for method in ("augmented", "lagrangian"):
         with pytest.raises(cn.RouteError, match="E125"):
             problem.solve(method, progress=False)
+
+
+WITHOUT = """
+import sys
+sys.modules["pyomo"] = None
+import constrain as cn
+x = cn.Variable(2, "x", bounds=(0, 3))
+problem = cn.maximize(cn.sum(x)).subject_to(room=x[0] + 2 * x[1] <= 4)
+print(next(r for r in problem.explain().routes if r.method == "pyomo").reason)
+print(problem.solve(progress=False).status.value)
+try:
+    problem.solve("pyomo", progress=False)
+except cn.RouteError as error:
+    print(error)
+"""
+
+
+def test_without_pyomo_everything_else_works():
+    found = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True)
+    lines = found.stdout.splitlines()
+    assert lines[0] == "pyomo is not installed: pip install pyomo"
+    assert lines[1] == "optimal"
+    assert lines[2] == "[E125] pyomo cannot take the problem: pyomo is not installed"
