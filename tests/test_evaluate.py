@@ -96,11 +96,11 @@ def test_refusals():
     with pytest.raises(DataError, match="E106"):
         problem.evaluate(cn.Data("people", x=torch.tensor(X)))
     with pytest.raises(
-        ModelingError, match=r"\[E141\] evaluate\(\) has no option 'parms'; did you mean 'params'"
+        ModelingError, match=r"\[E141\] evaluate\(\) has no option 'parameters'; did you mean 'params'"
     ):
-        problem.evaluate(parms={"limit": 1.0})
+        problem.evaluate(parameters={"limit": 1.0})
     with pytest.raises(ModelingError, match="E127"):
-        problem.evaluate(params={"limt": 1.0})
+        problem.evaluate(params={"limits": 1.0})
     with torch.no_grad():
         net[0].weight.fill_(float("nan"))
     with pytest.raises(DataError, match="E138"):

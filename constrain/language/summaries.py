@@ -39,11 +39,11 @@ def _level(level: Any, word: str) -> float:
         return float(level)
     what = shown(level) if isinstance(level, (Expr, Constraint)) else repr(level)
     meaning = "the worst 5 % of the rows" if word == "cn.CVaR" else "95 % of the rows are not above it"
+    fix = f"{word}(g, 0.95): {meaning}"
+    if isinstance(level, Expr) and isinstance(level.node, n.Knob):
+        fix = f"def problem(level): ... {word}(g, level) ..., and a problem for every level"
     raise ModelingError(
-        "E150",
-        f"the level of {word} is a number between 0 and 1, got {what}",
-        at=here(),
-        fix=f"{word}(g, 0.95): {meaning}",
+        "E150", f"the level of {word} is a number between 0 and 1, got {what}", at=here(), fix=fix
     )
 
 

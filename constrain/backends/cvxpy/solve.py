@@ -41,6 +41,8 @@ Status = Literal["optimal", "inaccurate", "infeasible", "unbounded", "limit", "e
 
 ENTRY_LIMIT = 20_000_000
 """Curved rows times nonzero features beyond which the sample-average program is refused."""
+SLOW_FROM = 1_000_000
+"""The same number from which a cone program may be too much for Clarabel, so that SCS takes its place."""
 SCS_FROM = 5_000_000
 """The same number from which SCS is asked first for cones.
 
@@ -178,7 +180,11 @@ def support(program: Program, facts: Facts) -> Support:
         return Support(False, dense)
     why = f"{facts.certificate}; {found[0]} solves it"
     if facts.problem_class == "cone" and found[0] == "SCS":
-        why += f" (about {size:,} entries: more than Clarabel solves accurately)"
+        why += (
+            f", a first-order method: minutes (about {size:,} entries, more than Clarabel solves accurately)"
+        )
+    elif facts.problem_class == "cone" and size > SLOW_FROM and "SCS" in found:
+        why += f" (about {size:,} entries; where it stops short, SCS goes on, a first-order method: minutes)"
     return Support(True, why, found[0], float(size))
 
 
