@@ -76,7 +76,8 @@ def _package(method: str, program: Program, facts: Facts) -> Route:
     try:
         answer = backend(method).support(program, facts)
     except ModuleNotFoundError as error:
-        return Route(method, False, f"{error.name} is not installed: pip install {error.name}")
+        missing = str(error.name).partition(".")[0]
+        return Route(method, False, f"{missing} is not installed: pip install {missing}")
     return Route(method, answer.ok, answer.reason)
 
 

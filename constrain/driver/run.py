@@ -62,8 +62,8 @@ def solve(  # noqa: PLR0913  # the public options
 
     Args:
         problem: what to solve. Models are trained in place, `Variable.value` is set.
-        method: `"auto"` (see `problem.explain()`), `"cvxpy"`, `"pyomo"`, `"newton"`, `"augmented"`, `"lagrangian"`,
-            `"cooper"`, or a solver object such as `AugmentedLagrangian(outer=20)` of
+        method: `"auto"` (see `problem.explain()`), `"cvxpy"`, `"pyomo"`, `"newton"`, `"augmented"`,
+            `"lagrangian"`, `"cooper"`, or a solver object such as `AugmentedLagrangian(outer=20)` of
             `constrain.solvers.augmented`. `"augmented"` uses the full data, or minibatches when `batch=` or
             `epochs=` is given.
         data: replaces the samples of the problem (columns by name); one sample, or a mapping by name.
@@ -181,8 +181,9 @@ class _Run:
         try:
             package = backend(method)
         except ModuleNotFoundError as error:
-            text = f"{method} cannot take the problem: {error.name} is not installed"
-            raise RouteError("E125", text, fix=f"pip install {error.name}") from None
+            missing = str(error.name).partition(".")[0]
+            text = f"{method} cannot take the problem: {missing} is not installed"
+            raise RouteError("E125", text, fix=f"pip install {missing}") from None
         known = {} if method == "cvxpy" else {"parameters": self.params}
         answer = package.support(self.program, self.facts, **known)
         if not answer.ok:
