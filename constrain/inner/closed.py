@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jacrev
 
+from constrain.inner.linalg import linalg
 from constrain.inner.polynomial import degree, terms
 from constrain.language import nodes as n
 
@@ -149,6 +150,7 @@ class Separable:
             self.name = "half-space" if not equality else "hyperplane"
 
     def __call__(self, parameters: Sequence[Tensor], batched: Sequence[bool], batch: int) -> Closed:
+        """The solution of a batch; the arguments of `Inner.solutions`."""
         functions = self.functions
         zero = self.weights.new_zeros(batch, functions.size)
         q = functions.batch(grad(functions.objective), batched)(zero, *parameters)
@@ -181,6 +183,7 @@ class Ball:
         self.parts: Callable[..., list[Tensor]]
 
     def __call__(self, parameters: Sequence[Tensor], batched: Sequence[bool], batch: int) -> Closed:
+        """The solution of a batch; the arguments of `Inner.solutions`."""
         functions = self.functions
         zero = torch.zeros(batch, functions.size, dtype=torch.float64, device=parameters[0].device)
         q = functions.batch(grad(functions.objective), batched)(zero, *parameters)
@@ -210,7 +213,7 @@ class Ball:
             x = center + torch.sign(y - center) * size
             x = torch.cat([x, zero[:, functions.own :]], 1)
             return Closed(x, {self.key: self.curve * price[:, None] / abs(self.scale)}, feasible, kinked)
-        distance = torch.linalg.vector_norm(y - center, dim=-1)
+        distance: Tensor = linalg.vector_norm(y - center, dim=-1)
         outside = distance > reach
         factor = torch.where(outside, reach / torch.where(outside, distance, torch.ones_like(distance)), 1.0)
         x = center + factor[:, None] * (y - center)
@@ -229,8 +232,7 @@ def closed_form(structure: Structure, functions: Functions) -> Separable | Ball 
     if (
         known is None
         or known.get(2, True)
-        or structure.corners
-        and not _one_norm(structure)
+        or (structure.corners and not _one_norm(structure))
         or structure.integer
     ):
         return None
@@ -283,7 +285,11 @@ def _ball(structure: Structure, functions: Functions, zero: Tensor, some: Sequen
     argument, bound, power = found
     P = jacrev(grad(functions.objective))(zero, *some)[:own, :own]
     inside = functions.of(argument)
-    slope = jacrev(lambda x: inside(x, some)[0].reshape(-1))(zero)[:, :own]
+
+    def offset(x: Tensor) -> Tensor:
+        return inside(x, some)[0].reshape(-1)
+
+    slope: Tensor = jacrev(offset)(zero)[:, :own]
     moving = terms(argument)
     eye = torch.eye(own, dtype=torch.float64)
     if moving is None or moving.get(1, True) or slope.shape != eye.shape:

@@ -123,7 +123,11 @@ class Curved:
         if not corners:
             return x
         evaluate = self.functions.of(*corners.values())
-        found = self.functions.batch(lambda row, *theta: tuple(evaluate(row, theta)), batched)(x, *parameters)
+
+        def values(row: Tensor, *theta: Tensor) -> tuple[Tensor, ...]:
+            return tuple(evaluate(row, theta))
+
+        found: tuple[Tensor, ...] = self.functions.batch(values, batched)(x, *parameters)
         pieces = [v.reshape(len(x), -1) for v in found]
         return torch.cat([x[:, : x.shape[1] - sum(v.shape[1] for v in pieces)], *pieces], 1)
 
@@ -205,6 +209,7 @@ class Curved:
         below, equal = functions.slopes(batched)(x, *parameters)
         eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[None]
         zeros = x.new_zeros(active.shape), x.new_zeros(len(x), equal.shape[1])
+        z, y = zeros
         for _ in range(1 + active.shape[1]):
             _, z, y = system(eye, below.nan_to_num(), equal.nan_to_num(), active).solve(
                 -slope.nan_to_num(), *zeros

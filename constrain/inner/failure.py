@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from scipy.optimize import linprog
+from scipy import optimize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,15 +25,13 @@ def reason_of(qp: Quadratic) -> str:
         qp: one quadratic program.
     """
     P, q, G, h, A, b = (t[0].detach().cpu().numpy() for t in qp.tensors)
+    linprog: Any = optimize.linprog  # its stubs are partial
     free = [(None, None)] * len(q)
-    limits = {"A_ub": G, "b_ub": h} if len(h) else {}
-    fixed = {"A_eq": A, "b_eq": b} if len(b) else {}
-    if linprog(np.zeros_like(q), bounds=free, **limits, **fixed).status == 2:
+    if linprog(np.zeros_like(q), A_ub=G, b_ub=h, A_eq=A, b_eq=b, bounds=free).status == 2:
         return "infeasible: no point satisfies its constraints"
     # a direction of descent along which the objective has no curvature and every constraint holds
-    rows = np.vstack([P, A]) if len(b) else P
-    cone = {"A_ub": G, "b_ub": np.zeros_like(h)} if len(h) else {}
-    found = linprog(q, bounds=[(-1, 1)] * len(q), A_eq=rows, b_eq=np.zeros(len(rows)), **cone)
+    rows, box = np.vstack([P, A]), [(-1, 1)] * len(q)
+    found = linprog(q, A_ub=G, b_ub=np.zeros_like(h), A_eq=rows, b_eq=np.zeros(len(rows)), bounds=box)
     if found.status == 0 and found.fun < -1e-9 * (1 + np.abs(q).max(initial=0.0)):
         return "unbounded: the objective decreases without end"
     return ""
@@ -45,7 +43,7 @@ def shown_parameters(
     """`: target = [3.1, 1.3], cap = 3`, shortened; "" without parameters."""
     parts: list[str] = []
     for symbol, t, many in zip(symbols, tensors, batched, strict=True):
-        values = (t[row] if many else t).detach().cpu().reshape(-1).tolist()
+        values = cast("list[float]", (t[row] if many else t).detach().cpu().reshape(-1).tolist())
         numbers = ", ".join(f"{v:.4g}" for v in values[:6]) + (", …" if len(values) > 6 else "")
         parts.append(f"{symbol.name} = {numbers if not symbol.shape else f'[{numbers}]'}")
     return f": {'; '.join(parts[:4])}" if parts else ""

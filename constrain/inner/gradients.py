@@ -1,7 +1,7 @@
 """Derivatives of solutions (implicit function theorem) and of optimal values (envelope theorem).
 
-Both can be differentiated again: the derivative of a solution is then written with the matrix of the optimality
-conditions as a function of the solution and the parameters.
+Both can be differentiated again: the derivative of a solution is then written with the matrix of the
+optimality conditions as a function of the solution and the parameters.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import grad, jacrev
 
 from constrain.inner.kkt import assembled, first
+from constrain.inner.linalg import linalg
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ class Solution(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # noqa: D102
+    def forward(
         ctx: Any,
         inner: Inner,
         batched: tuple[bool, ...],
@@ -49,7 +50,7 @@ class Solution(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> Any:  # noqa: D102
+    def backward(ctx: Any, *upstream: Any) -> Any:
         needed: Sequence[bool] = ctx.needs_input_grad[4:]
         if all(g is None for g in upstream):
             return (None,) * (4 + len(needed))
@@ -70,10 +71,10 @@ class Solution(torch.autograd.Function):
 
 
 class Value(torch.autograd.Function):
-    """Parameters and the solution -> optimal value (B,), with the gradient of the Lagrangian in the parameters."""
+    """Parameters and the solution -> optimal value (B,); its gradient is that of the Lagrangian."""
 
     @staticmethod
-    def forward(  # noqa: D102
+    def forward(
         ctx: Any, inner: Inner, batched: tuple[bool, ...], solved: Solved, *tensors: Tensor
     ) -> Tensor:
         ctx.inner, ctx.batched, ctx.solved = inner, batched, solved
@@ -83,7 +84,7 @@ class Value(torch.autograd.Function):
         return value
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> Any:  # noqa: D102
+    def backward(ctx: Any, *upstream: Any) -> Any:
         ctx.inner.warn(ctx.solved, solution=False)
         functions: Functions = ctx.inner.functions
         tensors: Sequence[Tensor] = ctx.saved_tensors
@@ -99,7 +100,8 @@ class Value(torch.autograd.Function):
 
 def _several(t: Tensor) -> bool:
     """Whether a gradient is several at once: `torch.autograd.grad(..., is_grads_batched=True)`."""
-    known = getattr(torch._C._functorch, "is_legacy_batchedtensor", None)
+    functorch: Any = vars(torch._C).get("_functorch")  # pyright: ignore[reportPrivateUsage]
+    known = getattr(functorch, "is_legacy_batchedtensor", None)
     return known is not None and bool(known(t))
 
 
@@ -184,11 +186,10 @@ def _differentiable(
     curvature = curved(x, z, first(y, p), *own)
     matrix = assembled(curvature, below, equal, system.index, system.valid)
     rhs = torch.cat([given[0], given[1].gather(1, system.index) * system.valid, given[2]], 1)[..., None]
-    if bool(system.singular.any()):
-        inverse: Tensor = torch.linalg.pinv(matrix, rtol=1e-10, hermitian=True)
-        found = (inverse @ rhs)[..., 0]
-    else:
-        solution: Tensor = torch.linalg.solve(matrix, rhs)
-        found = solution[..., 0]
+    singular = bool(system.singular.any())
+    solution: Tensor = (
+        linalg.pinv(matrix, rtol=1e-10, hermitian=True) @ rhs if singular else linalg.solve(matrix, rhs)
+    )
+    found = solution[..., 0]
     active = found[:, n : n + k] * system.valid
     return first(found, n), torch.zeros_like(z).scatter_add(1, system.index, active), found[:, n + k :]

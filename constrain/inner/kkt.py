@@ -1,6 +1,6 @@
 """The optimality conditions of a batch at its solution: active set, one factorization, what is not unique.
 
-With the active inequalities g_A and the equalities h, a solution (x, z_A, y) solves
+With active inequalities g_A and equalities h, a solution (x, z_A, y) solves
 
     grad f + g_A' z_A + h' y = 0,   g_A = 0,   h = 0
 
@@ -17,6 +17,8 @@ from typing import cast
 
 import torch
 from torch import Tensor
+
+from constrain.inner.linalg import linalg
 
 __all__ = ["System", "assembled", "first", "places_of", "repaired", "system", "weak"]
 
@@ -62,10 +64,10 @@ class System:
         k = self.index.shape[1]
         picked = dz.gather(1, self.index) * self.valid
         rhs = torch.cat([dx, picked, dy], 1)[..., None]
-        found = torch.linalg.lu_solve(self.lu, self.pivots, rhs)
+        found: Tensor = linalg.lu_solve(self.lu, self.pivots, rhs)
         if bool(self.singular.any()):
             rows = self.singular.nonzero()[:, 0]
-            inverse = torch.linalg.pinv(self.matrix[rows], rtol=1e-10, hermitian=True)
+            inverse: Tensor = linalg.pinv(self.matrix[rows], rtol=1e-10, hermitian=True)
             found = found.index_copy(0, rows, inverse @ rhs[rows])
         found = found[..., 0]
         w = torch.zeros_like(dz).scatter_add(1, self.index, found[:, self.size : self.size + k] * self.valid)
@@ -106,7 +108,8 @@ class System:
 
 def _null(matrix: Tensor) -> Tensor:
     """(columns, k) orthonormal basis of the null space."""
-    values, vectors = torch.linalg.svd(matrix)[1:]
+    parts: tuple[Tensor, Tensor, Tensor] = linalg.svd(matrix)
+    _, values, vectors = parts
     rank = int((values > 1e-9 * values[:1].clamp_min(1e-300)).sum())
     return vectors[rank:].mT
 
@@ -131,7 +134,8 @@ def system(
     index = active.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :k]
     valid = active.gather(1, index)
     matrix = assembled(curvature, below, equal, index, valid)
-    lu, pivots, info = torch.linalg.lu_factor_ex(matrix)
+    factors: tuple[Tensor, Tensor, Tensor] = linalg.lu_factor_ex(matrix)
+    lu, pivots, info = factors
     pivot = lu.diagonal(dim1=-2, dim2=-1).abs()
     smallest = pivot.amin(-1) / pivot.amax(-1).clamp_min(1e-300)
     singular = (info > 0) | ~(smallest > _SINGULAR)

@@ -18,11 +18,12 @@ from constrain.inner.failure import reason_of, shown_parameters
 from constrain.inner.functions import Functions
 from constrain.inner.gradients import Solution
 from constrain.inner.kkt import places_of, weak
+from constrain.inner.linalg import linalg
 from constrain.inner.quadratic import Quadratic, Solved, solve
 from constrain.inner.structure import Structure, structure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from constrain.language.problem import Problem
 
@@ -154,7 +155,7 @@ class Inner:
 
     def _bent(self, qp: Quadratic) -> bool:
         """Whether some quadratic form is not positive semidefinite."""
-        least = torch.linalg.eigvalsh(qp.P)[:, 0]
+        least: Tensor = linalg.eigvalsh(qp.P)[:, 0]
         return bool((least < -1e-10 * (1 + qp.P.abs().amax((-2, -1)))).any())
 
     def _kept(self, name: str, make: Any, device: torch.device) -> Tensor:
@@ -170,22 +171,21 @@ class Inner:
         zero = torch.zeros(batch, functions.size, dtype=torch.float64, device=device)
         one = [t[0] if many else t for t, many in zip(parameters, batched, strict=True)]
         assert known.terms is not None  # quadratic
+        bend = jacrev(grad(functions.objective))
         if not known.terms.get(2, False):
-            P = self._kept("P", lambda: jacrev(grad(functions.objective))(zero[0], *one)[None], device)
+            curvature = self._kept("P", lambda: bend(zero[0], *one)[None], device)
         else:
-            P = functions.batch(jacrev(grad(functions.objective)), batched)(zero, *parameters)
-        moving = any(
-            t.terms is None or t.terms.get(1, False) for t in (*known.inequalities, *known.equalities)
-        )
-        if moving:
-            G, A = functions.slopes(batched)(zero, *parameters)
+            curvature = functions.batch(bend, batched)(zero, *parameters)
+        rows = (*known.inequalities, *known.equalities)
+        if any(t.terms is None or t.terms.get(1, False) for t in rows):
+            unequal, equations = functions.slopes(batched)(zero, *parameters)
         else:
             slopes = jacrev(functions.residuals)
-            G = self._kept("G", lambda: slopes(zero[0], *one)[0][None], device)
-            A = self._kept("A", lambda: slopes(zero[0], *one)[1][None], device)
+            unequal = self._kept("G", lambda: slopes(zero[0], *one)[0][None], device)
+            equations = self._kept("A", lambda: slopes(zero[0], *one)[1][None], device)
         q = functions.batch(grad(functions.objective), batched)(zero, *parameters)
         below, equal = functions.batch(functions.residuals, batched)(zero, *parameters)
-        return Quadratic((P + P.mT) / 2, q, G, -below, A, -equal)
+        return Quadratic((curvature + curvature.mT) / 2, q, unequal, -below, equations, -equal)
 
     def _fixed(
         self, qp: Quadratic, parameters: Sequence[Tensor], batched: Sequence[bool], batch: int
@@ -232,7 +232,7 @@ class Inner:
             code,
             f"the inner problem {what} in row {row} of the batch ({reason}){shown}",
             at=None if self.problem.objective is None else self.problem.objective.loc,
-            fix="a slack with a cost in the constraint that can fail, bounds on the variables, or parameters in a range",
+            fix="a slack with a cost in the constraint that can fail, or bounds on the variables",
         )
 
     def warn(self, found: Solved, *, solution: bool) -> None:
@@ -264,9 +264,9 @@ class Inner:
         _warn(
             "W220",
             f"the multipliers of the inner problem are not unique in {_rows(rows)}: more constraints are "
-            "active than their gradients are independent, and the optimal value has a kink there; the gradient "
-            "is one of several one-sided ones",
-            "a quadratic cost on a slack of the constraint (the value is smooth then), or parameters that differ",
+            "active than their gradients are independent, and the optimal value has a kink there; the "
+            "gradient is one of several one-sided ones",
+            "a quadratic cost on a slack of the constraint: the value is smooth then",
         )
 
     @staticmethod

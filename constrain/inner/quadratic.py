@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from constrain.inner.kkt import System, repaired, system
+from constrain.inner.linalg import linalg
 
 __all__ = ["Quadratic", "Solved", "interior_point", "solve"]
 
 ITERATIONS = 80
 COARSE = 1e-5
-"""Relative error from which the active set is tried: with the right one, a linear system gives the solution."""
+"""Relative error from which the active set is tried: with the right one, a linear system is enough."""
 FINE = 1e-11
 _REPAIRS = 4
 
@@ -113,7 +114,7 @@ def _weighted(qp: Quadratic, weight: Tensor) -> Tensor:
 
 def _cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """The factor, and per row nonzero where there is none."""
-    return cast("tuple[Tensor, Tensor]", torch.linalg.cholesky_ex(matrix))
+    return cast("tuple[Tensor, Tensor]", linalg.cholesky_ex(matrix))
 
 
 class _Steps:
@@ -135,7 +136,7 @@ class _Steps:
             corner = -1e-13 * torch.eye(p, dtype=eye.dtype, device=eye.device).expand(batch, p, p)
             top = torch.cat([self.matrix + 1e-13 * size[..., None] * eye, A.mT], -1)
             whole = torch.cat([top, torch.cat([A, corner], -1)], -2)
-            self.lu = torch.linalg.lu_factor_ex(whole)
+            self.lu = linalg.lu_factor_ex(whole)
         elif p:
             self.reach = torch.cholesky_solve(qp.A.mT.expand(qp.q.shape[0], -1, -1), self.factor)
             schur = qp.A @ self.reach
@@ -148,7 +149,7 @@ class _Steps:
     def _once(self, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         n = r.shape[1]
         if self.dense:
-            found = torch.linalg.lu_solve(self.lu.LU, self.lu.pivots, torch.cat([r, t], 1)[..., None])
+            found: Tensor = linalg.lu_solve(self.lu.LU, self.lu.pivots, torch.cat([r, t], 1)[..., None])
             return found[:, :n, 0], found[:, n:, 0]
         dx = torch.cholesky_solve(r[..., None], self.factor)[..., 0]
         if not t.shape[1]:
@@ -208,7 +209,8 @@ def interior_point(problem: Quadratic, *, tolerance: float = FINE) -> Solved:
     steps = 0
     stalled = torch.zeros_like(best)
     point = (x, s, z, y)
-    for steps in range(1, ITERATIONS + 1):
+    while steps < ITERATIONS:
+        steps += 1
         x, s, z, y = _step(qp, x, s, z, y, active, refine=int(tolerance < COARSE))
         error = _errors(qp, x, s, z, y)
         better = error < best
@@ -308,7 +310,7 @@ def _without_equalities(qp: Quadratic, tolerance: float) -> Solved | None:
     p = qp.b.shape[1]
     if not p or qp.A.shape[0] > 1 or p >= qp.q.shape[1]:
         return None
-    basis, triangle = cast("tuple[Tensor, Tensor]", torch.linalg.qr(qp.A[0].mT, mode="complete"))
+    basis, triangle = cast("tuple[Tensor, Tensor]", linalg.qr(qp.A[0].mT, mode="complete"))
     pivot = triangle.diagonal().abs()
     if float(pivot.min()) <= 1e-10 * float(pivot.max()):
         return None
@@ -332,7 +334,7 @@ def _without_equalities(qp: Quadratic, tolerance: float) -> Solved | None:
 
 def _solved_triangle(matrix: Tensor, rows: Tensor, *, upper: bool) -> Tensor:
     """Rows t with matrix t = row, for each of the rows."""
-    return cast("Tensor", torch.linalg.solve_triangular(matrix, rows.mT, upper=upper)).mT
+    return cast("Tensor", linalg.solve_triangular(matrix, rows.mT, upper=upper)).mT
 
 
 def _with_active_set(qp: Quadratic, found: Solved) -> Tensor:
