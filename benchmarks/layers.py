@@ -25,7 +25,7 @@ SIZE, BATCH = 50, 32
 
 @dataclass
 class Measured:
-    """One layer: median milliseconds of a forward and backward pass, and the largest error of the gradient."""
+    """One layer: median milliseconds of forward and backward, and the largest error of the gradient."""
 
     name: str
     milliseconds: float = float("nan")
@@ -92,7 +92,7 @@ def cvxpylayers(d: dict[str, torch.Tensor]) -> Callable[[torch.Tensor], torch.Te
 
 
 def _exact(d: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Gradient by a direct solve of the optimality conditions of each row, active set from Clarabel at 1e-11."""
+    """Gradient by the optimality conditions of each row, with the active set of Clarabel at 1e-11."""
     import cvxpy as cp
 
     found: list[torch.Tensor] = []

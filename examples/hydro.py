@@ -2,8 +2,8 @@
 
 Four stages, one reservoir, thermal units. Targets for the volume at the end of each stage go in; a linear
 program dispatches water and thermal units to follow them at the least cost. By the envelope theorem the
-derivative of its cost in a target is the multiplier of the row that tracks it (Rosemberg, Street, Valladão and
-Van Hentenryck 2024), which is all that `cn.value` needs for training whatever gave the targets.
+derivative of its cost in a target is the multiplier of the row that tracks it (Rosemberg, Street, Valladão
+and Van Hentenryck 2024), which is all that `cn.value` needs for training whatever gave the targets.
 
 The cost and its derivatives at given targets, and the least cost over all targets, 84.0, are those of HiGHS.
 """

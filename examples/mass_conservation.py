@@ -2,8 +2,9 @@
 
 A model of a conserved quantity predicts a mean μ and variances σ² on a grid, and its mass (the quadrature of
 its output) is off. The projection in the metric of the covariance, minimize (u − μ)ᵀΣ⁻¹(u − μ) subject to
-g·u = mass, moves uncertain entries most (Hansen et al., ICML 2023). Written as an inner problem it is a layer,
-and it is trained through: the network fits profiles of a diffusing pulse, and every output has the right mass.
+g·u = mass, moves uncertain entries most (Hansen et al., ICML 2023). Written as an inner problem it is a
+layer, and it is trained through: the network fits profiles of a diffusing pulse, and every output has the
+right mass.
 
 The projection of four entries has a closed form, μ − Σg (g·μ − mass) / (g·Σg).
 """

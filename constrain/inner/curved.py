@@ -133,7 +133,7 @@ class Curved:
 
     # ---- all rows
     def _finished(self, x: Tensor, parameters: Sequence[Tensor], batched: Sequence[bool]) -> Solved:
-        """Newton's method on the optimality conditions, from the first tolerance whose active set is right."""
+        """Newton's method on the optimality conditions, with the first active set that is right."""
         best: Solved | None = None
         for near in _NEAR:
             found = self._newton(x, near, parameters, batched)
@@ -181,12 +181,12 @@ class Curved:
         error = torch.full_like(x[:, 0], torch.inf)
         for _ in range(_NEWTON):
             slope = gradient(x, z, y, *parameters)
-            parts = [slope.abs().amax(-1) / (1 + z.abs().amax(-1) if z.shape[1] else 1)]
+            parts: list[Tensor] = [slope.abs().amax(-1) / (1 + z.abs().amax(-1) if z.shape[1] else 1)]
             parts += (
                 [torch.where(active, below, torch.zeros_like(below)).abs().amax(-1)] if z.shape[1] else []
             )
             parts += [equal.abs().amax(-1)] if y.shape[1] else []
-            error = torch.stack(torch.broadcast_tensors(*parts)).amax(0)
+            error = torch.stack(parts).amax(0)
             if bool((error <= 1e-13).all()) or not bool(torch.isfinite(error).any()):
                 break
             conditions = self._conditions(x, z, y, active, parameters, batched)

@@ -25,7 +25,7 @@ def reason_of(qp: Quadratic) -> str:
         qp: one quadratic program.
     """
     P, q, G, h, A, b = (t[0].detach().cpu().numpy() for t in qp.tensors)
-    linprog: Any = optimize.linprog  # its stubs are partial
+    linprog = cast("Any", optimize).linprog  # its stubs are partial
     free = [(None, None)] * len(q)
     if linprog(np.zeros_like(q), A_ub=G, b_ub=h, A_eq=A, b_eq=b, bounds=free).status == 2:
         return "infeasible: no point satisfies its constraints"

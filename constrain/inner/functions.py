@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
-from constrain.language import nodes as n
 from constrain.language.types import type_of
 from constrain.runtime.binding import as_array
 from constrain.runtime.codegen import Tables, generate
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from constrain.inner.structure import Structure, Term
+    from constrain.language import nodes as n
 
 __all__ = ["Batched", "Functions"]
 
@@ -103,7 +103,7 @@ class Functions:
             split = self.split(x)
             variables = [split[symbol] for symbol in tables.variables]
             knobs = [known[symbol] for symbol in tables.parameters]
-            inputs = ({}, variables, modules, [], knobs, constants[x.device], [], [])
+            inputs: tuple[Any, ...] = ({}, variables, modules, [], knobs, constants[x.device], [], [])
             found = generated.function(*inputs, torch.float64, number, None)
             return [v if isinstance(v, Tensor) else number(v) for v in found]
 
@@ -198,7 +198,7 @@ def _bounds(structure: Structure) -> tuple[Any, Any]:
         low, high = symbol.bounds or (None, None)
         if symbol.boolean:
             low, high = 0.0, 1.0
-        ends = []
+        ends: list[Any] = []
         for bound, free in ((low, -np.inf), (high, np.inf)):
             value = free if bound is None else np.asarray(as_array(bound), dtype=np.float64)
             ends.append(np.broadcast_to(value, symbol.shape).reshape(-1).astype(np.float64))

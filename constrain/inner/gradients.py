@@ -29,11 +29,11 @@ class Solution(torch.autograd.Function):
     """Parameters -> x (B, n), z (B, m), y (B, p).
 
     With K the matrix of the optimality conditions F(x, z, y; theta) = 0 and g the gradient in (x, z, y), the
-    gradient in theta is that of -K^-1 g · F(theta). Only derivatives of F in theta are taken, never a Jacobian.
+    gradient in theta is that of -K^-1 g · F(theta): no Jacobian in theta is made.
     """
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: D102
         ctx: Any,
         inner: Inner,
         batched: tuple[bool, ...],
@@ -50,7 +50,7 @@ class Solution(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> Any:
+    def backward(ctx: Any, *upstream: Any) -> Any:  # noqa: D102
         needed: Sequence[bool] = ctx.needs_input_grad[4:]
         if all(g is None for g in upstream):
             return (None,) * (4 + len(needed))
@@ -74,7 +74,7 @@ class Value(torch.autograd.Function):
     """Parameters and the solution -> optimal value (B,); its gradient is that of the Lagrangian."""
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: D102
         ctx: Any, inner: Inner, batched: tuple[bool, ...], solved: Solved, *tensors: Tensor
     ) -> Tensor:
         ctx.inner, ctx.batched, ctx.solved = inner, batched, solved
@@ -84,7 +84,7 @@ class Value(torch.autograd.Function):
         return value
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> Any:
+    def backward(ctx: Any, *upstream: Any) -> Any:  # noqa: D102
         ctx.inner.warn(ctx.solved, solution=False)
         functions: Functions = ctx.inner.functions
         tensors: Sequence[Tensor] = ctx.saved_tensors
@@ -136,8 +136,8 @@ def _dense(
 def _leaves(parameters: Sequence[Tensor], needed: Sequence[bool], *, again: bool) -> list[Tensor]:
     """The parameters as what derivatives are taken in, at a fixed solution.
 
-    Where these are differentiated again they are copies: the solution depends on the parameters themselves, and
-    no partial derivative runs through it.
+    Where these are differentiated again they are copies: the solution depends on the parameters themselves,
+    and no partial derivative runs through it.
     """
     return [
         t.clone() if again and t.requires_grad else t.detach().requires_grad_(need)

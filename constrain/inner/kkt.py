@@ -5,9 +5,9 @@ With active inequalities g_A and equalities h, a solution (x, z_A, y) solves
     grad f + g_A' z_A + h' y = 0,   g_A = 0,   h = 0
 
 and its derivative is the solution of one linear system with the symmetric matrix K of these conditions
-(implicit function theorem; Fiacco 1983, theorem 2.2.1). K is regular where the gradients of active constraints
-are independent and the curvature on their null space is positive; the active set stays the same nearby where
-every active inequality has a positive multiplier (strict complementarity).
+(implicit function theorem; Fiacco 1983, theorem 2.2.1). K is regular where the gradients of active
+constraints are independent and the curvature on their null space is positive. The active set stays the same
+nearby where every active inequality has a positive multiplier (strict complementarity).
 """
 
 from __future__ import annotations

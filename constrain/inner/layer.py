@@ -84,7 +84,8 @@ class Call:
             if cut < 0 or tuple(t.shape[cut:]) != symbol.shape:
                 raise ModelingError(
                     "E112",
-                    f"Parameter {symbol.name!r} of the inner problem has shape {symbol.shape}, its tensor {tuple(t.shape)}",
+                    f"Parameter {symbol.name!r} of the inner problem has shape {symbol.shape}, "
+                    f"its tensor {tuple(t.shape)}",
                     fix=f"a tensor of shape {symbol.shape}, or (rows, *{symbol.shape})",
                 )
             leads.append(tuple(t.shape[:cut]))

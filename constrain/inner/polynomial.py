@@ -1,4 +1,4 @@
-"""Which terms of an expression are constant, linear or quadratic in the variables, and which move with parameters.
+"""Which terms are constant, linear or quadratic in the variables, and which move with parameters.
 
 A quadratic program whose matrices do not depend on parameters is factorized with constant matrices: this is
 known from the structure, before any number is.

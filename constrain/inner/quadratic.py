@@ -306,7 +306,7 @@ def solve(qp: Quadratic) -> Solved:
 
 
 def _without_equalities(qp: Quadratic, tolerance: float) -> Solved | None:
-    """The batch over the null space of equalities that all rows share; None where they are not independent."""
+    """The batch over the null space of equalities that all rows share; None where they depend on others."""
     p = qp.b.shape[1]
     if not p or qp.A.shape[0] > 1 or p >= qp.q.shape[1]:
         return None

@@ -1,4 +1,4 @@
-"""What an inner problem is: its variables, its parameters, its smooth terms, and the method that fits them."""
+"""What an inner problem is: its variables, its smooth terms, and the kind of problem they make."""
 
 from __future__ import annotations
 
@@ -227,7 +227,8 @@ def _term(key: str, node: n.Node, memo: dict[int, Terms]) -> Term:
     if shape is None:
         raise ModelingError(
             "E190",
-            f"the shape of {language_printing().text(node, limit=80)} in the inner constraint {key!r} is unknown",
+            f"the shape of {language_printing().text(node, limit=80)} in the inner constraint {key!r} is "
+            "unknown",
             at=node.loc,
             fix="e.reshape(...) with its shape",
         )
@@ -243,7 +244,7 @@ def _refuse(problem: Problem) -> None:
                 "E190",
                 f"the inner problem depends on rows of {data!r}; it is over variables and parameters",
                 at=node.loc,
-                fix=f'an array: x = torch.as_tensor({data}.values("x")), or a cn.Parameter per row of the outside',
+                fix=f'an array: x = torch.as_tensor({data}.values("x")), or a cn.Parameter per row',
             )
         if isinstance(node, (n.Call, n.Weights)) and not node.model.frozen:
             name = node.model.name
@@ -258,7 +259,7 @@ def _refuse(problem: Problem) -> None:
                 "E190",
                 f"{language_printing().text(node, limit=80)} cannot stand in an inner problem",
                 at=node.loc,
-                fix='a slack of its own: s = cn.Variable((), "s", nonneg=True), with its cost in the objective',
+                fix='a slack of its own: s = cn.Variable((), "s", nonneg=True), and its cost',
             )
     if problem.sense == "find" or not any(isinstance(x, n.Decision) for x in n.postorder(*problem.roots)):
         raise ModelingError(
@@ -278,12 +279,12 @@ def _refuse_integers(built: Structure, *, solution: bool) -> None:
             "E191",
             f"the solution of an inner problem with integer variables ({names}) is piecewise constant in its "
             "parameters: its gradient is zero or does not exist",
-            fix="cn.value(inner, at=...), whose gradient is that of the linear program with the integers fixed",
+            fix="cn.value(inner, at=...), whose gradient is that with the integers fixed",
         )
     if built.kind != "quadratic":
         raise ModelingError(
             "E191",
-            f"the inner problem is {built.described}; with integer variables ({names}) it has to be linear or "
-            "quadratic",
+            f"the inner problem is {built.described}; with integer variables ({names}) it has to be linear "
+            "or quadratic",
             fix="linear constraints and a linear or convex quadratic objective",
         )

@@ -26,9 +26,9 @@ __all__ = ["argmin", "layer", "value"]
 def value(problem: Problem, at: Any = None, *, track: str | None = None) -> Any:
     """The optimal value of a problem as a function of its parameters.
 
-    Its gradient is that of the Lagrangian (envelope theorem): in the right-hand side of a constraint, minus the
-    multiplier. Of a problem with integer variables it is the gradient of the problem with the integers fixed at
-    the optimum.
+    Its gradient is that of the Lagrangian (envelope theorem): in the right-hand side of a constraint, minus
+    the multiplier. Of a problem with integer variables it is the gradient of the problem with the integers
+    fixed at the optimum.
 
     Args:
         problem: over variables and parameters.
@@ -53,8 +53,8 @@ def argmin(problem: Problem, *outputs: Variable | str, at: Any = None, track: st
 
     Args:
         problem: over variables and parameters.
-        outputs: variables of the problem, names of constraints (for their multipliers), or `"value"`; its only
-            variable when left out. Several of them only with tensors.
+        outputs: variables of the problem, names of constraints (for their multipliers), or `"value"`; its
+            only variable when left out. Several of them only with tensors.
         at: as in `value`.
         track: as in `value`.
 
@@ -79,8 +79,8 @@ def layer(
         problem: over variables and parameters.
         inputs: parameters, in the order of the arguments of `forward`; all of them when left out. Those that
             are no inputs keep their own values.
-        outputs: variables, names of constraints (for their multipliers), or `"value"`; all variables when left
-            out.
+        outputs: variables, names of constraints (for their multipliers), or `"value"`; all variables when
+            left out.
 
     Returns:
         A module without weights; each argument has any number of axes of rows in front of the shape of its
