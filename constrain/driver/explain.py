@@ -147,9 +147,10 @@ def explain(problem: Problem, **options: Any) -> Explanation:
     """Analyzes a problem without solving it; `options` as in `solve`, where they change the choice."""
     program = lower(problem)
     facts = classify(program)
+    answers = routes(program, facts)
     try:
-        method, reason = choose(program, facts, options)
+        method, reason = choose(program, facts, options, answers)
     except RouteError as error:
         method, reason = None, str(error).splitlines()[0]
     text = str(language_printing().problem_text(problem))
-    return Explanation(text, facts, routes(program, facts), method, reason, program)
+    return Explanation(text, facts, answers, method, reason, program)

@@ -167,13 +167,24 @@ def routes(program: Program, facts: Facts) -> tuple[Route, ...]:
     return tuple(ask(program, facts) for ask in (_cvxpy, _pyomo, _newton, _augmented, _lagrangian, _cooper))
 
 
-def choose(program: Program, facts: Facts, options: Mapping[str, Any]) -> tuple[str, str]:
+def choose(
+    program: Program,
+    facts: Facts,
+    options: Mapping[str, Any],
+    known: tuple[Route, ...] | None = None,
+) -> tuple[str, str]:
     """The method of `method="auto"` and the reason, in a sentence.
+
+    Args:
+        program: the moment form.
+        facts: of the analysis.
+        options: of the solve.
+        known: every method's answer, if they were asked already.
 
     Raises:
         RouteError: E125 when no method takes the problem; the message lists each one's reason.
     """
-    answers = {route.method: route for route in routes(program, facts)}
+    answers = {route.method: route for route in known or routes(program, facts)}
     asked = [name for name in TRAINING if options.get(name) is not None]
     if asked and answers["lagrangian"].open:
         return "lagrangian", f"{asked[0]}= asks for minibatch training"

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from constrain.analysis.fact import is_square
 from constrain.analysis.models import affine_model, refusal_of, trainable
 from constrain.backends.pyomo.atoms import LOWERINGS, Arguments
 from constrain.backends.pyomo.integers import Pieces
 from constrain.backends.pyomo.package import pyo
-from constrain.backends.pyomo.term import Space, combine, lifted, mapped, mapped_all
+from constrain.backends.pyomo.term import Space, combine, lifted, mapped, mapped_all, squared_rows
 from constrain.errors import RouteError
 from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS
@@ -155,7 +156,7 @@ class Lowerer:
         if self.fixed(node) or isinstance(node, (n.Call, n.Indicator)):
             return ()
         if isinstance(node, n.Moment):
-            return (node.integrand,)
+            return (_root_of(node.integrand) or node.integrand,)
         return node.args if isinstance(node, n.Apply) else ()
 
     def _lower(self, node: n.Node) -> NDArray[Any]:
@@ -188,6 +189,12 @@ class Lowerer:
     def _moment(self, node: n.Moment) -> NDArray[Any]:
         """Weighted sums over rows, which fold into the coefficients."""
         averaging = self.constants.averaging(node)
+        root = _root_of(node.integrand)
+        if root is not None:
+            squares = squared_rows(self.space, averaging.matrix, self._lowered[root], type_of(root).lead)
+            if squares is not None:
+                return squares if averaging.leveled else lifted(squares[0])
+            self.expression(node.integrand)
         values = self._lowered[node.integrand]
         if not type_of(node.integrand).lead:
             values = np.broadcast_to(values, (averaging.matrix.shape[1], *values.shape))
@@ -283,6 +290,18 @@ class Lowerer:
         if features.moved is not None:
             result = result[..., features.moved]
         return result.reshape(*values.shape[:lead], *features.row_shape)
+
+
+def _root_of(node: n.Node) -> n.Node | None:
+    """Of a square, what is squared."""
+    if not isinstance(node, n.Apply) or type_of(node).shape != ():
+        return None
+    if node.atom == "mse_loss":
+        return n.Apply("sub", node.args, loc=node.loc)
+    power = node.args[1] if node.atom == "pow" else None
+    two = isinstance(power, n.Constant) and float(power.value) == 2.0
+    squared = node.atom == "square" or two or is_square(node)
+    return node.args[0] if squared and type_of(node.args[0]).shape == () else None
 
 
 def _complement(switch: Any) -> Any:

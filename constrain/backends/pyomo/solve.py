@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from constrain.analysis.fact import shown
 from constrain.analysis.models import refusal_of
 from constrain.backends.pyomo.atoms import LOWERINGS
 from constrain.backends.pyomo.bounds import lower_bound
@@ -49,6 +50,8 @@ KINKS = {
 """Functions with kinks, and the side against which they are convex or concave."""
 FEW_KINKS = 300
 """Most entries of functions with kinks for which `method="auto"` searches over integers."""
+MANY_SWITCHES = 5_000
+"""Binary variables for kinks, counts and events beyond which no model is built."""
 NEEDS_NLP = "it needs a nonlinear solver: pip install 'constrain-lang[nlp]' (pounce), or Ipopt on the path"
 ENTRY_LIMIT = 2_000_000
 """Rows times the width of what they depend on beyond which no model is built."""
@@ -113,9 +116,30 @@ def _kinks(program: Program) -> list[n.Apply]:
     return found
 
 
-def _entries(node: n.Apply) -> int:
+def _switched(program: Program) -> list[n.Node]:
+    """What needs binary variables of its own: counts, kinks where not convex, events of decisions."""
+    counted = [x for x in n.postorder(*_roots(program)) if isinstance(x, n.Apply) and x.atom in INTEGER_ATOMS]
+    events = [x for x in n.postorder(*_roots(program)) if isinstance(x, n.Indicator)]
+    return [*_kinks(program), *(x for x in (*counted, *events) if moving(x))]
+
+
+def _unswitchable(nodes: list[n.Node]) -> str | None:
+    """Why binary variables cannot stand for these, as far as that shows without building the model."""
+    for node in nodes:
+        model = next((x.model for x in n.postorder(node) if isinstance(x, (n.Call, n.Weights))), None)
+        if model is not None and not model.frozen:
+            return (
+                f"{shown(node)} needs integers, and these need bounds, which the weights of {model.name} lack"
+            )
+    entries = sum(_entries(node) for node in nodes)
+    if entries > MANY_SWITCHES:
+        return f"it needs about {entries:,} binary variables, more than {MANY_SWITCHES:,}"
+    return None
+
+
+def _entries(node: n.Node) -> int:
     """Numbers that go into a function."""
-    kinds = [type_of(x) for x in node.args]
+    kinds = [type_of(x) for x in n.children(node)]
     rows = max((len(kind.rows) for kind in kinds if kind.rows is not None), default=1)
     return rows * max(math.prod(kind.shape or ()) for kind in kinds)
 
@@ -180,8 +204,12 @@ def support(program: Program, facts: Facts, parameters: Mapping[str, Any] | None
     size = _size(program)
     if size > ENTRY_LIMIT:
         return Support(False, f"the model would have about {size:,} coefficients, more than {ENTRY_LIMIT:,}")
-    if not (_declared(program) or program.has_rates or _kinks(program)):
+    switched = _switched(program)
+    if not switched and not _declared(program):
         return _continuous(facts, size)
+    refusal = _unswitchable(switched)
+    if refusal is not None:
+        return Support(False, refusal)
     try:
         built = build(program, None, parameters)
     except ConstrainError as error:

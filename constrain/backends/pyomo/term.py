@@ -31,6 +31,7 @@ __all__ = [
     "mapped",
     "mapped_all",
     "mapped_pairs",
+    "squared_rows",
     "summed",
 ]
 
@@ -259,3 +260,43 @@ def summed(array: NDArray[Any], axes: tuple[int, ...], *, keepdims: bool = False
     if keepdims:
         shape = tuple(1 if a in axes else array.shape[a] for a in range(array.ndim))
     return result.reshape(shape)
+
+
+def squared_rows(space: Space, weights: Any, rows: NDArray[Any], lead: int) -> NDArray[Any] | None:
+    """Weighted sums of the squares of affine terms, by matrices: the sample enters as its second moments.
+
+    Args:
+        space: of the variables.
+        weights: a sparse matrix (levels, rows).
+        rows: one number or affine term per row.
+        lead: 1 when there is an axis of rows.
+
+    Returns:
+        One term per level, None where a row is not affine.
+    """
+    if not lead or any(isinstance(x, Term) and x.degree not in (0, 1) for x in rows):
+        return None
+    used = sorted({i for x in rows if isinstance(x, Term) for i in x.linear})
+    place = {number: k for k, number in enumerate(used)}
+    table = np.zeros((len(rows), len(used) + 1))
+    for row, item in zip(table, rows, strict=True):
+        if isinstance(item, Term):
+            row[-1] = item.constant
+            for number, factor in item.linear.items():
+                row[place[number]] = factor
+        else:
+            row[-1] = float(item)
+    result = np.empty(weights.shape[0], dtype=object)
+    for level in range(len(result)):
+        share = weights.getrow(level)
+        own = table[share.indices]
+        moments: NDArray[np.float64] = own.T @ (own * share.data[:, None])
+        linear = {i: 2 * float(moments[k, -1]) for k, i in enumerate(used)}
+        quadratic = {
+            (i, j): float(moments[k, m]) * (1 if k == m else 2)
+            for k, i in enumerate(used)
+            for m, j in enumerate(used)
+            if k <= m and moments[k, m]
+        }
+        result[level] = Term(space, float(moments[-1, -1]), linear, quadratic)
+    return result
