@@ -139,7 +139,7 @@ def _dispatch(
     multipliers = _start(start)
     check_start(program, multipliers)
     if chosen in ("cvxpy", "pyomo"):
-        return run.exact(chosen, asked)
+        return run.exact(chosen, asked, supported=method == "auto")
     if chosen == "cooper":
         return run.cooper(asked, multipliers)
     extra: dict[str, Any] = {"seed": request.seed} if minibatch and isinstance(chosen, str) else {}
@@ -176,8 +176,11 @@ class _Run:
         self.asked = request.tolerance
 
     # --------------------------------------------------------------------------------------- routes
-    def exact(self, method: str, options: Mapping[str, Any]) -> Solution:
-        """The program of all rows by CVXPY or Pyomo, judged in float64, weights written back."""
+    def exact(self, method: str, options: Mapping[str, Any], *, supported: bool) -> Solution:
+        """The program of all rows by CVXPY or Pyomo, judged in float64, weights written back.
+
+        `supported` tells that the route was asked already.
+        """
         try:
             package = backend(method)
         except ModuleNotFoundError as error:
@@ -185,8 +188,8 @@ class _Run:
             text = f"{method} cannot take the problem: {missing} is not installed"
             raise RouteError("E125", text, fix=f"pip install {missing}") from None
         known = {} if method == "cvxpy" else {"parameters": self.params}
-        answer = package.support(self.program, self.facts, **known)
-        if not answer.ok:
+        answer = None if supported else package.support(self.program, self.facts, **known)
+        if answer is not None and not answer.ok:
             raise RouteError(
                 "E125", f"{method} cannot take the problem: {answer.reason}", fix='solve(method="auto")'
             )
