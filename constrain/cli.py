@@ -110,7 +110,7 @@ def check(
 def solve(  # noqa: PLR0913  # one parameter per option
     spec: SpecArgument,
     *,
-    method: Annotated[str, typer.Option(help="auto, cvxpy, newton, augmented, lagrangian or cooper.")] = "auto",
+    method: Annotated[str, typer.Option(help="auto, cvxpy, newton, augmented, lagrangian, cooper.")] = "auto",
     batch: Annotated[int | None, typer.Option(min=1, help="Rows per minibatch.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,

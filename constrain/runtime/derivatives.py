@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from constrain.runtime.compiled import Job
     from constrain.runtime.evaluator import Evaluator, Outer
 
-__all__ = ["Linearization", "RowTerm", "Whole", "hessian", "linearize", "pull", "whole"]
+__all__ = ["Linearization", "RowTerm", "Whole", "curvature", "hessian", "linearize", "pull", "whole"]
 
 RowTerm = Callable[[int, Tensor, Tensor | slice], Tensor]
 """(index of the part, residual of some rows, which rows) -> a scalar to add to the objective."""
@@ -152,6 +152,31 @@ def hessian(
         for t, h in zip(tensors, second, strict=True)
     ]  # of a decision that is not used; zeros that torch makes lack the axis of the batch
     return torch.cat(pieces, 1)
+
+
+def curvature(
+    evaluator: Evaluator, function: Callable[[Outer], Tensor], row_term: RowTerm | None = None
+) -> Callable[[Tensor], Tensor]:
+    """Products of the Hessian of a scalar function of the outer values with vectors, without the Hessian.
+
+    One graph over all rows is made once; a product is one backward pass over it (Pearlmutter 1994).
+
+    Returns:
+        v -> H v, both (n,) over all decisions in the order of `Decisions.get`.
+    """
+    values = whole(evaluator, row_term)
+    scalar = function(values.outer) + values.added
+    tensors = evaluator.decisions.tensors
+    first = torch.autograd.grad(scalar, tensors, create_graph=True, materialize_grads=True)
+    flat = torch.cat([g.reshape(-1) for g in first])
+
+    def product(v: Tensor) -> Tensor:
+        if not flat.requires_grad:
+            return torch.zeros_like(flat)
+        found = torch.autograd.grad(flat, tensors, v.to(flat), retain_graph=True, materialize_grads=True)
+        return torch.cat([h.reshape(-1) for h in found])
+
+    return product
 
 
 @dataclass

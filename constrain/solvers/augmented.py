@@ -31,10 +31,12 @@ from scipy.optimize import minimize as _minimize  # pyright: ignore[reportUnknow
 from torch import Tensor
 
 from constrain.lowering.relaxation import rows_of
+from constrain.runtime.derivatives import curvature
 from constrain.runtime.lagrangian import part_shapes
 from constrain.runtime.result import Ending, RawResult
 from constrain.runtime.slacks import Slacks
-from constrain.solvers.newton import projected_gradient, projected_newton
+from constrain.solvers.kinks import kinks_left
+from constrain.solvers.newton import projected_gradient, projected_newton, truncated_newton
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -73,6 +75,8 @@ class AugmentedLagrangian:
         decrease: fraction to which the violation must fall for the penalty to stay.
         second_order: projected Newton with a dense Hessian for the inner problems, else L-BFGS-B; None
             decides by size.
+        products: where no dense Hessian is formed, Newton's method by products with it and conjugate
+            gradients in the place of L-BFGS-B.
         max_penalty: largest penalty; reaching it while infeasible means `likely_infeasible`.
     """
 
@@ -85,6 +89,7 @@ class AugmentedLagrangian:
     decrease: float = 0.25
     max_penalty: float = 1e9
     second_order: bool | None = None
+    products: bool = False
 
     name = "augmented"
     minibatch = False
@@ -312,7 +317,9 @@ class _Run:
             slacks.settle(self.original.full("exact").residuals)
         scale = [self.f_scale / c for c in self.c_scale]
         found = {p.key: (y * s).cpu().numpy() for p, y, s in zip(self.parts, self.y, scale, strict=True)}
-        inner = "projected Newton" if self.second_order else f"L-BFGS-B, scipy {scipy.__version__}"
+        inner = f"L-BFGS-B, scipy {scipy.__version__}"
+        if self.second_order or self.options.products:
+            inner = "projected Newton" if self.second_order else "truncated Newton"
         solver = f"augmented Lagrangian ({inner})"
         seconds = time.perf_counter() - self.start
         return RawResult(ending, found, solver, seconds, self.evaluations, self.history, message=message)
@@ -356,7 +363,9 @@ class _Run:
             stalled = stalled + 1 if max(stationarity, inner) > 0.5 * balance else 0
             balance = min(balance, max(stationarity, inner))
             if stalled >= STALLED and tolerance <= stationarity and worst <= STALL_TOLERANCE:
-                return "limit", "the gradient comes no closer to balance: it jumps at kinks"
+                kinks = kinks_left(self.evaluator.program) is not None
+                why = "it jumps at kinks" if kinks else "the inner method reaches no more digits"
+                return "limit", f"the gradient comes no closer to balance: {why}"
             solved = stationarity <= 10 * tolerance or stalled >= STALLED
             if solved and inner > max(options.decrease * best, options.tolerance):
                 self.rho = min(self.rho * options.growth, options.max_penalty)
@@ -395,6 +404,12 @@ class _Run:
                 self.merit, self.hessian, flat, low, high, tolerance=tolerance, iterations=steps
             )
             return newton.x, newton.gradient
+        if self.options.products:
+            steps = min(self.options.inner, 200)
+            newton = truncated_newton(
+                self.merit, self.curvature, flat, low, high, tolerance=tolerance, iterations=steps
+            )
+            return newton.x, newton.gradient
         solve = cast("Callable[..., Any]", _minimize)
         result = solve(
             self.merit, flat, jac=True, method="L-BFGS-B", bounds=list(zip(low, high, strict=True)),
@@ -402,6 +417,13 @@ class _Run:
                      "maxcor": self.options.memory, "ftol": 0.0, "gtol": tolerance, "maxls": 50},
         )  # fmt: skip
         return result.x, result.jac
+
+    def curvature(self, flat: NDArray[np.float64]) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+        """Products with the Hessian of A(theta)."""
+        self.evaluator.decisions.set(flat)
+        has_rows = any(part.rows is not None for part in self.parts)
+        product = curvature(self.evaluator, self._outer_term, self._row_term if has_rows else None)
+        return lambda v: product(torch.as_tensor(v)).detach().cpu().double().numpy()
 
     def hessian(self, flat: NDArray[np.float64]) -> NDArray[np.float64]:
         """Hessian of A(theta)."""

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["NewtonResult", "projected_gradient", "projected_newton"]
+__all__ = ["NewtonResult", "projected_gradient", "projected_newton", "truncated_newton"]
 
 _NEAR = 1e-10
 _IDLE = 10
 """Steps in a row that promise less than rounding shows, after which there is nothing to gain."""
+_MOST_PRODUCTS = 400
+"""Conjugate-gradient steps per Newton step."""
 _STALLED = 25
 _LEAST_GAIN = 1e-12
 """Steps that together gain no more than this part of the value: the gradient jumps at kinks."""
@@ -107,6 +109,71 @@ def projected_newton(
         damping = 0.1 * damping if alpha > 0.1 else max(10 * damping, 1e-8)
     done = bool(np.abs(projected_gradient(x, g, low, high)).max(initial=0.0) <= tolerance)
     return NewtonResult(x, g, taken, done)
+
+
+def truncated_newton(
+    value: Callable[[NDArray[np.float64]], tuple[float, NDArray[np.float64]]],
+    curvature: Callable[[NDArray[np.float64]], Callable[[NDArray[np.float64]], NDArray[np.float64]]],
+    x: NDArray[np.float64],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    *,
+    tolerance: float,
+    iterations: int,
+) -> NewtonResult:
+    """The same without a matrix: directions by conjugate gradients (Nash & Sofer 1990), for many coordinates.
+
+    Args:
+        value: objective and gradient at a point.
+        curvature: at a point, the function v -> H v.
+        x: start, (n,).
+        low: lower bounds, -inf where there are none.
+        high: upper bounds, +inf where there are none.
+        tolerance: largest entry of the projected gradient at which it stops.
+        iterations: most Newton steps.
+    """
+    x = np.clip(x, low, high)
+    f, g = value(x)
+    values = [f]
+    for k in range(iterations):
+        if np.abs(projected_gradient(x, g, low, high)).max(initial=0.0) <= tolerance:
+            return NewtonResult(x, g, k, True)
+        held = ((x - low <= _NEAR) & (g > 0)) | ((high - x <= _NEAR) & (g < 0))
+        step = _search(value, x, f, g, _conjugate(curvature(x), g, ~held), held, low, high)
+        if step is None:
+            step = _search(value, x, f, g, np.where(held, 0.0, -g), held, low, high)
+        if step is None:
+            break
+        x, f, g = step[0]
+        values.append(f)
+        if len(values) > _STALLED and values[-_STALLED] - f <= _LEAST_GAIN * max(1.0, abs(f)):
+            break
+    done = bool(np.abs(projected_gradient(x, g, low, high)).max(initial=0.0) <= tolerance)
+    return NewtonResult(x, g, len(values) - 1, done)
+
+
+def _conjugate(
+    product: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    g: NDArray[np.float64],
+    free: NDArray[np.bool_],
+) -> NDArray[np.float64]:
+    """An inexact Newton direction of the free coordinates, up to the first curvature that is not positive."""
+    right = np.where(free, -g, 0.0)
+    size = float(np.linalg.norm(right))
+    direction, left = np.zeros_like(g), right
+    along = right
+    for _ in range(min(_MOST_PRODUCTS, 2 * len(g))):
+        bent = np.where(free, product(along), 0.0)
+        curved, square = float(along @ bent), float(left @ left)
+        if not np.isfinite(curved) or curved <= 1e-14 * float(along @ along):
+            return direction if direction.any() else right
+        alpha = square / curved
+        direction = direction + alpha * along
+        left = left - alpha * bent
+        if float(np.linalg.norm(left)) <= min(0.1, size) * size:
+            break
+        along = left + float(left @ left) / square * along
+    return direction
 
 
 def _direction(

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from constrain.solvers.newton import projected_gradient, projected_newton
+import constrain as cn
+from constrain.solvers.newton import projected_gradient, projected_newton, truncated_newton
 
 
 class Counted:
@@ -105,3 +106,54 @@ def test_a_projected_gradient_is_not_lost_next_to_a_large_point():
     free = np.full(2, np.inf)
     np.testing.assert_array_equal(projected_gradient(x, g, -free, free), g)
     np.testing.assert_array_equal(projected_gradient(np.zeros(2), g, np.zeros(2), free), [0.0, -2.0])
+
+
+# ------------------------------------------------------------------------------- without a matrix
+def chained(x):
+    """Rosenbrock's function of many coordinates: value and gradient."""
+    a, b = x[:-1], x[1:]
+    g = np.zeros_like(x)
+    g[:-1] = -400 * a * (b - a**2) - 2 * (1 - a)
+    g[1:] += 200 * (b - a**2)
+    return float(np.sum(100 * (b - a**2) ** 2 + (1 - a) ** 2)), g
+
+
+def test_products_with_the_hessian_reach_the_digits_of_the_dense_method():
+    n = 60
+    low, high = np.full(n, -np.inf), np.full(n, 0.9)
+
+    def curvature(x):
+        H = np.zeros((n, n))
+        i = np.arange(n - 1)
+        H[i, i] = 1200 * x[:-1] ** 2 - 400 * x[1:] + 2
+        H[i + 1, i + 1] += 200
+        H[i, i + 1] = H[i + 1, i] = -400 * x[:-1]
+        return lambda v: H @ v
+
+    found = truncated_newton(chained, curvature, np.zeros(n), low, high, tolerance=1e-9, iterations=300)
+    dense = projected_newton(
+        chained, lambda x: curvature(x)(np.eye(n)), np.zeros(n), low, high, tolerance=1e-9, iterations=300
+    )
+    assert found.converged
+    np.testing.assert_allclose(found.x, dense.x, atol=1e-8)
+
+
+def test_products_follow_negative_curvature_to_a_bound():
+    H = np.diag([-1.0, 2.0])
+    found = truncated_newton(
+        lambda x: (0.5 * x @ H @ x, H @ x), lambda _x: lambda v: H @ v,
+        np.asarray([0.1, 0.5]), np.full(2, -1.0), np.full(2, 1.0), tolerance=1e-9, iterations=50,
+    )  # fmt: skip
+    assert found.converged
+    np.testing.assert_allclose(np.abs(found.x), [1.0, 0.0], atol=1e-8)
+
+
+def test_the_augmented_lagrangian_with_products_has_more_digits_than_with_l_bfgs():
+    n = 1200
+    x = cn.Variable(n, "x")
+    x.value = np.full(n, -1.0)
+    chain = cn.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
+    problem = cn.minimize(chain).subject_to(ball=cn.sum_squares(x) <= n / 2, total=cn.sum(x) == 10)
+    solution = problem.solve("augmented", products=True, progress=False)
+    assert solution.status == "stationary"
+    assert solution.kkt().stationarity <= 1e-6
