@@ -152,11 +152,8 @@ def judge_sample(
     outer = view.outer(moments, "exact")
     sides = view.sides_at(moments)
     forms = [(k, form) for k, form in enumerate(program.forms) if form.rows is None]
-    whole, base = (_objective(e, moments, sides) for e in (evaluator, view))
-    paid = sum(_paid(view, point, form) for form in program.forms)
-    counted = float(whole.detach()) - float(base.detach())
-    same = abs(paid - counted) <= 1e-9 * (1 + abs(paid))
-    functions: list[Tensor] = [whole if same else base + (whole - base) * (paid / counted)]
+    whole, added = _with_costs(evaluator, view, point, moments, sides)
+    functions: list[Tensor] = [whole]
     functions += [_left(sides[k]) for k, _ in forms]
     functions += [r for r in outer.residuals if r is not None]
     urgency = [np.zeros(()), *(_urgency(form, point.sides[k]) for k, form in forms)]
@@ -184,7 +181,7 @@ def judge_sample(
     for k, form in enumerate(program.forms):
         if form.rows is not None:
             estimates[form.name] = per_row(point, k, first[form.name], form, tolerance, confidence)
-    value = user_objective(evaluator, point) + (0.0 if same else program.sign * (paid - counted))
+    value = user_objective(evaluator, point) + program.sign * added
     value = value if objective.smallest.min(initial=0.0) >= 0 else math.nan
     half = float(stats.norm.ppf(0.5 + confidence / 2)) * float(objective.error.max(initial=0.0))
     ordered = {f.name: estimates[f.name] for f in program.forms if f.name in estimates}
@@ -257,8 +254,27 @@ def _objective(
     return total
 
 
+def _with_costs(
+    evaluator: Evaluator,
+    view: Evaluator,
+    point: Point,
+    moments: Sequence[Tensor],
+    sides: Sequence[tuple[Tensor, ...] | None],
+) -> tuple[Tensor, float]:
+    """The objective with what the rows of this sample pay, and how much more that is than the program counts.
+
+    The program counts the rows of the training sample.
+    """
+    whole, base = (_objective(e, moments, sides) for e in (evaluator, view))
+    paid = sum(_paid(view, point, form) for form in view.program.forms)
+    counted = float(whole.detach()) - float(base.detach())
+    if abs(paid - counted) <= 1e-9 * (1 + abs(paid)):
+        return whole, 0.0
+    return base + (whole - base) * (paid / counted), paid - counted
+
+
 def _paid(view: Evaluator, point: Point, form: Form) -> float:
-    """What the rows of this sample pay for a relaxed constraint per row; the program counts training rows."""
+    """What the rows of this sample pay for a relaxed constraint per row."""
     if form.relaxation is None or form.rows is None:
         return 0.0
     slack = np.abs(point.slack[form.name])

@@ -129,22 +129,16 @@ def build_solution(  # noqa: PLR0913  # one record of everything
     set_thresholds(evaluator)
     point = read_point(evaluator)
     raw, doubt = honest_bound(program, _found(evaluator, raw, point, tolerance), point, tolerance)
-    record = kkt(
-        evaluator, raw.multipliers, tolerance, convex=facts.certified_convex, bound=raw.bound, point=point
-    )
+    convex = facts.certified_convex
+    record = kkt(evaluator, raw.multipliers, tolerance, convex=convex, bound=raw.bound, point=point)
     train = judge_sample(evaluator, point, tolerance=tolerance)
     other = None if holdout is None else judge_other(holdout, tolerance=tolerance)
-    status = judge_status(record, raw, facts.certified_convex, tolerance, feasibility=program.feasibility)
+    status = judge_status(record, raw, convex, tolerance, feasibility=program.feasibility)
     multipliers = _completed(evaluator, raw, record)
-    course = read_course(
-        program, raw.history, status, train.objective, tolerance, convex=facts.certified_convex
-    )
-    caveat = _uncertified(program, status, record)
-    constraints = _constraints(evaluator, point, raw, multipliers, train, other, caveat)
+    reason = _uncertified(program, status, record)
+    constraints = _constraints(evaluator, point, raw, multipliers, train, other, reason)
     texts = {name: result.text for name, result in constraints.items()}
-    attached = Attached(
-        program, evaluator, decisions, convex=facts.certified_convex, bound=raw.bound, texts=texts
-    )
+    attached = Attached(program, evaluator, decisions, convex=convex, bound=raw.bound, texts=texts)
     return Solution(
         status=status,
         objective=train.objective,
@@ -159,7 +153,7 @@ def build_solution(  # noqa: PLR0913  # one record of everything
         hidden=attached.hidden,
         multipliers=multipliers,
         history=History(raw.history),
-        warnings=(*record.warnings, *doubt, *course, *_statistical(constraints)),
+        warnings=(*doubt, *_of_run(program, raw, record, status, train, facts), *_statistical(constraints)),
         provenance=provenance_of(attached, holdout, raw, facts, seed, options),
         bound=None if raw.bound is None else program.sign * raw.bound,
         message=raw.message,
@@ -294,6 +288,15 @@ def _duals(
         total = total + reduce_to(shape, given, lead=lead)
         price = price + reduce_to(shape, own, lead=lead)
     return tuple(parts), (plain(total), plain(price)) if complete else None
+
+
+def _of_run(
+    program: Program, raw: RawResult, record: KKT, status: Status, train: Judgment, facts: Facts
+) -> list[Warn]:
+    """What the point shows, and the way to it."""
+    convex, objective = facts.certified_convex, train.objective
+    course = read_course(program, raw.history, status, objective, record.tolerance, convex=convex)
+    return [*record.warnings, *course]
 
 
 def _statistical(constraints: Mapping[str, ConstraintResult]) -> list[Warn]:
