@@ -185,7 +185,8 @@ class Ball:
     def __call__(self, parameters: Sequence[Tensor], batched: Sequence[bool], batch: int) -> Closed:
         """The solution of a batch; the arguments of `Inner.solutions`."""
         functions = self.functions
-        zero = torch.zeros(batch, functions.size, dtype=torch.float64, device=parameters[0].device)
+        device = parameters[0].device if parameters else None
+        zero = torch.zeros(batch, functions.size, dtype=torch.float64, device=device)
         q = functions.batch(grad(functions.objective), batched)(zero, *parameters)
         q = q[:, : functions.own]
 

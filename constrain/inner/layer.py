@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from constrain.errors import ModelingError
 from constrain.inner.gradients import Value
 from constrain.inner.program import Answer, Inner, compiled
+from constrain.language import nodes as n
+from constrain.language.expr import Expr, as_number
+from constrain.language.location import here
 from constrain.language.types import type_of
 from constrain.runtime.binding import as_array
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from constrain.language import nodes as n
     from constrain.language.problem import Problem
 
 __all__ = ["Call", "Layer", "layer"]
@@ -47,10 +49,14 @@ class Call:
     def __call__(self, *tensors: Any) -> Any:
         """One tensor per input, each with the same leading axes in front of its shape, or none.
 
+        Of expressions an expression is recorded.
+
         Raises:
             ModelingError: E112 (shapes), E127 (a parameter without value).
             RouteError: E192, E193.
         """
+        if any(isinstance(t, Expr) for t in tensors):
+            return self.recorded(tensors)
         given = [t if isinstance(t, Tensor) else torch.as_tensor(as_array(t).copy()) for t in tensors]
         lead = self._lead(given)
         kind = torch.get_default_dtype() if not given else given[0].dtype
@@ -66,6 +72,22 @@ class Call:
         found = self._outputs(inner, parameters, batched, batch)
         shaped = [v.reshape((*lead, *s)) for v, s in zip(found, self._shapes(), strict=True)]
         return self._packed([v.to(device=device, dtype=kind) for v in shaped])
+
+    def recorded(self, tensors: Sequence[Any]) -> Expr:
+        """The call as an expression.
+
+        Raises:
+            ModelingError: E189 for several outputs.
+        """
+        if len(self.outputs) > 1:
+            raise ModelingError(
+                "E189",
+                "an expression is one output of an inner problem",
+                at=here(),
+                fix="one cn.argmin(...) for each; the inner problem is solved once per call",
+            )
+        nodes = tuple(as_number(x) for x in tensors)
+        return Expr(n.Opaque(f"constrain.{self.name}", self, nodes, loc=here()))
 
     @staticmethod
     def _packed(found: list[Tensor]) -> Any:

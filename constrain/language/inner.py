@@ -12,7 +12,7 @@ from constrain._lazy import attribute
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.data import suggest
-from constrain.language.expr import Expr, as_number, shown
+from constrain.language.expr import shown
 from constrain.language.location import here
 from constrain.language.problem import Problem
 from constrain.language.symbols import Parameter, Variable
@@ -103,17 +103,7 @@ def _applied(
     """Records a call of expressions, computes one of tensors."""
     call = attribute("constrain.inner.layer:Call")(problem, tuple(at), outputs, name)
     attribute("constrain.inner:compiled")(problem, solution=outputs != ("value",))
-    if not any(isinstance(x, Expr) for x in at.values()):
-        return call(*at.values())
-    if len(outputs) > 1:
-        raise ModelingError(
-            "E189",
-            "an expression is one output of an inner problem",
-            at=here(),
-            fix="one cn.argmin(...) for each; the inner problem is solved once per call",
-        )
-    nodes = tuple(as_number(x) for x in at.values())
-    return Expr(n.Opaque(f"constrain.{name}", call, nodes, loc=here()))
+    return call(*at.values())
 
 
 def _placed(problem: Problem, at: Any, track: str | None) -> dict[n.ParameterSymbol, Any]:

@@ -122,7 +122,7 @@ class _Writer:
             pairs = cast("dict[Any, Any]", value).items()
             return {"$dict": [[self.value(key), self.value(item)] for key, item in pairs]}
         kind = cast("type[Any]", type(value))
-        if is_dataclass(value) and kind.__module__.startswith("constrain."):
+        if is_dataclass(value) and not callable(value) and kind.__module__.startswith("constrain."):
             stored = {f.name: self.value(getattr(value, f.name)) for f in fields(value) if f.init}
             return {"$object": f"{kind.__module__}:{kind.__qualname__}", "fields": stored}
         constant = repr(value)

@@ -273,3 +273,36 @@ def test_a_solution_inside_of_a_problem_per_row():
     assert solution.objective == pytest.approx(0.0, abs=1e-8)
     weight, bias = (p.item() for p in f.module.parameters())
     assert (weight, bias) == pytest.approx((6.0, 1.0), abs=1e-3)
+
+
+def test_a_problem_with_an_inner_problem_is_stored_and_rebuilt():
+    u, price = cn.Variable((), "u", bounds=(-5, 5)), cn.Parameter("price")
+    reply = cn.minimize(cn.square(u) - price * u)
+    D = cn.Data("D", x=np.ones((4, 1)), y=np.ones(4))
+    f = cn.Model(nn.Sequential(nn.Linear(1, 1), nn.Flatten(0)).double(), "f")
+    answer = cn.layer(reply)(f(D.x))
+    problem = cn.minimize(E((answer - D.y) ** 2)).subject_to(v=E(cn.value(reply, at=f(D.x))) >= -3)
+    assert eval(repr(problem), problem.symbols()) == problem
+    assert cn.from_json(problem.to_json(), problem.symbols()) == problem
+    with pytest.raises(cn.ModelingError, match=r"\[E189\] an expression is one output"):
+        cn.argmin(reply, "u", "value", at=f(D.x))
+
+
+def test_without_parameters_and_with_a_frozen_model():
+    x, y = cn.Variable(2, "x"), cn.Parameter("y", shape=2)
+    ball = cn.minimize(cn.sum_squares(x - 3)).subject_to(b=cn.norm(x) <= 1)
+    np.testing.assert_allclose(cn.argmin(ball), [0.5**0.5] * 2, atol=1e-6)
+    torch.manual_seed(0)
+    g = cn.Model(nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)), "g", frozen=True)
+    attack = cn.maximize(cn.sum(g(x)) - 2 * cn.sum_squares(x - y))
+    at = normal(2, 2).requires_grad_(True)
+    assert gradcheck(lambda t: cn.argmin(attack, at=t), (at,), eps=1e-4, atol=1e-5)
+    assert not any(p.requires_grad and p.grad is not None for p in g.module.parameters())
+
+
+def test_a_corner_that_cannot_be_rewritten_is_said():
+    x, y = cn.Variable(2, "x"), cn.Parameter("y", shape=2)
+    apex = cn.minimize(cn.norm(x - y) + 0.1 * cn.sum_squares(x))
+    with pytest.warns(cn.ModelingWarning, match="W223"):
+        found = cn.argmin(apex, at=torch.tensor([0.5, 0.2], dtype=F64))
+    np.testing.assert_allclose(found, [0.5, 0.2], atol=1e-4)
