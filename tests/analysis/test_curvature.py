@@ -317,7 +317,7 @@ def _mean(a, b):
 
 def _moments(root):
     """The expression with its statistics in moment form, without lowering a whole problem."""
-    return _Lowering().expression(root, "test")
+    return _Lowering(cn.find()).expression(root, "test")
 
 
 @pytest.fixture(scope="module", autouse=True)
