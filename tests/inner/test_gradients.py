@@ -188,3 +188,33 @@ def test_routes_are_recognized():
     assert found["robust_mean"] == "a quadratic program: batched interior point"
     assert found["cone"].startswith("a convex cone program: CVXPY")
     assert found["program"].startswith("a nonlinear program: solvers of the package")
+
+
+@pytest.mark.parametrize("linear", [False, True], ids=["quadratic", "linear"])
+def test_gradients_of_random_programs(linear):
+    for seed in range(12):
+        g = rng(seed)
+        n = 2 + seed % 6
+        L, G, c, w = (
+            torch.randn(*s, generator=g, dtype=torch.float64) for s in ((n, n), (n + 2, n), (n,), (n,))
+        )
+        x = cn.Variable(n, "x", bounds=(-2, 2))
+        q, h = cn.Parameter("q", shape=n), cn.Parameter("h", shape=n + 2)
+        objective = (q + c) @ x if linear else cn.sum_squares(L @ x) + q @ x
+        layer = cn.layer(cn.minimize(objective).subject_to(c=G @ x <= h), [q, h], ["x", "value"])
+        at = (
+            2 * torch.randn(3, n, generator=g, dtype=torch.float64),
+            0.3 + torch.rand(3, n + 2, generator=g, dtype=torch.float64),
+        )
+        along = [torch.randn(t.shape, generator=g, dtype=torch.float64) for t in at]
+        inputs = [t.clone().requires_grad_(True) for t in at]
+        for k in (0, 1):
+            weight = w if k == 0 else torch.ones(())
+            grads = torch.autograd.grad((layer(*inputs)[k] * weight).sum(), inputs)
+            ends = [
+                (layer(*(t + s * 1e-6 * d for t, d in zip(at, along, strict=True)))[k] * weight).sum()
+                for s in (1, -1)
+            ]
+            numeric = float((ends[0] - ends[1]) / 2e-6)
+            analytic = float(sum((a * d).sum() for a, d in zip(grads, along, strict=True)))
+            assert analytic == pytest.approx(numeric, rel=1e-5, abs=1e-5), (seed, k)
