@@ -368,3 +368,14 @@ def test_the_problem_of_cvxpy_has_the_same_optimum():
     exported = lp().to_cvxpy()
     exported.solve()
     assert exported.value == pytest.approx(0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize(("hidden", "method"), [(0, "newton"), (4, "augmented")])
+def test_networks_are_not_left_to_second_derivatives(hidden, method):
+    D = sample()
+    x = D.values("x").double()
+    layers = [torch.nn.Linear(x.shape[1], hidden), torch.nn.Tanh()] if hidden else []
+    last = torch.nn.Linear(hidden or x.shape[1], 1)
+    f = cn.Model(torch.nn.Sequential(*layers, last, torch.nn.Flatten(0)).double(), "f")
+    problem = cn.minimize(E((f(D.x) - D.y) ** 2)).subject_to(level=E(f(D.x)) ** 2 == 0.25)
+    assert problem.explain().method == method

@@ -128,7 +128,7 @@ def build_solution(  # noqa: PLR0913  # one record of everything
     """
     set_thresholds(evaluator)
     point = read_point(evaluator)
-    raw, doubt = honest_bound(program, _found(evaluator, raw, point, tolerance), point, tolerance)
+    raw, doubt = honest_bound(program.judged, _found(evaluator, raw, point, tolerance), point, tolerance)
     convex = facts.certified_convex
     record = kkt(evaluator, raw.multipliers, tolerance, convex=convex, bound=raw.bound, point=point)
     train = judge_sample(evaluator, point, tolerance=tolerance)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from constrain._lazy import backend, language_printing
+from constrain.analysis.models import affine_model
 from constrain.errors import ModelingError, RouteError
 from constrain.language.types import type_of
 from constrain.lowering.dependence import depends_on_decisions
@@ -199,7 +200,7 @@ def choose(
     batches = _better_on_batches(program) if answers["lagrangian"].open else ""
     if batches:
         return "lagrangian", f"{why}; {batches}"
-    if answers["newton"].open:
+    if answers["newton"].open and not _deep(program):
         return "newton", f"{why}; {answers['newton'].reason}"
     if answers["augmented"].open and _work(program) <= FULL_DATA_WORK:
         return "augmented", f"{why}; {answers['augmented'].reason}"
@@ -209,6 +210,15 @@ def choose(
         return "augmented", f"{why}; {answers['augmented'].reason}"
     listed = "; ".join(f"{r.method}: {r.reason}" for r in answers.values())
     raise RouteError("E125", f"no method takes the problem: {listed}")
+
+
+def _deep(program: Program) -> bool:
+    """Whether a trained model is not affine in its weights.
+
+    Such a model has flat regions that are KKT points, with saturated units, and second derivatives lead there
+    where gradients do not.
+    """
+    return any(not model.frozen and affine_model(model.module) is None for model in program.models)
 
 
 def _better_on_batches(program: Program) -> str:
