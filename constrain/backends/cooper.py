@@ -29,7 +29,7 @@ from torch import Tensor
 from constrain.errors import ModelingError
 from constrain.runtime.lagrangian import Lagrangian
 from constrain.solvers.sampling import BatchSampler
-from constrain.solvers.training import IterateJudge, epochs_or_default, half_cosine, train
+from constrain.solvers.training import IterateJudge, default_optimizer, epochs_or_default, half_cosine, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -324,7 +324,7 @@ class _Training:
         self.sampler = BatchSampler(evaluator, options.batch, self.generator, positions=rows, halves=halves)
         tensors = evaluator.decisions.tensors
         make = options.optimizer
-        self.primal = torch.optim.Adam(tensors, lr=options.lr) if make is None else make(tensors)
+        self.primal = default_optimizer(tensors, options.lr) if make is None else make(tensors)
         self.primal.register_step_post_hook(self._project)
         self.epochs = epochs_or_default(options.epochs, self.sampler.per_epoch)
         self.schedule = half_cosine(self.primal, self.epochs * self.sampler.per_epoch)

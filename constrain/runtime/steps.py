@@ -27,11 +27,11 @@ __all__ = ["FASTER", "LEAST_PACE", "SLOWER", "Scale", "Scales"]
 
 LEAST_SPREAD = 0.1
 """Least spread of an entry that steps are scaled by, in units of its constraint's."""
-FASTER = 1.3
+FASTER = 1.2
 """What a step grows by when an exact residual has kept its sign."""
-SLOWER = 0.5
+SLOWER = 0.8
 """What it shrinks by when the sign has changed."""
-LEAST_PACE = 0.05
+LEAST_PACE = 0.5
 """Least part of its measured scale that a step shrinks to."""
 
 

@@ -20,7 +20,7 @@ from constrain.lowering.lower import EPIGRAPH
 from constrain.runtime.lagrangian import Lagrangian
 from constrain.runtime.multipliers import multiplier_functions
 from constrain.solvers.sampling import BatchSampler, Sampling
-from constrain.solvers.training import IterateJudge, epochs_or_default, half_cosine, train
+from constrain.solvers.training import IterateJudge, default_optimizer, epochs_or_default, half_cosine, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -132,7 +132,7 @@ class _Training:
         self.lagrangian = Lagrangian(evaluator, gain=gain, estimator=options.estimator, functions=functions)
         tensors = self.lagrangian.slacks.others(evaluator.decisions.tensors)
         make = options.optimizer
-        self.optimizer = torch.optim.Adam(tensors, lr=options.lr) if make is None else make(tensors)
+        self.optimizer = default_optimizer(tensors, options.lr) if make is None else make(tensors)
         tables = [p for p in evaluator.program.parts if p.rows is not None and p.constraint not in functions]
         rows = [p.rows.name for p in tables if p.rows is not None]
         halves = "halves" in self.lagrangian.estimator.kinds
