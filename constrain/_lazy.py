@@ -25,6 +25,7 @@ __all__ = [
     "loaded",
     "pandas",
     "probe",
+    "reports",
 ]
 
 
@@ -61,6 +62,11 @@ def diagnostics_alive() -> ModuleType:
 def diagnostics_report() -> ModuleType:
     """`constrain.diagnostics.report`: the views of a solution's records."""
     return importlib.import_module("constrain.diagnostics.report")
+
+
+def reports(module: str = "views") -> ModuleType:
+    """A module of `constrain.reports`: files, pages, cards and plots of a solution."""
+    return importlib.import_module(f"constrain.reports.{module}")
 
 
 def pandas() -> ModuleType:

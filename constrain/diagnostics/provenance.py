@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import constrain
+from constrain._lazy import language_printing
 from constrain.runtime.columns import column_array
 from constrain.runtime.streams import StreamPopulation
 from constrain.solution.records import Provenance, plain
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["Facts", "fingerprint", "provenance_of"]
 
 _PACKAGES = ("torch", "numpy", "scipy")
+
+LONGEST = 50_000
+"""Characters of mathematics that are kept."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ def provenance_of(
         for population in source.populations.values() if source is not None else ():
             described = {"rows": population.rows, "sha256": fingerprint(population)}
             data[f"{split}:{population.data.name}"] = described
+    mathematics = str(language_printing().problem_latex(attached.program.problem))
     return Provenance(
         versions=versions,
         solver=raw.solver,
@@ -89,4 +94,5 @@ def provenance_of(
         options={key: str(value) for key, value in dict(options or {}).items()},
         data=data,
         parameters={name: plain(value) for name, value in attached.params.items()},
+        latex=mathematics if len(mathematics) <= LONGEST else "",
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -20,7 +19,6 @@ from constrain.diagnostics.table import (
     short,
     wrapped,
 )
-from constrain.errors import ModelingError
 from constrain.solution.records import Status
 from constrain.solution.storage import plain_dict
 
@@ -29,7 +27,23 @@ if TYPE_CHECKING:
 
     from constrain.solution import KKT, ConstraintResult, Estimate, Evaluation, Solution
 
-__all__ = ["constraint_rows", "evaluation_text", "kkt_text", "report"]
+__all__ = [
+    "at_risk_text",
+    "constraint_rows",
+    "evaluation_text",
+    "finite",
+    "json_report",
+    "kkt_text",
+    "listed",
+    "markdown_report",
+    "next_steps",
+    "objective_text",
+    "provenance_lines",
+    "row_lines",
+    "status_text",
+    "text_report",
+    "uncertified_lines",
+]
 
 SHOWN = 6
 """Entries of a block that are listed; the worst ones."""
@@ -94,15 +108,21 @@ def _table(s: Solution) -> list[tuple[str, ...]]:
     return rows
 
 
-def _block(s: Solution, c: ConstraintResult) -> list[tuple[str, ...]]:
-    if c.rows is not None:
-        return [_summary(s, c)]
-    records = constraint_rows(c)
+def listed(s: Solution, records: Sequence[dict[str, Any]]) -> list[int]:
+    """Places of the entries of a constraint, those of large blocks with the worst first."""
     order = list(range(len(records)))
     if len(records) > SHOWN:
         multipliers = [abs(r.get("multiplier", 0.0)) for r in records]
         broken = [v if v > s.record.tolerance else 0.0 for v in (r["violation"] for r in records)]
         order.sort(key=lambda k: (-broken[k], -multipliers[k], records[k]["slack"]))
+    return order
+
+
+def _block(s: Solution, c: ConstraintResult) -> list[tuple[str, ...]]:
+    if c.rows is not None:
+        return [_summary(s, c)]
+    records = constraint_rows(c)
+    order = listed(s, records)
     rows: list[tuple[str, ...]] = []
     multiplicity = set(s.record.dependent)
     for position, k in enumerate(order[:SHOWN]):
@@ -187,7 +207,8 @@ def _kkt_lines(k: KKT) -> list[str]:
     return [first, second]
 
 
-def _status_text(s: Solution) -> str:
+def status_text(s: Solution) -> str:
+    """The status, what it means, and what the hold-out and relaxed constraints add."""
     found = s.sense == "find" and s.status is Status.OPTIMAL and all(s[n].relaxation is None for n in s.names)
     meaning = "every constraint holds, and no more is asked for" if found else s.status.meaning
     words: list[str] = [f"{s.status.value}: {meaning}"]
@@ -221,7 +242,7 @@ def _relaxed_words(s: Solution) -> list[str]:
     return words
 
 
-def _row_lines(s: Solution) -> list[str]:
+def row_lines(s: Solution) -> list[str]:
     """Per constraint per row its quantiles, worst rows, and how many rows have a multiplier."""
     lines: list[str] = []
     for name in s.names:
@@ -238,7 +259,8 @@ def _row_lines(s: Solution) -> list[str]:
     return lines
 
 
-def _objective_text(s: Solution) -> str:
+def objective_text(s: Solution) -> str:
+    """The objective with its hold-out interval and its bound."""
     cost = s.relaxation_cost
     if s.sense == "find":
         return "none (feasibility problem)" + (f", cost of relaxing {number(cost, 6)}" if cost else "")
@@ -252,7 +274,8 @@ def _objective_text(s: Solution) -> str:
     return shown
 
 
-def _next_steps(s: Solution) -> str:
+def next_steps(s: Solution) -> list[str]:
+    """Calls that tell more about this solution."""
     steps: list[str] = []
     if s.record.dependent:
         steps.append("solution.kkt().dependent")
@@ -265,10 +288,11 @@ def _next_steps(s: Solution) -> str:
     steps.append("solution.kkt()")
     if len(s.history) > 1:
         steps.append("solution.history.to_frame()")
-    return "   ".join(steps)
+    return steps
 
 
-def _provenance_lines(s: Solution) -> list[str]:
+def provenance_lines(s: Solution) -> list[str]:
+    """Solver, problem class, sizes, seed and time."""
     p = s.provenance
     sizes = [f"{name} n={rows}" for name, rows in zip(s.train.data, s.train.rows, strict=True)]
     if s.holdout is not None:
@@ -285,7 +309,7 @@ def _provenance_lines(s: Solution) -> list[str]:
     return [" | ".join(part for part in parts if part)]
 
 
-def _at_risk(s: Solution) -> str:
+def at_risk_text(s: Solution) -> str:
     """The thresholds of CVaRs: the values that only the worst rows exceed."""
     found: list[tuple[str, Any, tuple[Any, ...]]] = []
     if s.value_at_risk is not None:
@@ -311,47 +335,49 @@ def _at_risk(s: Solution) -> str:
     return "; ".join(texts)
 
 
-def _uncertified(s: Solution) -> list[str]:
+def uncertified_lines(s: Solution) -> list[str]:
     """Why multipliers marked (?) are no prices."""
     return [
         f"not certified (?): {why}" for why in dict.fromkeys(s[name].uncertified for name in s.names) if why
     ]
 
 
-def _text(s: Solution) -> str:
-    lines = wrapped("constrain", _provenance_lines(s)[0])
+def text_report(s: Solution) -> str:
+    """The report in aligned plain text."""
+    lines = wrapped("constrain", provenance_lines(s)[0])
     if s.provenance.route:
         lines += wrapped("route", s.provenance.route)
-    lines += wrapped("status", _status_text(s))
-    lines += wrapped("objective", _objective_text(s))
+    lines += wrapped("status", status_text(s))
+    lines += wrapped("objective", objective_text(s))
     if s.names:
         lines += aligned(fitted(_table(s), 1, WIDTH), left=2)
-    for text in _row_lines(s):
+    for text in row_lines(s):
         lines += wrapped("rows", text)
-    if at_risk := _at_risk(s):
+    if at_risk := at_risk_text(s):
         lines += wrapped("tails", at_risk)
     first, second = _kkt_lines(s.record)
     lines += [*wrapped("KKT", first), *wrapped("", second)]
-    for text in _uncertified(s):
+    for text in uncertified_lines(s):
         lines += wrapped("multipliers", text)
     for warning in s.warnings:
         lines += wrapped("warning", str(warning))
-    lines += wrapped("next steps", _next_steps(s))
+    lines += wrapped("next steps", "   ".join(next_steps(s)))
     return "\n".join(lines)
 
 
-def _markdown(s: Solution) -> str:
-    lines = [f"# {s.status.value}", "", f"{_status_text(s)}.", ""]
-    lines += [f"- objective: {_objective_text(s)}", f"- {_provenance_lines(s)[0]}"]
+def markdown_report(s: Solution) -> str:
+    """The report in Markdown."""
+    lines = [f"# {s.status.value}", "", f"{status_text(s)}.", ""]
+    lines += [f"- objective: {objective_text(s)}", f"- {provenance_lines(s)[0]}"]
     lines += [f"- route: {s.provenance.route}"] if s.provenance.route else []
     if s.names:
         lines += ["", *markdown(_table(s), left=2)]
-    if rows := _row_lines(s):
+    if rows := row_lines(s):
         lines += ["", "## Rows", "", *(f"- {line}" for line in rows)]
-    if at_risk := _at_risk(s):
+    if at_risk := at_risk_text(s):
         lines += ["", f"- {at_risk}"]
     lines += ["", "## KKT", "", *(f"- {line}" for line in _kkt_lines(s.record))]
-    lines += [f"- multipliers {text}" for text in _uncertified(s)]
+    lines += [f"- multipliers {text}" for text in uncertified_lines(s)]
     if s.warnings:
         lines += ["", "## Warnings", "", *(f"- {warning}" for warning in s.warnings)]
     return "\n".join(lines) + "\n"
@@ -366,29 +392,9 @@ def finite(value: Any) -> Any:
     return [finite(item) for item in cast("list[Any]", value)] if isinstance(value, list) else value
 
 
-def _json(s: Solution) -> str:
+def json_report(s: Solution) -> str:
+    """The report as JSON; its keys are listed in docs/how-to/report.md."""
     return json.dumps(finite(plain_dict(s, JSON_NUMBERS)), indent=1, ensure_ascii=False, allow_nan=False)
-
-
-def report(s: Solution, path: str | Path | None = None, format: str | None = None) -> str:
-    """The report of a solution; written to `path` when one is given.
-
-    Raises:
-        ModelingError: E142 for a format that does not exist.
-    """
-    suffixes = {".md": "markdown", ".json": "json", ".html": "html", ".htm": "html"}
-    chosen = format or ("text" if path is None else suffixes.get(Path(path).suffix, "text"))
-    views = {"text": _text, "markdown": _markdown, "md": _markdown, "json": _json}
-    if chosen not in views:
-        raise ModelingError(
-            "E142",
-            f"reports come as text, markdown or json; {chosen!r} does not exist",
-            fix='format="markdown"',
-        )
-    result = views[chosen](s)
-    if path is not None:
-        Path(path).write_text(result if result.endswith("\n") else result + "\n", encoding="utf-8")
-    return result
 
 
 # ------------------------------------------------------------------------------------ other records

@@ -7,6 +7,7 @@ data, reports) is computed by `constrain.diagnostics`, which is reached through 
 from constrain.solution.answer import Evaluation, Solution
 from constrain.solution.constraint import ConstraintResult, PartResult
 from constrain.solution.loading import load
+from constrain.solution.paths import ParametricPath, ParetoFront
 from constrain.solution.records import KKT, Estimate, Number, Provenance, Sensitivity, Status, Warn
 from constrain.solution.summary import Summary, summarize
 
@@ -16,6 +17,8 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "Number",
+    "ParametricPath",
+    "ParetoFront",
     "PartResult",
     "Provenance",
     "Sensitivity",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from constrain._lazy import diagnostics_report, pandas
+from constrain._lazy import diagnostics_report, reports
 from constrain.errors import ModelingError
 from constrain.language.data import suggest
 from constrain.solution import storage
+from constrain.solution.frames import frame_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from constrain.language.data import Data
     from constrain.language.problem import Problem
     from constrain.solution.constraint import ConstraintResult
+    from constrain.solution.paths import ParametricPath
     from constrain.solution.records import KKT, Estimate, Number, Provenance, Sensitivity, Status, Warn
 
 __all__ = ["Evaluation", "History", "Live", "Solution"]
@@ -101,20 +103,6 @@ class History(list[dict[str, Any]]):
         return frame_of(self)
 
 
-def frame_of(rows: list[dict[str, Any]]) -> Any:
-    """A pandas frame of records.
-
-    Raises:
-        ModelingError: E143 without pandas.
-    """
-    try:
-        return pandas().DataFrame(rows)
-    except ModuleNotFoundError:
-        raise ModelingError(
-            "E143", "a frame needs pandas", fix="pip install pandas, or use the records as they are"
-        ) from None
-
-
 def _named(table: Mapping[str, Any], name: str) -> Any:
     if name not in table:
         hint = suggest(name, table) if isinstance(name, str) else ""  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -150,6 +138,7 @@ class Solution:
         live: the problem behind it; None after `load` without one.
         value_at_risk: the threshold of a `CVaR` in the objective, exact on the training data; a tuple when it
             has several, None without.
+        paths: by parameter what `path` found; pages show them as a slider.
     """
 
     status: Status
@@ -170,6 +159,7 @@ class Solution:
     hidden: dict[str, NDArray[Any]] = field(default_factory=dict[str, "NDArray[Any]"])
     live: Live | None = field(default=None, repr=False, compare=False)
     value_at_risk: Number | tuple[Number, ...] | None = None
+    paths: dict[str, ParametricPath] = field(default_factory=dict[str, "ParametricPath"])
 
     # ---- constraints
     @property
@@ -256,16 +246,16 @@ class Solution:
         return f"<Solution {self.status.value}: objective {self.objective:.6g}, {count} constraints>"
 
     def report(self, path: str | Path | None = None, format: str | None = None) -> str:  # the field's word
-        """The report as text, Markdown or JSON.
+        """The report as text, Markdown, JSON, or an HTML page that needs no network.
 
         Args:
             path: a file to write it to; its suffix chooses the format when `format` is None.
-            format: `text`, `markdown` or `json`.
+            format: `text`, `markdown`, `json` or `html`.
 
         Raises:
             ModelingError: E142 for another format.
         """
-        return str(diagnostics_report().report(self, path, format))
+        return str(reports().report(self, path, format))
 
     def rows(self) -> list[dict[str, Any]]:
         """One record per constraint and level: what `to_frame` shows."""

@@ -144,6 +144,7 @@ class Provenance:
         options: of the solve, as text.
         data: per sample its name, rows and a hash of the columns that were used.
         parameters: values of the problem's parameters.
+        latex: the problem in mathematics; empty when it is very long.
     """
 
     versions: dict[str, str] = field(default_factory=dict[str, str])
@@ -158,6 +159,7 @@ class Provenance:
     options: dict[str, str] = field(default_factory=dict[str, str])
     data: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     parameters: dict[str, Number] = field(default_factory=dict[str, Number])
+    latex: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,51 @@
+"""The formats of `Solution.report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from constrain.diagnostics.report import json_report, markdown_report, text_report
+from constrain.errors import ModelingError
+from constrain.language.data import suggest
+from constrain.reports.page import html_report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from constrain.solution import Solution
+
+__all__ = ["report"]
+
+VIEWS: dict[str, Callable[[Solution], str]] = {
+    "text": text_report,
+    "markdown": markdown_report,
+    "md": markdown_report,
+    "json": json_report,
+    "html": html_report,
+}
+SUFFIXES = {".md": "markdown", ".json": "json", ".html": "html", ".htm": "html"}
+
+
+def report(solution: Solution, path: str | Path | None = None, format: str | None = None) -> str:
+    """The report of a solution; written to `path` when one is given.
+
+    Args:
+        solution: of a solve, or loaded.
+        path: a file; its suffix chooses the format when `format` is None.
+        format: `text`, `markdown`, `json` or `html`.
+
+    Raises:
+        ModelingError: E142 for a format that does not exist.
+    """
+    chosen = format or ("text" if path is None else SUFFIXES.get(Path(path).suffix.lower(), "text"))
+    if chosen not in VIEWS:
+        raise ModelingError(
+            "E142",
+            f"reports come as text, markdown, json or html; there is no {chosen!r}{suggest(chosen, VIEWS)}",
+            fix='format="html"',
+        )
+    result = VIEWS[chosen](solution)
+    if path is not None:
+        Path(path).write_text(result if result.endswith("\n") else result + "\n", encoding="utf-8")
+    return result
