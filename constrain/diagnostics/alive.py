@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
+from constrain._lazy import driver
 from constrain.diagnostics.anywhere import by_part
 from constrain.diagnostics.confidence import Judgment, judge_sample
 from constrain.diagnostics.equivalence import tested_for_equivalence
 from constrain.diagnostics.kkt import kkt, system_at
-from constrain.diagnostics.sensitivity import sensitivity
+from constrain.diagnostics.sensitivity import sensitivity, value_slope
 from constrain.errors import DataError, ModelingError
 from constrain.language import nodes as n
 from constrain.language.data import Data, suggest
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from constrain.diagnostics.infeasibility import Infeasibility
     from constrain.language.problem import Problem
     from constrain.lowering.program import Program
     from constrain.solution import KKT, Sensitivity, Solution
@@ -197,6 +199,11 @@ class Attached:
             system = system_at(self.evaluator, multipliers, tolerance)
             return sensitivity(system, self.params, parameter)
 
+    def slope(self, parameter: str, multipliers: Mapping[str, Any] | None) -> float:
+        """Derivative of the optimal value in a parameter by the envelope theorem; NaN where there is none."""
+        with self.at_point():
+            return value_slope(self.evaluator, multipliers, self.params, parameter)
+
     def evaluate(
         self, data: Data | Mapping[str, Data], within: Mapping[str, float] | None = None
     ) -> Evaluation:
@@ -215,6 +222,13 @@ class Attached:
             if within:
                 judged = replace(judged, estimates=tested_for_equivalence(judged.estimates, within))
             return evaluation_of(other, judged, self.texts)
+
+    def infeasibility(self, solution: Solution, options: Mapping[str, Any]) -> Infeasibility:
+        """Which constraints exclude each other on the solution's data."""
+        samples = {d.name: p.data for d, p in self.evaluator.populations.items() if p.data is not d}
+        given = {"data": samples or None, "params": self.params or None, "solution": solution}
+        with self.at_point():
+            return driver().diagnose_infeasible(self.problem, **{**given, **options})  # type: ignore[no-any-return]
 
 
 def revive(problem: Problem, solution: Solution) -> Attached:

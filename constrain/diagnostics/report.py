@@ -39,7 +39,9 @@ __all__ = [
     "next_steps",
     "objective_text",
     "provenance_lines",
+    "report_table",
     "row_lines",
+    "share_text",
     "status_text",
     "text_report",
     "uncertified_lines",
@@ -101,7 +103,8 @@ HEADER = (
 )
 
 
-def _table(s: Solution) -> list[tuple[str, ...]]:
+def report_table(s: Solution) -> list[tuple[str, ...]]:
+    """The table of constraints as cells, `HEADER` first."""
     rows: list[tuple[str, ...]] = [HEADER]
     for name in s.names:
         rows += _block(s, s[name])
@@ -161,7 +164,7 @@ def _relaxed_by(size: float, tolerance: float) -> str:
     return number(size) if size > tolerance else ""
 
 
-def _share(estimate: Estimate) -> str:
+def share_text(estimate: Estimate) -> str:
     """`3.1% off`, or for a relaxed constraint `3.1% relaxed`."""
     share = estimate.share or 0.0
     if share == 0.0 and estimate.relaxed is not None:
@@ -172,14 +175,14 @@ def _share(estimate: Estimate) -> str:
 def _summary(s: Solution, c: ConstraintResult) -> tuple[str, ...]:
     """One line for a constraint per row: shares of violated or relaxed rows, largest multiplier."""
     mark = " (?)" if c.uncertified else ""
-    held = "" if c.holdout is None else _share(c.holdout)
+    held = "" if c.holdout is None else share_text(c.holdout)
     most = float(np.max(np.asarray(c.relaxation), initial=0.0)) if c.relaxation is not None else 0.0
     bounds = np.zeros(0) if isinstance(c.bound, tuple) else np.ravel(c.bound)
     bound = limit_text(float(bounds[0])) if bounds.size and np.ptp(bounds) == 0 else ""
     return (
         cut(f"{c.name} ({np.shape(c.value)[0]} rows)", 26),
         c.text,
-        _share(c.train),
+        share_text(c.train),
         bound,
         f"max {number(most)}" if most > s.record.tolerance else "",
         held,
@@ -277,6 +280,8 @@ def objective_text(s: Solution) -> str:
 def next_steps(s: Solution) -> list[str]:
     """Calls that tell more about this solution."""
     steps: list[str] = []
+    if s.status in (Status.INFEASIBLE, Status.LIKELY_INFEASIBLE):
+        steps.append("solution.infeasibility()")
     if s.record.dependent:
         steps.append("solution.kkt().dependent")
     if not s.status.solved and s.names:
@@ -350,7 +355,7 @@ def text_report(s: Solution) -> str:
     lines += wrapped("status", status_text(s))
     lines += wrapped("objective", objective_text(s))
     if s.names:
-        lines += aligned(fitted(_table(s), 1, WIDTH), left=2)
+        lines += aligned(fitted(report_table(s), 1, WIDTH), left=2)
     for text in row_lines(s):
         lines += wrapped("rows", text)
     if at_risk := at_risk_text(s):
@@ -371,7 +376,7 @@ def markdown_report(s: Solution) -> str:
     lines += [f"- objective: {objective_text(s)}", f"- {provenance_lines(s)[0]}"]
     lines += [f"- route: {s.provenance.route}"] if s.provenance.route else []
     if s.names:
-        lines += ["", *markdown(_table(s), left=2)]
+        lines += ["", *markdown(report_table(s), left=2)]
     if rows := row_lines(s):
         lines += ["", "## Rows", "", *(f"- {line}" for line in rows)]
     if at_risk := at_risk_text(s):

@@ -22,13 +22,14 @@ from constrain.language.data import suggest
 from constrain.solution.records import Sensitivity, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from constrain.diagnostics.system import System
+    from constrain.runtime.evaluator import Evaluator
 
-__all__ = ["sensitivity"]
+__all__ = ["sensitivity", "value_slope"]
 
 STEP = 1e-5
 """Step of central differences in a parameter, relative to 1 + its size."""
@@ -93,13 +94,42 @@ def _shifted(value: NDArray[np.float64], k: int, step: float) -> NDArray[np.floa
     return moved
 
 
-def _at(system: System, params: Mapping[str, Any]) -> tuple[float, NDArray[np.float64]]:
-    """L, and (grad L on free coordinates, active residuals), at other values of the parameters."""
-    evaluator = system.evaluator
+def value_slope(
+    evaluator: Evaluator, multipliers: Mapping[str, Any] | None, params: Mapping[str, Any], name: str
+) -> float:
+    """d(optimal value)/d(parameter) in the user's sense by the envelope theorem, dL/dp at fixed multipliers.
+
+    Unlike `sensitivity` it needs no unique multipliers and no KKT system: at a kink it is one of the slopes.
+
+    Args:
+        evaluator: with the decisions at the optimum; left with `params`.
+        multipliers: per part key.
+        params: values of all parameters there.
+        name: of a parameter without a shape.
+
+    Returns:
+        NaN where there are no multipliers, or the parameter decides which rows count.
+    """
+    parts, moments = evaluator.program.parts, evaluator.program.moments
+    if multipliers is None or any(part.key not in multipliers for part in parts):
+        return float("nan")
+    if any(m.given is not None and _reads(m.given, name) for m in moments):
+        return float("nan")
+    weights = [np.asarray(multipliers[part.key], dtype=np.float64) for part in parts]
+    value = np.asarray(params[name], dtype=np.float64)
+    step = STEP * (1 + abs(float(value)))
+    totals: list[float] = []
+    for sign in (1.0, -1.0):
+        evaluator.set_parameters({**params, name: _shifted(value, 0, sign * step)})
+        totals.append(_lagrangian(evaluator, weights)[0])
     evaluator.set_parameters(params)
-    parts = evaluator.program.parts
-    weights = [np.asarray(system.multipliers[part.key], dtype=np.float64) for part in parts]
-    found = gradients(evaluator, [], weights)
+    return float(evaluator.program.sign * (totals[0] - totals[1]) / (2 * step))
+
+
+def _lagrangian(
+    evaluator: Evaluator, weights: Sequence[NDArray[np.float64]]
+) -> tuple[float, list[NDArray[np.float64]]]:
+    """L with exact statistics, and the residuals of all parts."""
     outer = evaluator.full("exact")
     total = float(outer.objective)
     residuals: list[NDArray[np.float64]] = []
@@ -107,6 +137,17 @@ def _at(system: System, params: Mapping[str, Any]) -> tuple[float, NDArray[np.fl
         own = array_of(evaluator.row_residuals(i)[0] if residual is None else residual)
         total += float(np.sum(np.where(weight != 0, weight * own, 0.0)))
         residuals.append(own)
+    return total, residuals
+
+
+def _at(system: System, params: Mapping[str, Any]) -> tuple[float, NDArray[np.float64]]:
+    """L, and (grad L on free coordinates, active residuals), at other values of the parameters."""
+    evaluator = system.evaluator
+    evaluator.set_parameters(params)
+    parts = evaluator.program.parts
+    weights = [np.asarray(system.multipliers[part.key], dtype=np.float64) for part in parts]
+    found = gradients(evaluator, [], weights)
+    total, residuals = _lagrangian(evaluator, weights)
     active = np.array([residuals[e.part].flat[e.index] for e in system.entries])
     return total, np.concatenate([(found.objective + found.rest)[system.free], active])
 

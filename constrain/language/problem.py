@@ -16,11 +16,13 @@ from constrain.language.vanishing import warn_vanishing
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from constrain.diagnostics.infeasibility import Infeasibility
     from constrain.driver import Check, Explanation
     from constrain.language.data import Data
     from constrain.language.symbols import Model
     from constrain.runtime.lagrangian import Lagrangian
-    from constrain.solution import Evaluation, Solution
+    from constrain.solution import Evaluation, ParametricPath, ParetoFront, Solution
+    from constrain.symbolic.derivation import Derivation
 
 __all__ = ["Problem", "find", "from_json", "maximize", "minimize"]
 
@@ -174,6 +176,25 @@ class Problem:
     def kkt(self, point: Any = None, multipliers: Any = None, **options: Any) -> Any:
         """KKT diagnostics at any point, with given or best-fit multipliers; see `constrain.driver.kkt`."""
         return driver().kkt(self, point, multipliers, **options)
+
+    def path(self, parameter: Any, values: Any, **options: Any) -> ParametricPath:
+        """Optimal value and multipliers along a parameter; see `constrain.driver.paths.path`."""
+        return driver().path(self, parameter, values, **options)  # type: ignore[no-any-return]
+
+    def pareto(self, second: Any, **options: Any) -> ParetoFront:
+        """The trade-off with a second objective; see `constrain.driver.paths.pareto`."""
+        return driver().pareto(self, second, **options)  # type: ignore[no-any-return]
+
+    def derive(self, **options: Any) -> Derivation:
+        """Lagrangian and optimality conditions as SymPy objects; see `constrain.driver.derive`."""
+        return driver().derive(self, **options)  # type: ignore[no-any-return]
+
+    def diagnose_infeasible(self, method: Any = "auto", **options: Any) -> Infeasibility:
+        """Which constraints exclude each other and what it takes to have a feasible point.
+
+        See `constrain.driver.diagnose_infeasible` for the options; nothing of the user's is changed.
+        """
+        return driver().diagnose_infeasible(self, method, **options)  # type: ignore[no-any-return]
 
     def to_cvxpy(self, **options: Any) -> Any:
         """The sample-average program as a `cvxpy.Problem`."""

@@ -279,5 +279,11 @@ def _tick(value: float, span: float) -> str:
 
 def _svg(wide: float, high: float, label: str, kind: str, shapes: Sequence[Markup]) -> Markup:
     return element(
-        "svg", *shapes, viewBox=f"0 0 {wide:g} {high:g}", role="img", aria_label=label, class_=kind
+        "svg",
+        *shapes,
+        viewBox=f"0 0 {wide:g} {high:g}",
+        role="img",
+        aria_label=label,
+        class_=kind,
+        preserveAspectRatio="xMinYMid",
     )

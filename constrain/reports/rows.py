@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from constrain.diagnostics.report import SHOWN, constraint_rows, listed
+from constrain.diagnostics.report import SHOWN, constraint_rows, listed, share_text
 from constrain.diagnostics.table import limit_text, number, plus_minus
 from constrain.reports.charts import Bar, interval_bar, scale_of
 from constrain.reports.elements import Markup, element, joined
@@ -128,9 +128,8 @@ def _cells(
 def _per_row(s: Solution, c: ConstraintResult) -> dict[str, Markup | str]:
     """A constraint per row: the share of rows that are off, the largest multiplier, the sum of prices."""
     mark = " (?)" if c.uncertified else ""
-    share = c.train.share or 0.0
     cells: dict[str, Markup | str] = {
-        "value": f"{100 * share:.3g}% off",
+        "value": share_text(c.train),
         "bound": "",
         "word": c.verdict,
         "picture": element("span", f"{np.shape(c.value)[0]:,} rows", class_="quiet"),
@@ -139,7 +138,7 @@ def _per_row(s: Solution, c: ConstraintResult) -> dict[str, Markup | str]:
         most = float(np.max(np.asarray(c.relaxation), initial=0.0))
         cells["relaxed"] = f"max {number(most)}" if most > s.record.tolerance else ""
     if c.holdout is not None:
-        cells["holdout"] = f"{100 * (c.holdout.share or 0.0):.3g}% off"
+        cells["holdout"] = share_text(c.holdout)
     if c.has_duals:
         cells["multiplier"] = f"max {number(float(np.max(np.abs(c.multiplier), initial=0.0)))}{mark}"
         cells["price"] = f"sum {number(float(np.sum(c.shadow_price)))}{mark}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from constrain import plugins
 from constrain.diagnostics.report import json_report, markdown_report, text_report
 from constrain.errors import ModelingError
 from constrain.language.data import suggest
@@ -37,15 +38,18 @@ def report(solution: Solution, path: str | Path | None = None, format: str | Non
 
     Raises:
         ModelingError: E142 for a format that does not exist.
+        RouteError: E202 when the package that adds it cannot be loaded.
     """
     chosen = format or ("text" if path is None else SUFFIXES.get(Path(path).suffix.lower(), "text"))
-    if chosen not in VIEWS:
+    view = VIEWS.get(chosen) or plugins.find("reporters", chosen)
+    if view is None:
+        known = [*VIEWS, *(plugin.name for plugin in plugins.available("reporters"))]
         raise ModelingError(
             "E142",
-            f"reports come as text, markdown, json or html; there is no {chosen!r}{suggest(chosen, VIEWS)}",
+            f"reports come as text, markdown, json or html; there is no {chosen!r}{suggest(chosen, known)}",
             fix='format="html"',
         )
-    result = VIEWS[chosen](solution)
+    result = str(view(solution))
     if path is not None:
         Path(path).write_text(result if result.endswith("\n") else result + "\n", encoding="utf-8")
     return result

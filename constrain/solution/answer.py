@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from constrain._lazy import diagnostics_report, reports
+from constrain._lazy import diagnostics_report, driver, reports
 from constrain.errors import ModelingError
 from constrain.language.data import suggest
 from constrain.solution import storage
 from constrain.solution.frames import frame_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
+    from constrain.diagnostics.infeasibility import Infeasibility
     from constrain.language.data import Data
     from constrain.language.problem import Problem
     from constrain.solution.constraint import ConstraintResult
@@ -45,10 +47,18 @@ class Live(Protocol):
         """Derivatives of the optimum in a parameter."""
         ...
 
+    def slope(self, parameter: str, multipliers: Mapping[str, Any] | None) -> float:
+        """Derivative of the optimal value in a parameter; NaN where there is none."""
+        ...
+
     def evaluate(
         self, data: Data | Mapping[str, Data], within: Mapping[str, float] | None = None
     ) -> Evaluation:
         """Statistics at the solution's point on other data."""
+        ...
+
+    def infeasibility(self, solution: Solution, options: Mapping[str, Any]) -> Infeasibility:
+        """Which constraints exclude each other on the solution's data."""
         ...
 
 
@@ -101,6 +111,14 @@ class History(list[dict[str, Any]]):
             ModelingError: E143 without pandas.
         """
         return frame_of(self)
+
+
+def _codes(ignore: Collection[str]) -> set[str]:
+    given = {ignore} if isinstance(ignore, str) else set(ignore)
+    for code in given:
+        if re.fullmatch(r"[A-Z]\d{3}|[a-z]+(-[a-z]+)*", code) is None:
+            raise ModelingError("E141", f"{code!r} is no code of a warning", fix='ignore=["C311"]')
+    return given
 
 
 def _named(table: Mapping[str, Any], name: str) -> Any:
@@ -228,6 +246,42 @@ class Solution:
         """
         return self._need("evaluate()").evaluate(data, within)
 
+    def infeasibility(self, **options: Any) -> Infeasibility:
+        """Which constraints exclude each other, what it takes to have a feasible point, and the proof.
+
+        On the data and with the parameters of this solution; its history counts as evidence.
+
+        Args:
+            options: of `problem.diagnose_infeasible()`, such as `starts=`, `method=` and `time_limit=`.
+
+        Raises:
+            ModelingError: E129 when the problem is not at hand, E141 for an option.
+        """
+        return self._need("infeasibility()").infeasibility(self, options)
+
+    def path(self, parameter: Any, values: Any, **options: Any) -> ParametricPath:
+        """Optimal value and multipliers along a parameter, by solves that start from this one.
+
+        The path is kept in `paths`, is stored with the solution, and is a slider on its page. Other
+        parameters keep the values of this solution; models and variables are left as they are.
+
+        Args:
+            parameter: a `Parameter` of the problem, or its name.
+            values: at least two different numbers.
+            options: those of `constrain.driver.paths.path`, such as `method`.
+
+        Raises:
+            ModelingError: E127 for another parameter, E141 for values that make no path, E129 when the
+                problem is not at hand.
+        """
+        problem = self._need("path()").problem
+        params = {**self.provenance.parameters, **options.pop("params", {})}
+        found: ParametricPath = driver().path(
+            problem, parameter, values, params=params, **{"start": self, **options}
+        )
+        self.paths[found.parameter] = found
+        return found
+
     def _need(self, what: str) -> Live:
         if self.live is None:
             raise ModelingError(
@@ -256,6 +310,35 @@ class Solution:
             ModelingError: E142 for another format.
         """
         return str(reports().report(self, path, format))
+
+    def _repr_html_(self) -> str:
+        """A small card for notebooks."""
+        return str(reports("card").card_html(self))
+
+    def plot(self) -> Any:
+        """Objective, violations and multipliers over the steps of the run, as a matplotlib figure.
+
+        Raises:
+            ModelingError: E143 without matplotlib, E141 for a route that has no steps.
+        """
+        return reports("plots").history_figure(self)
+
+    def assert_no_warnings(self, ignore: Collection[str] = ()) -> None:
+        """For tests: fails when the solution has warnings.
+
+        Args:
+            ignore: codes (`"C311"`) or names (`"undecided-constraint"`) that are known and accepted.
+
+        Raises:
+            AssertionError: with the codes and texts of the others.
+            ModelingError: E141 for a code that is not written as one.
+        """
+        accepted = _codes(ignore)
+        found = [w for w in self.warnings if not {w.code, w.name} & accepted]
+        if found:
+            listed = "\n".join(f"  {w.code} {w.name}: {w.message}" for w in found)
+            many = "a warning" if len(found) == 1 else f"{len(found)} warnings"
+            raise AssertionError(f"the solution has {many}:\n{listed}")
 
     def rows(self) -> list[dict[str, Any]]:
         """One record per constraint and level: what `to_frame` shows."""
