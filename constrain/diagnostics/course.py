@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from constrain.lowering.program import Program
 
-__all__ = ["read_course"]
+__all__ = ["growing", "read_course"]
 
 LEAST = 12
 """Records in the rest below which nothing is said."""
@@ -152,19 +152,30 @@ def _mixture(
 
 
 # ------------------------------------------------------------------------------------------ infeasible
+def growing(history: Sequence[Mapping[str, Any]], tolerance: float) -> dict[str, float]:
+    """Constraints whose multipliers kept growing while their violation stayed, with that violation.
+
+    Args:
+        history: the last records of a run.
+        tolerance: violations up to it are none.
+    """
+    names: dict[str, float] = {}
+    residuals = _series(history, "residual")
+    for key, values in _series(history, "multiplier").items() if len(history) >= LEAST else ():
+        size, residual = np.abs(values), residuals[key]
+        pieces = np.array_split(size, 4)
+        rising = all(float(np.mean(b)) > 1.05 * float(np.mean(a)) for a, b in pairwise(pieces))
+        early, late = (float(np.mean(np.abs(x))) for x in np.array_split(residual, 2))
+        if rising and late > tolerance and late >= FALLING * early:
+            names[key.split("[")[0].split(":")[0]] = late
+    return names
+
+
 def _no_way_out(tail: Sequence[Mapping[str, Any]], status: Status, tolerance: float) -> list[Warn]:
     """Multipliers that keep growing while the violation does not fall."""
     if status.solved or status is Status.DIVERGED:
         return []
-    names: dict[str, float] = {}
-    residuals = _series(tail, "residual")
-    for key, values in _series(tail, "multiplier").items() if len(tail) >= LEAST else ():
-        size, residual = np.abs(values), residuals[key]
-        pieces = np.array_split(size, 4)
-        growing = all(float(np.mean(b)) > 1.05 * float(np.mean(a)) for a, b in pairwise(pieces))
-        early, late = (float(np.mean(np.abs(x))) for x in np.array_split(residual, 2))
-        if growing and late > tolerance and late >= FALLING * early:
-            names[key.split("[")[0].split(":")[0]] = late
+    names = growing(tail, tolerance)
     if not names and status not in (Status.INFEASIBLE, Status.LIKELY_INFEASIBLE):
         return []
     seen = ", ".join(f"{name} stays violated by {size:.3g}" for name, size in names.items())
@@ -175,7 +186,7 @@ def _no_way_out(tail: Sequence[Mapping[str, Any]], status: Status, tolerance: fl
         Warn(
             "C305",
             "infeasible",
-            f"{what}; problem.check() looks for constraints that exclude each other, and "
-            ".relax(cost=cn.linear(1.0)) says how far away the nearest point is",
+            f"{what}; solution.infeasibility() looks for the smallest set of constraints that exclude each "
+            "other, and for the least that they have to give way",
         )
     ]

@@ -50,6 +50,8 @@ _RANGES: dict[str, _Range] = {
     "batch": _ROWS,
     "epochs": _COUNT,
     "refresh": _COUNT,
+    "starts": _COUNT,
+    "solves": _COUNT,
     "warmup": _Range("a whole number >= 0", whole=True, least=0, example=1),
     "seed": _Range("a whole number", whole=True, example=0),
     "lr": _POSITIVE,

@@ -1,0 +1,506 @@
+"""`problem.diagnose_infeasible()`: smallest conflicts, least relaxations and proofs, for any problem.
+
+Constraints that are convex together are relaxed number by number in one phase-one program after the other
+(`backends/cvxpy/elastic.py`), which proves what it finds. Other constraints are relaxed as a whole
+(`relation.relax(cost=cn.linear(...))`) and solved by the route of `solve`, from several starts: what comes of
+that is evidence. Nothing of the user's is changed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from constrain._lazy import backend
+from constrain.diagnostics.course import growing
+from constrain.diagnostics.infeasibility import (
+    Certificate,
+    Entry,
+    Evidence,
+    Infeasibility,
+    Least,
+    Search,
+    amounts_by_name,
+    certificate_value,
+)
+from constrain.diagnostics.names import part_label
+from constrain.diagnostics.point import array_of, bound_scale, read_point
+from constrain.driver.elastic import Trained, opened, restored
+from constrain.driver.options import check_options, check_parameters
+from constrain.driver.setup import lowered, place, prepare
+from constrain.errors import RouteError
+from constrain.language import nodes as n
+from constrain.language.problem import Problem
+from constrain.language.relations import unwrapped
+from constrain.lowering.classify import classify
+from constrain.runtime.decisions import precision
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from constrain.diagnostics.point import Point
+    from constrain.driver.setup import Setup
+    from constrain.language.data import Data
+    from constrain.lowering.classify import Facts
+    from constrain.lowering.program import Program
+    from constrain.runtime.evaluator import Outer
+    from constrain.solution import Solution
+
+__all__ = ["diagnose_infeasible", "with_conflict"]
+
+TOLERANCE = 1e-6
+"""Total violation, in the units of the constraints, that counts as none."""
+PROOF_SOLVES, TRAINING_SOLVES = 400, 40
+"""Most programs that are solved, of convex constraints and of others."""
+CHEAP_ENTRIES, CHEAP_SIZE, CHEAP_SOLVES = 400, 20_000, 60
+"""Scalar constraints, entries of the program and programs to solve up to which a report looks by itself."""
+
+
+def diagnose_infeasible(  # noqa: PLR0913  # the public options
+    problem: Problem,
+    method: Any = "auto",
+    *,
+    data: Data | Mapping[str, Data] | None = None,
+    params: Mapping[str, Any] | None = None,
+    starts: int = 3,
+    solves: int | None = None,
+    seed: int = 0,
+    tolerance: float | None = None,
+    solution: Solution | None = None,
+    **options: Any,
+) -> Infeasibility:
+    """Which constraints exclude each other, what it takes to have a feasible point, and the proof.
+
+    The objective plays no part, and constraints that may give way already (`.relax`) exclude nothing.
+
+    Args:
+        problem: what to look at. Its variables and models are left as they are.
+        method: of the solves where the constraints are not convex; as in `solve`. Another one than `"auto"`
+            asks for it although they are.
+        data: replaces the samples of the problem.
+        params: values of parameters by name.
+        starts: from how many points (the current one, then random ones) the least violation is looked for
+            where nothing can be proved.
+        solves: most programs to solve; 400 of convex constraints, 40 of others.
+        seed: of the random starts.
+        tolerance: total violation, in the units of the constraints, that counts as none; 1e-6, or ten times
+            that of the method.
+        solution: a run on the problem, whose history is read for multipliers that grew.
+        options: of the method, such as `epochs=` and `time_limit=`.
+
+    Returns:
+        A record; it prints as text. Where a point exists its verdict is `feasible`.
+
+    Raises:
+        ModelingError: E141, E127, and others of `solve`.
+    """
+    check_options({"seed": seed, "tolerance": tolerance, "starts": starts, "solves": solves, **options})
+    firm = _firm(problem)
+    if not firm:
+        return Infeasibility("feasible", "the problem has no constraint that must hold as written")
+    skeleton = Problem("find", None, firm)
+    program = lowered(skeleton, data)
+    check_parameters(program, params)
+    facts = classify(program)
+    if facts.convex and method == "auto":
+        found = _proved(program, facts, data, params, solves or PROOF_SOLVES, tolerance or TOLERANCE)
+        if found is not None:
+            return found
+    with precision(program, torch.float64), restored(skeleton):
+        setup = prepare(program, device=place(program, None), dtype=torch.float64, data=data, params=params)
+        units = _units(setup, read_point(setup.evaluator))
+    asked = {"data": data, "params": params, "seed": seed, "tolerance": tolerance, **options}
+    given = {k: v for k, v in asked.items() if v is not None}
+    with restored(skeleton):
+        trained = Trained(skeleton, method, units, given, starts=starts, seed=seed)
+        return _searched(trained, setup, solves or TRAINING_SOLVES, solution)
+
+
+def with_conflict(
+    solution: Solution,
+    problem: Problem,
+    data: Data | Mapping[str, Data] | None,
+    params: Mapping[str, Any] | None,
+) -> Solution:
+    """An infeasible solution whose warning C305 names the smallest conflict, where that is cheap to find."""
+    firm = _firm(problem)
+    if not firm:
+        return solution
+    program = lowered(Problem("find", None, firm), data)
+    facts = classify(program)
+    if not facts.convex or facts.integer:
+        return solution
+    found = _proved(program, facts, data, params, CHEAP_SOLVES, TOLERANCE, cheap=True)
+    if found is None:
+        return solution
+    words = f"{', '.join(found.conflict)} exclude each other" if len(found.conflict) > 1 else ""
+    words = words or f"{''.join(found.conflict)} cannot hold"
+    words += f"; {found.advice}; solution.infeasibility() has all amounts and the proof"
+    if found.feasible:
+        words = (
+            "a point satisfies all constraints (problem.diagnose_infeasible() finds it); the method did not"
+        )
+    told = [replace(w, message=words) if w.code == "C305" else w for w in solution.warnings]
+    return replace(solution, warnings=tuple(told))
+
+
+def _firm(problem: Problem) -> dict[str, n.Node]:
+    """The constraints that may not give way."""
+    return {name: r for name, r in problem.constraints.items() if unwrapped(r)[1] is None}
+
+
+# ------------------------------------------------------------------------------------ convex constraints
+class _Convex:
+    """Relaxes convex constraints number by number; what it says is the optimum of a convex program.
+
+    Attributes:
+        entries: one per number of a residual.
+        tolerance: totals up to it count as none.
+        elastic: the phase-one programs.
+    """
+
+    def __init__(self, elastic: Any, entries: Sequence[Entry], tolerance: float) -> None:
+        self.elastic = elastic
+        self.entries = entries
+        self.tolerance = tolerance
+        self._costs = np.array([1.0 / e.unit for e in entries])
+
+    def least(self, soft: Sequence[int], hard: Sequence[int] = ()) -> Least | None:
+        """The least total violation of `soft` while `hard` holds."""
+        costs = self._costs[list(soft)]
+        found = self.elastic.least(soft, costs, hard)
+        if found is None:
+            return None
+        return Least(found.amounts, float(costs @ found.amounts), found.multipliers, found)
+
+
+def _oracle(
+    program: Program,
+    facts: Facts,
+    setup: Setup,
+    data: Data | Mapping[str, Data] | None,
+    params: Mapping[str, Any] | None,
+    tolerance: float,
+) -> _Convex | None:
+    """The oracle of a convex program; None where CVXPY cannot take it."""
+    try:
+        cvxpy = backend("cvxpy")
+    except ModuleNotFoundError:
+        return None
+    if not cvxpy.support(program, facts).ok:
+        return None
+    bound = {d: population.data for d, population in setup.evaluator.populations.items()}
+    try:
+        built = cvxpy.build(program, bound if data is not None else None, params)
+    except RouteError:
+        return None
+    elastic = cvxpy.Elastic(built, facts)
+    point = read_point(setup.evaluator)
+    units = _units(setup, point)
+    entries = [_entry(setup, built, point, units, i, k) for i, k in elastic.entries]
+    return _Convex(elastic, entries, tolerance)
+
+
+def _units(setup: Setup, point: Point) -> dict[str, float]:
+    """The unit of each constraint: the one the user gave, else 1 + |bound|."""
+    forms = zip(setup.program.forms, point.sides, strict=True)
+    return {
+        form.name: float(np.max(bound_scale(sides, np.shape(sides[0]), form.scale), initial=0.0)) or 1.0
+        for form, sides in forms
+    }
+
+
+def _entry(setup: Setup, built: Any, point: Point, units: Mapping[str, float], i: int, k: int) -> Entry:
+    """Number `k` of the residual of part `i`, on the rows that take part."""
+    part, shape = setup.program.parts[i], point.residuals[i].shape
+    rows = built.rows.get(part.key)
+    if rows is not None:
+        width = math.prod(shape[1:])
+        k = int(rows.selected[k // width]) * width + k % width
+    label = part_label(setup.evaluator, i, k, shape)
+    side = f" ({part.side} side)" if part.side in ("upper", "lower") else ""
+    return Entry(part.constraint, label + side, units[part.constraint])
+
+
+def _proved(
+    program: Program,
+    facts: Facts,
+    data: Data | Mapping[str, Data] | None,
+    params: Mapping[str, Any] | None,
+    solves: int,
+    tolerance: float,
+    *,
+    cheap: bool = False,
+) -> Infeasibility | None:
+    """The diagnosis of convex constraints; None where their program cannot be built or is too large."""
+    if cheap and backend("cvxpy").support(program, facts).cost > CHEAP_SIZE:
+        return None
+    with precision(program, torch.float64), restored(program.problem):
+        where = place(program, None)
+        setup = prepare(program, device=where, dtype=torch.float64, data=data, params=params, check=False)
+        oracle = _oracle(program, facts, setup, data, params, tolerance)
+        if oracle is None or (cheap and len(oracle.entries) > CHEAP_ENTRIES):
+            return None
+        search = Search(oracle, solves)
+        every = list(range(len(oracle.entries)))
+        found = search.least(every)
+        if found is None:
+            return None
+        if not search.violated(found):
+            return Infeasibility("feasible", "a point satisfies all constraints", solves=search.solves)
+        conflict, minimal = search.conflict(every, found)
+        bounds, needed = _bounds_of(program, oracle, conflict, data, params, tolerance, search)
+        proof = None if facts.integer else _certificate(setup, oracle, conflict)
+        record = _described(program, setup, oracle, search, conflict, found)
+        return replace(
+            record,
+            reason=_reason(facts, proof),
+            bounds=bounds if needed or proof is None else tuple(proof.bounds),
+            conflict=(*record.conflict, *(bounds if needed or proof is None else proof.bounds)),
+            integers=_integers(program, oracle, conflict, data, params, tolerance) if facts.integer else (),
+            minimal=minimal and needed,
+            certificate=proof,
+            solves=search.solves,
+        )
+
+
+def _reason(facts: Facts, proof: Certificate | None) -> str:
+    if proof is not None and proof.verified:
+        return "a nonnegative combination of the conflicting constraints is positive everywhere"
+    if facts.integer:
+        return "the search over integers proved that the least violation is positive"
+    return "the least violation of a convex program is positive, by its solver; multipliers were not verified"
+
+
+def _described(
+    program: Program, setup: Setup, oracle: _Convex, search: Search, conflict: Sequence[int], found: Least
+) -> Infeasibility:
+    """The record of a conflict: amounts, the fewest to relax, each alone, parameters and columns."""
+    names = tuple(dict.fromkeys(oracle.entries[e].name for e in conflict))
+    amounts = amounts_by_name(oracle.entries, found.amounts.tolist(), oracle.tolerance)
+    pairs = zip(oracle.entries, found.amounts.tolist(), strict=True)
+    entries = {e.label: by for e, by in pairs if by > oracle.tolerance * e.unit}
+    values = {symbol.name: value for symbol, value in found.point.values.items()}
+    hidden = {symbol.name for symbol in program.auxiliary}
+    return Infeasibility(
+        "infeasible",
+        "",
+        conflict=tuple(dict.fromkeys(oracle.entries[e].label for e in conflict)),
+        names=names,
+        parameters=_parameters(setup, names),
+        columns=_columns(program, names),
+        total=found.total,
+        amounts=amounts,
+        entries=entries,
+        alone=search.alone(names),
+        fewest=search.fewest(conflict, amounts),
+        point={name: value for name, value in values.items() if name not in hidden},
+    )
+
+
+def _roots(program: Program, names: Sequence[str]) -> list[n.Node]:
+    return [program.problem.constraints[name] for name in names]
+
+
+def _parameters(setup: Setup, names: Sequence[str]) -> dict[str, Any]:
+    """Values of the parameters in these constraints."""
+    symbols = [x.symbol for x in n.postorder(*_roots(setup.program, names)) if isinstance(x, n.Knob)]
+    given = setup.evaluator.params
+    return {s.name: np.asarray(given.get(s.name, s.value)) for s in dict.fromkeys(symbols)}
+
+
+def _columns(program: Program, names: Sequence[str]) -> tuple[str, ...]:
+    """`people.income` for the columns in these constraints."""
+    nodes = n.postorder(*_roots(program, names))
+    return tuple(dict.fromkeys(f"{x.data.name}.{x.name}" for x in nodes if isinstance(x, n.Column)))
+
+
+# ------------------------------------------------------------------------------------ bounds and proof
+def _bounds_of(
+    program: Program,
+    oracle: _Convex,
+    conflict: Sequence[int],
+    data: Data | Mapping[str, Data] | None,
+    params: Mapping[str, Any] | None,
+    tolerance: float,
+    search: Search,
+) -> tuple[tuple[str, ...], bool]:
+    """Bounds of variables that the conflict needs, and whether each was shown to be needed.
+
+    Bounds count as constraints of variables that have none, if the program stays convex without them.
+    """
+    names = list(dict.fromkeys(oracle.entries[e].name for e in conflict))
+    free = opened(program.problem, names)
+    if free is None:
+        return (), True
+    other = lowered(free.problem, data)
+    facts = classify(other)
+    if not facts.convex:
+        return (), False
+    setup = prepare(
+        other, device=place(other, None), dtype=torch.float64, data=data, params=params, check=False
+    )
+    wide = _oracle(other, facts, setup, data, params, tolerance)
+    if wide is None:
+        return (), False
+    labels = {oracle.entries[e].label for e in conflict}
+    own = [k for k, e in enumerate(wide.entries) if e.label in labels]
+    limits = {k: label for k, e in enumerate(wide.entries) if (label := free.labels.get(e.label)) is not None}
+    inner = Search(wide, max(1, search.limit - search.solves))
+    found = inner.least([*own, *limits])
+    if found is None or not inner.violated(found):
+        return (), False
+    kept, minimal = inner.conflict([*own, *limits], found, own)
+    search.solves += inner.solves
+    return tuple(limits[k] for k in kept if k in limits), minimal
+
+
+def _integers(
+    program: Program,
+    oracle: _Convex,
+    conflict: Sequence[int],
+    data: Data | Mapping[str, Data] | None,
+    params: Mapping[str, Any] | None,
+    tolerance: float,
+) -> tuple[str, ...]:
+    """Integer variables of a conflict that is gone when they may take any value."""
+    names = list(dict.fromkeys(oracle.entries[e].name for e in conflict))
+    free = opened(program.problem, names, integers=True)
+    if free is None:
+        return ()
+    other = lowered(free.problem, data)
+    setup = prepare(
+        other, device=place(other, None), dtype=torch.float64, data=data, params=params, check=False
+    )
+    wide = _oracle(other, classify(other), setup, data, params, tolerance)
+    labels = {oracle.entries[e].label for e in conflict}
+    found = None
+    if wide is not None:
+        found = wide.least([k for k, e in enumerate(wide.entries) if e.label in labels])
+    return () if found is None or found.total > tolerance else free.integers
+
+
+def _certificate(setup: Setup, oracle: _Convex, conflict: Sequence[int]) -> Certificate | None:
+    """The multipliers of the conflict alone, checked from the definition in float64."""
+    found = oracle.least(conflict)
+    if found is None or found.multipliers is None:
+        return None
+    evaluator, decisions = setup.evaluator, setup.decisions
+    _write(setup, found.point)
+    weights = _weights(setup, oracle, conflict, found.multipliers)
+
+    def total(outer: Outer) -> torch.Tensor:
+        whole = torch.zeros((), dtype=torch.float64, device=evaluator.device)
+        for residual, weight in zip(outer.residuals, weights, strict=True):
+            if residual is not None:
+                whole = (
+                    whole + (residual * torch.as_tensor(weight).to(residual).reshape(residual.shape)).sum()
+                )
+        return whole
+
+    def row_term(i: int, residual: torch.Tensor, index: Any) -> torch.Tensor:
+        chosen = torch.as_tensor(weights[i])[index if isinstance(index, slice) else index.cpu()]
+        return (residual * chosen.to(residual)).sum()
+
+    value, tensors = evaluator.pull([total], row_term)[0]
+    gradient = np.concatenate([array_of(t).reshape(-1) for t in tensors])
+    used: dict[str, float] = {}
+    for e, m in zip(conflict, found.multipliers.tolist(), strict=True):
+        label = oracle.entries[e].label
+        if m:
+            used[label] = used.get(label, 0.0) + m
+    names = _coordinates(setup)
+    low, high = decisions.bounds()
+
+    def label_of(j: int, upper: bool) -> str:
+        return f"{names[j]} {'<=' if upper else '>='} {float((high if upper else low)[j]):g}"
+
+    return certificate_value(value, gradient, decisions.get(), (low, high), label_of, used)
+
+
+def _write(setup: Setup, point: Any) -> None:
+    """The point of a phase-one program as the decisions."""
+    with torch.no_grad():
+        for symbol, value in point.values.items():
+            if symbol in setup.decisions.variables:
+                tensor = setup.decisions.variables[symbol]
+                tensor.copy_(torch.as_tensor(np.asarray(value, dtype=np.float64)).reshape(tensor.shape))
+        for model, arrays in point.weights.items():
+            parameters = dict(model.module.named_parameters())
+            for name, array in arrays.items():
+                parameters[name].copy_(torch.as_tensor(array).reshape(parameters[name].shape))
+
+
+def _weights(
+    setup: Setup, oracle: _Convex, conflict: Sequence[int], multipliers: NDArray[np.float64]
+) -> list[NDArray[np.float64]]:
+    """Multipliers per part, in the shape of its residual; of a constraint per row, of all rows."""
+    point = read_point(setup.evaluator)
+    weights: list[NDArray[np.float64]] = [np.zeros(residual.shape) for residual in point.residuals]
+    rows: Mapping[str, Any] = oracle.elastic.built.rows
+    places: Sequence[tuple[int, int]] = oracle.elastic.entries
+    for e, m in zip(conflict, multipliers.tolist(), strict=True):
+        i, k = places[e]
+        own = rows.get(setup.program.parts[i].key)
+        if own is not None:
+            width = weights[i][:1].size
+            k = int(own.selected[k // width]) * width + k % width
+        weights[i].reshape(-1)[k] = m
+    return weights
+
+
+def _coordinates(setup: Setup) -> list[str]:
+    """`w[3]`, `f.weight[0, 2]`: a name per coordinate of the decisions."""
+    found: list[str] = []
+    for block in setup.decisions.blocks:
+        shape = tuple(block.tensor.shape)
+        found += [f"{block.name}[{', '.join(map(str, k))}]" if k else block.name for k in np.ndindex(*shape)]
+    return found
+
+
+# ------------------------------------------------------------------------------------ other constraints
+def _searched(oracle: Trained, setup: Setup, solves: int, solution: Solution | None) -> Infeasibility:
+    """The diagnosis where nothing is convex: what several starts came to."""
+    every = list(range(len(oracle.entries)))
+    totals = oracle.explore()
+    search = Search(oracle, solves)
+    search.solves = len(totals)
+    found = oracle.best
+    if found is None:
+        return Infeasibility("likely_infeasible", "no start came to a finite point", minimal=False)
+    if not search.violated(found):
+        return Infeasibility(
+            "feasible", "a point that satisfies all constraints was found", solves=search.solves
+        )
+    conflict, minimal = search.conflict(every, found)
+    names = tuple(oracle.entries[e].name for e in conflict)
+    amounts = amounts_by_name(oracle.entries, found.amounts.tolist(), oracle.tolerance)
+    grown = () if solution is None else tuple(growing(list(solution.history), oracle.tolerance))
+    violations = dict(zip((e.name for e in oracle.entries), found.amounts.tolist(), strict=True))
+    proved = oracle.bound is not None and oracle.bound > oracle.tolerance
+    count = f"{len(totals)} starts" if len(totals) > 1 else "one start"
+    return Infeasibility(
+        "infeasible" if proved else "likely_infeasible",
+        "the solver has a bound: the least violation is positive"
+        if proved
+        else f"{count} of {oracle.method_used} came to a violation that none of them could remove",
+        conflict=names,
+        names=names,
+        parameters=_parameters(setup, names),
+        columns=_columns(setup.program, names),
+        minimal=minimal,
+        total=found.total,
+        amounts=amounts,
+        entries=amounts,
+        alone=search.alone(names),
+        fewest=search.fewest(conflict, amounts),
+        evidence=None if proved else Evidence(totals, violations, grown),
+        point=found.point,
+        solves=search.solves,
+    )
