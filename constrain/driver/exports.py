@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from constrain._lazy import backend, language_printing
+from constrain._lazy import attribute, backend, language_printing
 from constrain.diagnostics.alive import evaluation_of
 from constrain.diagnostics.anywhere import by_part, settle
 from constrain.diagnostics.confidence import judge_sample
@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from constrain.language.problem import Problem
     from constrain.runtime.decisions import Decisions
     from constrain.solution import KKT, Evaluation, Solution
+    from constrain.symbolic.derivation import Derivation
 
-__all__ = ["compile", "evaluate", "kkt", "to_cooper", "to_cvxpy", "to_pyomo"]
+__all__ = ["compile", "derive", "evaluate", "kkt", "to_cooper", "to_cvxpy", "to_pyomo"]
 
 
 @named
@@ -219,6 +220,21 @@ def _set_point(decisions: Decisions, point: Mapping[str, Any]) -> None:
             raise ModelingError("E137", f"{name!r} has shape {wanted}, the value given has {given.shape}")
         with torch.no_grad():
             known[name].copy_(torch.as_tensor(given.copy()))
+
+
+@named
+def derive(problem: Problem, *, written_out: int = 6) -> Derivation:
+    """The Lagrangian and the optimality conditions as SymPy objects; see `constrain.symbolic`.
+
+    Args:
+        problem: what to derive. Data, arrays and parameters are symbols, models are functions of their
+            parameters: nothing is computed.
+        written_out: axes of up to so many entries are written out entry by entry, longer ones have an index.
+
+    Raises:
+        RouteError: E196 for rates of decisions, integers, and functions without a SymPy expression.
+    """
+    return attribute("constrain.symbolic.derivation:derive")(lower(problem), written_out)  # type: ignore[no-any-return]
 
 
 @named
