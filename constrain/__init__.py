@@ -49,6 +49,7 @@ from constrain.language.functions import (
     where,
 )
 from constrain.language.inner import argmin, layer, value
+from constrain.language.ops import op
 from constrain.language.problem import Problem, find, from_json, maximize, minimize
 from constrain.language.regions import Box, Grid, Normal, Uniform
 from constrain.language.relations import linear, squared
@@ -127,6 +128,7 @@ __all__ = [
     "minimize",
     "minimum",
     "norm",
+    "op",
     "quad_form",
     "rel_entr",
     "relu",

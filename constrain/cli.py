@@ -1,4 +1,4 @@
-"""The command line: `constrain explain | check | solve SPEC.py` and `constrain report RUN_DIR`.
+"""The command line: `constrain explain | check | solve SPEC.py`, `report | diagnose DIR`, `plugins`.
 
 A specification is an ordinary Python file that defines `problem`, and `holdout` if it likes. Options and exit
 codes are in `--help`, which loads neither torch nor a solver.
@@ -9,7 +9,7 @@ import contextlib
 import importlib.util
 import json
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from enum import IntEnum
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -19,14 +19,18 @@ import typer
 from typer.main import get_command
 
 import constrain
+from constrain._lazy import attribute, diagnostics_report
 from constrain.errors import ConstrainError
-from constrain.language.data import suggest
+from constrain.language.data import Data, suggest
 from constrain.language.problem import Problem
+from constrain.plugins import GROUPS, available
 
 __all__ = ["Exit", "app", "main"]
 
 SPEC_MODULE = "constrain_spec"
 """`__name__` of a specification while it runs."""
+SPEC_FILE = "spec.txt"
+"""In the folder of a run, where its specification is."""
 
 
 class Exit(IntEnum):
@@ -139,7 +143,9 @@ def solve(  # noqa: PLR0913  # one parameter per option
             problem, holdout = _load(spec)
             solution = problem.solve(method, holdout=holdout, seed=seed, progress=not quiet, **options)
         if save is not None:
-            print(f"saved to {solution.save(save)}", file=sys.stderr)
+            folder = solution.save(save)
+            (folder / SPEC_FILE).write_text(_place(spec) + "\n", encoding="utf-8")
+            print(f"saved to {folder}", file=sys.stderr)
         print(solution.report(format="json" if as_json else "text"))
     raise typer.Exit(CODES[solution.status.value])
 
@@ -147,11 +153,69 @@ def solve(  # noqa: PLR0913  # one parameter per option
 @app.command(epilog=EPILOG)
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A folder that `solve --save` wrote.")],
-    style: Annotated[str, typer.Option("--format", help="text, markdown or json.")] = "text",
+    style: Annotated[str, typer.Option("--format", help="text, markdown, json or html.")] = "text",
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the HTML page to a file, and print nothing.")
+    ] = None,
 ) -> None:
-    """Prints the report of a stored solution."""
+    """Prints the report of a stored solution, or writes it as a page."""
     with _refusals(as_json=style == "json"):
-        print(constrain.load(run).report(format=style))
+        solution = constrain.load(run)
+        if html is None:
+            print(solution.report(format=style))
+        else:
+            solution.report(html, format="html")
+            print(f"written to {html}", file=sys.stderr)
+
+
+@app.command(epilog=EPILOG)
+def diagnose(
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A folder that `solve --save` wrote.")],
+    *,
+    spec: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC.py[:NAME]", help="Its specification; left out, the one that was solved."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA", help="Judge on this sample too: SPEC.py:NAME, or columns in a .npz or .csv file."
+        ),
+    ] = None,
+    order: Annotated[int, typer.Option(min=1, max=2, help="2: curvature and standard errors as well.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Computes the optimality conditions of a stored solution again, and judges it on other data."""
+    with _refusals(as_json):
+        with _quiet(as_json):
+            file = run / SPEC_FILE
+            if spec is None and not file.is_file():
+                raise typer.BadParameter(f"{run} does not say what was solved", param_hint="--spec")
+            problem, _ = _load(spec or file.read_text(encoding="utf-8").strip())
+            solution = constrain.load(run, problem=problem)
+            assert solution.live is not None  # it was loaded with its problem
+            record = solution.live.kkt(solution.multipliers, solution.record.tolerance, order)
+            judged = None if data is None else solution.evaluate(_sample(data))
+        if as_json:
+            print(diagnostics_report().json_of({"kkt": record, "evaluation": judged}))
+        else:
+            print(record if judged is None else f"{record}\n\n{judged}")
+
+
+@app.command(epilog=EPILOG)
+def plugins(as_json: JsonOption = False) -> None:
+    """What installed packages add: functions, methods, estimators, reports. Imports none of them."""
+    found = available()
+    if as_json:
+        keys = ("group", "name", "target", "package", "version")
+        print(json.dumps([{key: getattr(plugin, key) for key in keys} for plugin in found]))
+        return
+    for group, what in GROUPS.items():
+        own = [plugin for plugin in found if plugin.group == group]
+        print(f"constrain.{group}: {what}" if own else f"constrain.{group}: none")
+        width = max((len(plugin.name) for plugin in own), default=0)
+        for plugin in own:
+            print(f"  {plugin.name:<{width}}  {plugin.target}  {plugin.package} {plugin.version}")
 
 
 @app.callback(invoke_without_command=True)
@@ -184,6 +248,34 @@ def _load(spec: str) -> tuple[Problem, Any]:
         hint = f"; write {path}:{others[0]}" if others else suggest(name, found)
         raise typer.BadParameter(f"{path} {what} {name!r}{hint}", param_hint="SPEC.py")
     return problem, found.get("holdout")
+
+
+def _place(spec: str) -> str:
+    """A specification with its absolute path, for the folder of a run."""
+    if Path(spec).is_file():
+        return str(Path(spec).resolve())
+    head, _, name = spec.rpartition(":")
+    return f"{Path(head).resolve()}:{name}"
+
+
+def _sample(source: str) -> Any:
+    """A sample that a Python file defines, or out of a file of columns."""
+    path = Path(source)
+    if not path.is_file():
+        head, _, name = source.rpartition(":")
+        found = vars(_run(Path(head))).get(name) if Path(head).is_file() else None
+        if not isinstance(found, (Data, Mapping)):
+            raise typer.BadParameter(f"there is no sample {source}", param_hint="--data")
+        return found  # pyright: ignore[reportUnknownVariableType]
+    if path.suffix == ".npz":
+        with attribute("numpy").load(path, allow_pickle=False) as columns:
+            return Data(path.stem, **{name: columns[name] for name in columns.files})
+    readers = {".csv": "read_csv", ".parquet": "read_parquet"}
+    if path.suffix not in readers:
+        raise typer.BadParameter(f"{path} is no .npz, .csv or .parquet file", param_hint="--data")
+    return Data.from_frame(
+        path.stem, getattr(attribute("constrain.solution.frames:frames")(), readers[path.suffix])(path)
+    )
 
 
 def _run(path: Path) -> ModuleType:

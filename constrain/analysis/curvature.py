@@ -115,10 +115,26 @@ def _apply(node: n.Apply, parts: tuple[Fact, ...]) -> Fact:
         return unknown(text, node).within(bounds)
     if node.atom in _NORMS and float(node.option("ord", 2.0)) < 1:
         return unknown(f"{shown(node)} is no norm: its order is below 1", node).within(bounds)
+    if atom.declared is not None:
+        leaves = _leaves_domain(node, parts, atom.declared.domain)
+        if leaves is not None:
+            return unknown(leaves, node).within(bounds)
     fact = compose(node, parts, atom.curvature, atom.monotone)
     return replace(
         fact, form=_form(node, fact, parts) if fact.curvature != "unknown" else "general", bounds=bounds
     )
+
+
+def _leaves_domain(node: n.Apply, parts: Sequence[Fact], domain: Sequence[tuple[float, float]]) -> str | None:
+    """Why an argument may be where the curvature of a declared function is not claimed, in a sentence."""
+    for arg, part, (low, high) in zip(node.args, parts, domain, strict=True):
+        if part.bounds.low < low or part.bounds.high > high:
+            held = f"[{part.bounds.low:g}, {part.bounds.high:g}]"
+            return (
+                f"{node.atom} is {ATOMS[node.atom].curvature} on [{low:g}, {high:g}], "
+                f"and {shown(arg)} is known to be in {held} only"
+            )
+    return None
 
 
 def _event(node: n.Node, parts: tuple[Fact, ...]) -> Fact:

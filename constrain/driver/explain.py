@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from constrain._lazy import language_printing
+from constrain.driver.installed import installed_routes
 from constrain.driver.routes import Route, choose, routes
 from constrain.errors import RouteError
 from constrain.lowering.classify import classify
@@ -153,4 +154,5 @@ def explain(problem: Problem, **options: Any) -> Explanation:
     except RouteError as error:
         method, reason = None, str(error).splitlines()[0]
     text = str(language_printing().problem_text(problem))
+    answers += installed_routes(program, facts)
     return Explanation(text, facts, answers, method, reason, program)

@@ -6,6 +6,7 @@ import difflib
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from constrain import plugins
 from constrain._lazy import backend, language_printing
 from constrain.analysis.models import affine_model
 from constrain.errors import ModelingError, RouteError
@@ -253,9 +254,10 @@ def make_solver(method: Any, options: Mapping[str, Any]) -> Any:
             )
         return method
     if method not in BUILT_IN:
-        close = difflib.get_close_matches(method, METHODS, n=1)
+        names = [*METHODS, *(p.name for group in ("backends", "solvers") for p in plugins.available(group))]
+        close = difflib.get_close_matches(method, names, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        known = ", ".join(METHODS)
+        known = ", ".join(names)
         raise RouteError(
             "E125", f"there is no method {method!r}{hint}", fix=f"one of {known}, or a solver object"
         )

@@ -16,7 +16,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["ATOMS", "Atom", "Curvature", "Shape", "ShapeProblem", "Sign", "alike", "broadcast", "register"]
+__all__ = [
+    "ATOMS",
+    "Atom",
+    "Curvature",
+    "Declared",
+    "Shape",
+    "ShapeProblem",
+    "Sign",
+    "alike",
+    "broadcast",
+    "register",
+]
 
 Shape: TypeAlias = tuple[int, ...]
 Sign: TypeAlias = Literal["zero", "nonneg", "nonpos", "any"]
@@ -35,6 +46,31 @@ class ShapeProblem(ValueError):
 
 
 @dataclass(frozen=True)
+class Declared:
+    """What `cn.op` knows about a function of the user.
+
+    Attributes:
+        function: the torch function; its arguments come with one loop shape in front of their core axes.
+        core: per argument the letters (or sizes) of the axes that one application takes.
+        output: those of the result.
+        domain: per argument an interval; the curvature and monotonicity are claimed on it alone.
+        smooth: whether second derivatives exist everywhere on the domain.
+        lowerings: backend name to the function that writes it in that backend.
+        latex: how it is typeset, empty for its name.
+        origin: module and name of the torch function.
+    """
+
+    function: Callable[..., Any]
+    core: tuple[tuple[str, ...], ...]
+    output: tuple[str, ...]
+    domain: tuple[tuple[float, float], ...]
+    smooth: bool
+    lowerings: Mapping[str, Callable[..., Any]]
+    latex: str
+    origin: str
+
+
+@dataclass(frozen=True)
 class Atom:
     """What is known about one function.
 
@@ -49,6 +85,7 @@ class Atom:
         torch: path of the torch function, or `rowwise.NAME` for one in `runtime/rowwise.py` that is told how
             many leading axes are rows or levels.
         refusals: backend name to the reason why it cannot take this function.
+        declared: what a user's own function (`cn.op`) says on top; None for the functions of the language.
     """
 
     name: str
@@ -58,6 +95,7 @@ class Atom:
     monotone: tuple[Monotone, ...]
     torch: str
     refusals: Mapping[str, str] = field(default_factory=dict[str, str])
+    declared: Declared | None = None
 
 
 # ---------------------------------------------------------------------------------------- shape rules
@@ -282,10 +320,14 @@ ATOMS: dict[str, Atom] = {}
 def register(atom: Atom) -> Atom:
     """Adds a record to the table.
 
+    A function that a user declared may be declared again from where it was, as a notebook does.
+
     Raises:
         ValueError: when the name is taken.
     """
-    if atom.name in ATOMS:
+    known, own = ATOMS.get(atom.name), atom.declared
+    again = known is not None and known.declared is not None and own is not None
+    if known is not None and not (again and known.declared.origin == own.origin):
         raise ValueError(f"an atom named {atom.name!r} is already registered")
     ATOMS[atom.name] = atom
     return atom

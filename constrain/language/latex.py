@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from constrain.language import nodes as n
+from constrain.language.atoms import ATOMS
 from constrain.language.layout import (
     Layout,
     Names,
@@ -206,7 +207,8 @@ class LatexNotation:
         laid_out = None if rule is None else rule(self, node)
         if laid_out is not None:
             return laid_out
-        head = _word(node.atom)
+        declared = ATOMS[node.atom].declared
+        head = declared.latex if declared is not None and declared.latex else _word(node.atom)
         axis = node.option("axis")
         if axis is not None and axis != (-1,):
             head += rf"_{{\mathrm{{axis}}={','.join(map(str, axis))}}}"

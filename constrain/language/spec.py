@@ -27,6 +27,7 @@ import math
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, cast, get_args
 
+from constrain import plugins
 from constrain._lazy import attribute, language_printing, loaded
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
@@ -337,7 +338,7 @@ class _Reader:
             if values["function"] is None:
                 raise _damaged(f"torch has no function {values['path']!r} that expressions take")
         if kind is n.Apply and values["atom"] not in ATOMS:
-            raise _damaged(f"the language has no function {values['atom']!r}")
+            _declared_elsewhere(values["atom"])
         if kind is n.Column and values["name"] not in values["data"].columns:
             raise _unfit(values["data"].name, f"has no column {values['name']!r}")
         self.built.append(kind(**values))
@@ -436,6 +437,16 @@ class _Reader:
             return value.node.symbol
         _same_shape(name, own, static_shape(value) or ())
         return n.ParameterSymbol(own["name"], tuple(own["shape"]), value)
+
+
+def _declared_elsewhere(name: str) -> None:
+    """Loads a function that an installed package declares (E177 when there is none)."""
+    if plugins.find("atoms", name) is None or name not in ATOMS:
+        raise ModelingError(
+            "E177",
+            f"the document has a function {name!r}, which nobody has declared here",
+            fix=f'cn.op("{name}", ...), or the package that declares it, before cn.from_json',
+        )
 
 
 # ------------------------------------------------------------------------------------- objects by name

@@ -21,7 +21,7 @@ from torch import Tensor
 from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS
 from constrain.language.types import type_of
-from constrain.runtime import rowwise, surrogates
+from constrain.runtime import declared, rowwise, surrogates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -78,6 +78,7 @@ class _Writer:
         self.scope: dict[str, Any] = {
             "torch": torch,
             "rowwise": rowwise,
+            "declared": declared,
             "real": real,
             "surrogates": surrogates,
         }
@@ -210,12 +211,16 @@ class _Writer:
             return self.emit(f"real({refs[0]}, dtype) ** {refs[1]}")
         if infix is not None:
             return self.emit(f"{refs[0]} {infix} {refs[1]}")
-        if not atom.torch.startswith("rowwise."):
+        if atom.declared is None and not atom.torch.startswith("rowwise."):
             refs = [self._tensor(r, x) for r, x in zip(refs, node.args, strict=True)]
             return self.emit(f"{atom.torch}({', '.join(refs)})")
         refs = [self._tensor(r, x) for r, x in zip(refs, node.args, strict=True)]
         lead = tuple(type_of(x).lead for x in node.args)
         options = "".join(f", {key}={value!r}" for key, value in node.options)
+        if atom.declared is not None:
+            # data may be whole numbers; a function of the user has seen floating ones only
+            listed = ", ".join(f"real({ref}, dtype)" for ref in refs)
+            return self.emit(f"declared.call({node.atom!r}, {listed}{options}, lead={lead!r})")
         return self.emit(f"{atom.torch}({', '.join(refs)}{options}, lead={lead!r})")
 
     def _tensor(self, ref: str, node: n.Node) -> str:

@@ -23,7 +23,7 @@ from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS
 from constrain.language.types import type_of
 from constrain.lowering.dependence import depends_on_decisions
-from constrain.runtime import rowwise
+from constrain.runtime import declared, rowwise
 from constrain.runtime.binding import Population, bind_population, level_codes
 from constrain.runtime.coordinates import derivative
 from constrain.runtime.tails import Sample, numbers
@@ -247,6 +247,9 @@ class Constants:
             args[1] = parts[1].long()
         if node.atom in _INFIX:
             return _INFIX[node.atom](*args)
+        if ATOMS[node.atom].declared is not None:
+            leads = tuple(type_of(x).lead for x in node.args)
+            return declared.call(node.atom, *args, lead=leads, **dict(node.options))
         path = ATOMS[node.atom].torch
         if path.startswith("rowwise."):
             lead = tuple(type_of(x).lead for x in node.args)

@@ -11,6 +11,8 @@ A term is a function phi of averages m. A batch gives an estimate of m, so that 
   and Liu 2017, Mathematical Programming 161);
 * a batch that is the whole sample: phi of the exact averages.
 
+A package may add an estimator of its own (entry point `constrain.estimators`).
+
 Averages over a condition or group use the share counted on the whole sample, and are centered at the
 running average u: mean(w (g - u)) + u with w = 1{row counts} / share. The mean of w is one, so that this is
 unbiased for any u; a group that the batch lacks leaves its average where it was.
@@ -27,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from constrain import plugins
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.data import suggest
@@ -264,8 +267,10 @@ class Estimator(nn.Module):
                 values = self.evaluator.roots(means.all, mode, places)
             elif kind == "halves":
                 values = self._jackknife(means, mode, places)
-            else:
+            elif kind == "running":
                 values = self._linearized(means.all, mode, places)
+            else:
+                values = self._installed(kind, means.all, mode, places)
             terms = self._put(terms, dict(zip(places, values, strict=True)))
         return terms, flat
 
@@ -392,6 +397,15 @@ class Estimator(nn.Module):
         values = self.evaluator.roots(points, mode, places)
         return [v + c for v, c in zip(values, changes, strict=True) if v is not None]
 
+    def _installed(
+        self, kind: str, means: list[Tensor], mode: str, places: tuple[int, ...]
+    ) -> Sequence[Tensor | None]:
+        """By an estimator of another package: a function of phi, the batch means and the running averages."""
+        center = [u.to(m.dtype) for u, m in zip(self.running(mode), means, strict=True)]
+        return plugins.load("estimators", kind)(
+            lambda moments: self.evaluator.roots(list(moments), mode, places), means, center
+        )
+
     # ---------------------------------------------------------------------------------- running state
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -466,8 +480,9 @@ def _chosen(program: Program, kinds: Mapping[str, str] | str) -> list[Kind | Non
     for name, kind in given.items():
         if name not in names:
             raise ModelingError("E141", f"estimator= names {name!r}, which is no term{suggest(name, names)}")
-        if kind not in (*ESTIMATORS, "auto"):
-            known = ", ".join(map(repr, ("auto", *ESTIMATORS)))
+        if kind not in (*ESTIMATORS, "auto") and plugins.find("estimators", kind) is None:
+            added = [p.name for p in plugins.available("estimators")]
+            known = ", ".join(map(repr, ("auto", *ESTIMATORS, *added)))
             raise ModelingError("E141", f"no estimator is called {kind!r}", fix=f"one of {known}")
 
     def own(names: Sequence[str], root: n.Node) -> Kind:

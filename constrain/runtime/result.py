@@ -5,10 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
-__all__ = ["Ending", "RawResult"]
+    from constrain.language import nodes as n
+    from constrain.language.symbols import Model
+
+__all__ = ["Answer", "Ending", "RawResult", "Support"]
 
 Ending = Literal[
     "converged", "limit", "diverged", "infeasible", "likely_infeasible", "unbounded", "interrupted", "error"
@@ -43,3 +50,47 @@ class RawResult:
     history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     bound: float | None = None
     message: str = ""
+
+
+# ------------------------------------------------------------------------ backends of other packages
+@dataclass(frozen=True)
+class Support:
+    """Whether a backend takes a program.
+
+    Attributes:
+        ok: yes or no.
+        reason: why, or why not, in a sentence that `explain()` shows.
+    """
+
+    ok: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a backend found, as its `solve` returns it.
+
+    Attributes:
+        raw: how the run ended, with the multipliers by part key.
+        values: per variable of the program (auxiliary ones included) an array of its shape; empty without a
+            point.
+        weights: per trainable model, parameter name to array.
+    """
+
+    raw: RawResult
+    values: Mapping[n.VariableSymbol, NDArray[Any]] = field(default_factory=dict["n.VariableSymbol", Any])
+    weights: Mapping[Model, Mapping[str, NDArray[Any]]] = field(default_factory=dict["Model", Any])
+
+    def write_back(self) -> None:
+        """Puts the values into the `Variable`s and the weights into the modules; dtype and device stay."""
+        for symbol, value in self.values.items():
+            symbol.value = value
+        with torch.no_grad():
+            for model, arrays in self.weights.items():
+                parameters = dict(model.module.named_parameters())
+                for name, array in arrays.items():
+                    parameters[name].copy_(torch.as_tensor(array))
+
+    def result(self) -> RawResult:
+        """The record that solvers and backends share."""
+        return self.raw

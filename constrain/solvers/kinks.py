@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from constrain.language import nodes as n
+from constrain.language.atoms import ATOMS
 from constrain.language.types import type_of
 from constrain.lowering.dependence import depends_on_decisions
 from constrain.lowering.orientation import direction
@@ -85,7 +86,8 @@ def _has_kink(node: n.Node) -> bool:
         return False
     if node.atom in ("norm", "norm_levels"):
         return node.option("ord", 2) in (1, float("inf"))
-    return node.atom in _CONVEX | _CONCAVE | _JUMPS
+    declared = ATOMS[node.atom].declared
+    return node.atom in _CONVEX | _CONCAVE | _JUMPS or (declared is not None and not declared.smooth)
 
 
 # ------------------------------------------------------------------------------------------ rewriting

@@ -12,6 +12,7 @@ from scipy import sparse
 from constrain.analysis.models import AffineModel, Features, affine_model, refusal_of, trainable
 from constrain.backends.cvxpy.atoms import LOWERINGS, Arguments
 from constrain.backends.cvxpy.averages import SUMS, VARIANCES, Averager, added
+from constrain.backends.cvxpy.declared import lowering_of
 from constrain.backends.cvxpy.package import cp
 from constrain.errors import RouteError
 from constrain.language import nodes as n
@@ -190,7 +191,7 @@ class Lowerer:
 
     def apply(self, node: n.Apply, values: Iterable[Any], leads: Iterable[int]) -> Any:
         """One atom of lowered arguments."""
-        lowering = LOWERINGS.get(node.atom)
+        lowering = LOWERINGS.get(node.atom) or lowering_of(node)
         if lowering is None:
             reason = ATOMS[node.atom].refusals.get("cvxpy", "it has no lowering")
             raise RouteError("E125", f"cvxpy cannot take {node.atom}: {reason}", at=node.loc)

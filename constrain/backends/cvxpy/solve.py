@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import torch
 
+from constrain.backends.cvxpy.declared import without_lowering
 from constrain.backends.cvxpy.package import cp
 from constrain.errors import RouteError
 from constrain.language import nodes as n
@@ -161,6 +162,9 @@ def support(program: Program, facts: Facts) -> Support:
     """Whether the sample-average program is convex, of a size within reach, and has an installed solver."""
     if not facts.convex:
         return Support(False, facts.certificate)
+    unwritten = without_lowering(program)
+    if unwritten is not None:
+        return Support(False, f"{unwritten} is convex by its declaration, which has no cvxpy=")
     streamed = next((data for data in program.populations if data.streamed), None)
     if streamed is not None:
         return Support(False, f"the sample {streamed.name} streams from a loader: there is no table")

@@ -11,6 +11,7 @@ import torch
 from constrain.analysis.fact import is_square
 from constrain.analysis.models import affine_model, refusal_of, trainable
 from constrain.backends.pyomo.atoms import LOWERINGS, Arguments
+from constrain.backends.pyomo.declared import lowering_of
 from constrain.backends.pyomo.integers import Pieces
 from constrain.backends.pyomo.package import pyo
 from constrain.backends.pyomo.term import Space, combine, lifted, mapped, mapped_all, squared_rows
@@ -173,12 +174,14 @@ class Lowerer:
                 return self._moment(node)
             case n.Indicator():
                 return self._event(node.event, self._sides.get(id(node), 0))
-            case n.Apply(atom=atom) if atom in LOWERINGS:
+            case n.Apply(atom=atom) if atom in LOWERINGS or lowering_of(node) is not None:
                 values = tuple(self._lowered[x] for x in node.args)
                 numbers = tuple(self.constants.array(x) if self.fixed(x) else None for x in node.args)
                 leads = tuple(type_of(x).lead for x in node.args)
                 side = self._sides.get(id(node), 0)
-                return lifted(LOWERINGS[atom](Arguments(node, values, numbers, leads, side, self.pieces)))
+                lowering = LOWERINGS.get(atom) or lowering_of(node)
+                assert lowering is not None  # of the case
+                return lifted(lowering(Arguments(node, values, numbers, leads, side, self.pieces)))
             case n.Apply(atom=atom):
                 reason = ATOMS[atom].refusals.get("pyomo", "it has no lowering")
                 raise RouteError("E125", f"pyomo cannot take {atom}: {reason}", at=node.loc)

@@ -19,6 +19,7 @@ from constrain.analysis.models import refusal_of
 from constrain.backends.pyomo.atoms import LOWERINGS
 from constrain.backends.pyomo.bounds import lower_bound
 from constrain.backends.pyomo.build import Built, build
+from constrain.backends.pyomo.declared import refusal_of_declared
 from constrain.backends.pyomo.engines import LINEAR, Outcome, label, nonlinear_engine, run
 from constrain.backends.pyomo.expressions import moving, sides
 from constrain.backends.pyomo.outer import outer_approximation, solve_fixed
@@ -26,6 +27,7 @@ from constrain.backends.pyomo.package import pyo
 from constrain.backends.pyomo.term import Term
 from constrain.errors import ConstrainError, RouteError
 from constrain.language import nodes as n
+from constrain.language.atoms import ATOMS
 from constrain.language.types import type_of
 from constrain.runtime.result import RawResult
 
@@ -166,7 +168,10 @@ def _refusal(program: Program) -> str | None:
             if node.model.frozen or any(moving(x, memo) for x in node.args):
                 return f"the model {node.model.name} is applied to decisions: a network is no closed formula"
         elif isinstance(node, n.Apply):
-            if node.atom not in LOWERINGS:
+            own = refusal_of_declared(node)
+            if own is not None:
+                return own
+            if node.atom not in LOWERINGS and ATOMS[node.atom].declared is None:
                 return f"it has no form of {node.atom}"
         elif isinstance(node, (n.Gradient, n.Opaque)):
             what = "derivatives of models" if isinstance(node, n.Gradient) else node.path
