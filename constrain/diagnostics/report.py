@@ -20,7 +20,7 @@ from constrain.diagnostics.table import (
     wrapped,
 )
 from constrain.solution.records import Status
-from constrain.solution.storage import plain_dict
+from constrain.solution.storage import plain_dict, plain_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +32,7 @@ __all__ = [
     "constraint_rows",
     "evaluation_text",
     "finite",
+    "json_of",
     "json_report",
     "kkt_text",
     "listed",
@@ -395,6 +396,12 @@ def finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: finite(item) for key, item in cast("dict[str, Any]", value).items()}
     return [finite(item) for item in cast("list[Any]", value)] if isinstance(value, list) else value
+
+
+def json_of(records: dict[str, Any]) -> str:
+    """Records by name as JSON; the arrays of reports, NaN and infinity as text."""
+    plain = {name: plain_value(record, JSON_NUMBERS) for name, record in records.items()}
+    return json.dumps(finite(plain), indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def json_report(s: Solution) -> str:

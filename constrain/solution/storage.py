@@ -19,7 +19,7 @@ from constrain.solution import records
 if TYPE_CHECKING:
     from constrain.solution.answer import Solution
 
-__all__ = ["SCHEMA", "plain_dict", "save"]
+__all__ = ["SCHEMA", "plain_dict", "plain_value", "save"]
 
 SCHEMA = 1
 """Version of the layout of `solution.json`."""
@@ -99,20 +99,21 @@ def save(solution: Solution, folder: str | Path) -> Path:
     return target
 
 
-def _plain(value: Any, limit: int | None) -> Any:
+def plain_value(value: Any, limit: int | None) -> Any:
+    """A record as dictionaries, lists, numbers and text; larger arrays than `limit` by their size."""
     if isinstance(value, (np.ndarray, np.generic)):
         array = cast("np.ndarray[Any, Any]", value)
         if limit is not None and array.size > limit:
             return {"left_out": int(array.size)}
-        return _plain(array.tolist(), limit)
+        return plain_value(array.tolist(), limit)
     if is_dataclass(value):
-        found = {f.name: _plain(getattr(value, f.name), limit) for f in fields(value)}
+        found = {f.name: plain_value(getattr(value, f.name), limit) for f in fields(value)}
         summary = getattr(value, "summary", None)
-        return found if summary is None else found | {"summary": _plain(summary, limit)}
+        return found if summary is None else found | {"summary": plain_value(summary, limit)}
     if isinstance(value, dict):
-        return {str(key): _plain(item, limit) for key, item in cast("dict[Any, Any]", value).items()}
+        return {str(key): plain_value(item, limit) for key, item in cast("dict[Any, Any]", value).items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item, limit) for item in cast("list[Any]", value)]
+        return [plain_value(item, limit) for item in cast("list[Any]", value)]
     return str(value) if isinstance(value, records.Status) else value
 
 
@@ -125,4 +126,4 @@ def plain_dict(solution: Solution, limit: int | None = None) -> dict[str, Any]:
     """
     skipped = (*_SKIPPED, "variables", "weights", "hidden")
     kept = [f.name for f in fields(solution) if f.name not in skipped]
-    return {name: _plain(getattr(solution, name), limit) for name in kept}
+    return {name: plain_value(getattr(solution, name), limit) for name in kept}
