@@ -11,6 +11,9 @@ from constrain._lazy import backend
 from constrain.diagnostics.alive import rebind
 from constrain.diagnostics.judge import Facts as JudgeFacts
 from constrain.diagnostics.judge import build_solution
+from constrain.driver.checkpoints import checkpoints_of, places, refuse_without_steps
+from constrain.driver.infeasible import with_conflict
+from constrain.driver.installed import backend_options, installed_backend, installed_solver
 from constrain.driver.options import check_options, check_parameters, check_start, check_starts
 from constrain.driver.polish import polish as finish
 from constrain.driver.routes import choose, make_solver, routes
@@ -19,17 +22,20 @@ from constrain.errors import ConstrainError, ModelingError, RouteError
 from constrain.language.data import suggest
 from constrain.lowering.classify import Facts, classify
 from constrain.runtime.decisions import precision
-from constrain.solvers.progress import Silent, TerminalProgress
+from constrain.solution import Status
+from constrain.solvers.progress import Silent, TerminalProgress, Watched
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from constrain.language.data import Data
     from constrain.language.problem import Problem
     from constrain.lowering.program import Program
     from constrain.runtime.result import RawResult
     from constrain.solution import Solution
-    from constrain.solvers.progress import Progress
+    from constrain.solvers.checkpoint import Checkpoint
+    from constrain.solvers.progress import Progress, Round
 
 __all__ = ["solve"]
 
@@ -56,6 +62,9 @@ def solve(  # noqa: PLR0913  # the public options
     device: Any = None,
     progress: bool = True,
     polish: bool = False,
+    checkpoint: Checkpoint | str | Path | None = None,
+    resume: bool | str | Path | None = None,
+    callback: Callable[[Round], Any] | Sequence[Callable[[Round], Any]] | None = None,
     **options: Any,
 ) -> Solution:
     """Solves a problem and judges the result.
@@ -81,6 +90,12 @@ def solve(  # noqa: PLR0913  # the public options
         progress: show a progress bar on standard error.
         polish: after minibatch training, continue on the full data with the multipliers that it found, by
             Newton's method where that can take the problem; full-data methods need none.
+        checkpoint: file in which the run is stored every 30 seconds, so that another process can continue it
+            bit by bit; another interval by `Checkpoint(path, steps=..., seconds=...)` of
+            `constrain.solvers.checkpoint`. For `"lagrangian"`, `"augmented"` and `"cooper"`.
+        resume: the checkpoint to continue from; True for that of `checkpoint=`, if the file exists.
+        callback: called with a `Round` after every epoch (or outer step), or several such functions; the run
+            stops when one returns True. Methods without rounds (`"cvxpy"`, `"pyomo"`) never call it.
         options: options of the method, e.g. `lr=`, `optimizer=` of `"lagrangian"`, `solver="SCS"` of
             `"cvxpy"`.
 
@@ -88,11 +103,16 @@ def solve(  # noqa: PLR0913  # the public options
         A `Solution`; a run that is interrupted returns its best iterate.
 
     Raises:
-        ModelingError: the problem has no meaning, or an option is unknown (E141).
+        ModelingError: the problem has no meaning, an option is unknown (E141), or a checkpoint does not exist
+            (E185), belongs to another problem (E186) or was asked of a method without steps (E187).
         DataError: the data cannot be used (E124 and others).
         RouteError: E125, the method cannot take the problem; the message says why.
     """
-    request = _Request(data, holdout, params, seed, time_limit, tolerance, device, progress, polish)
+    to, source = places(checkpoint, resume)
+    callbacks = () if callback is None else (callback,) if callable(callback) else tuple(callback)
+    request = _Request(
+        data, holdout, params, seed, time_limit, tolerance, device, progress, polish, to, source, callbacks
+    )
     return _dispatch(problem, method, request, start, {"batch": batch, "epochs": epochs, **options})
 
 
@@ -109,6 +129,9 @@ class _Request:
     device: Any
     progress: bool
     polish: bool = False
+    checkpoint: Checkpoint | None = None
+    resume: Path | None = None
+    callbacks: tuple[Callable[[Round], Any], ...] = ()
 
 
 def _dispatch(
@@ -124,6 +147,10 @@ def _dispatch(
     check_parameters(program, request.params)
     check_starts(program)
     facts = classify(program)
+    own = installed_backend(method)
+    solver = None if own is not None else installed_solver(method, asked, request.seed)
+    if solver is not None:
+        method, asked = solver, {"batch": None, "epochs": None}
     if method in ("newton", "augmented", "lagrangian", "cooper"):
         refusal = next(r for r in routes(program, facts) if r.method == method)
         if not refusal.open:
@@ -138,6 +165,9 @@ def _dispatch(
     run = _Run(program, facts, f"{name}: {why}", request, tolerance)
     multipliers = _start(start)
     check_start(program, multipliers)
+    refuse_without_steps(name, request.checkpoint, request.resume)
+    if own is not None:
+        return run.installed(name, own, asked)
     if chosen in ("cvxpy", "pyomo"):
         return run.exact(chosen, asked, supported=method == "auto")
     if chosen == "cooper":
@@ -174,6 +204,7 @@ class _Run:
         self.progress = request.progress
         self.polish = request.polish
         self.asked = request.tolerance
+        self.request = request
 
     # --------------------------------------------------------------------------------------- routes
     def exact(self, method: str, options: Mapping[str, Any], *, supported: bool) -> Solution:
@@ -193,7 +224,20 @@ class _Run:
             raise RouteError(
                 "E125", f"{method} cannot take the problem: {answer.reason}", fix='solve(method="auto")'
             )
-        allowed = ("solver", "options", "verbose")
+        return self._whole(method, package, options, ("solver", "options", "verbose"))
+
+    def installed(self, method: str, package: Any, options: Mapping[str, Any]) -> Solution:
+        """The program of all rows by a backend that another package registered."""
+        answer = package.support(self.program, self.facts)
+        if not answer.ok:
+            text = f"{method} cannot take the problem: {answer.reason}"
+            raise RouteError("E125", text, fix='solve(method="auto")')
+        return self._whole(method, package, options, backend_options(package))
+
+    def _whole(
+        self, method: str, package: Any, options: Mapping[str, Any], allowed: tuple[str, ...]
+    ) -> Solution:
+        """Builds, solves and judges; the package was asked whether it takes the program."""
         given = {k: v for k, v in options.items() if v is not None}
         unknown = sorted(set(given) - set(allowed))
         if unknown:
@@ -201,7 +245,7 @@ class _Run:
             raise ModelingError(
                 "E141",
                 f"method {method!r} has no option {unknown[0]!r}{hint}",
-                fix=f"one of {', '.join(allowed)}",
+                fix=f"one of {', '.join(allowed)}" if allowed else f"solve({method!r})",
             )
         replaced = None
         if self.data is not None:
@@ -292,6 +336,9 @@ class _Run:
     def _with(
         self, bar: Progress, solver: Any, setup: Setup, multipliers: Mapping[str, Any] | None
     ) -> RawResult:
+        request = self.request
+        stored = checkpoints_of(setup.evaluator, solver, request.checkpoint, request.resume)
+        bar = Watched(bar, request.callbacks, stored)
         try:
             return solver.solve(  # type: ignore[no-any-return]
                 setup.evaluator, progress=bar, multipliers=multipliers, time_limit=self.time_limit
@@ -302,7 +349,7 @@ class _Run:
     def _judge(self, setup: Setup, raw: RawResult, options: Mapping[str, Any]) -> Solution:
         facts = JudgeFacts(self.facts.convex and not self.facts.integer, self.facts.problem_class, self.route)
         setup.decisions.write_back()
-        return build_solution(
+        solution = build_solution(
             self.program,
             setup.evaluator,
             setup.decisions,
@@ -313,6 +360,9 @@ class _Run:
             seed=self.seed,
             options={k: v for k, v in options.items() if v is not None},
         )
+        if solution.status in (Status.INFEASIBLE, Status.LIKELY_INFEASIBLE):
+            return with_conflict(solution, self.program.problem, self.data, self.params)
+        return solution
 
 
 def _options_of(solver: Any) -> dict[str, Any]:

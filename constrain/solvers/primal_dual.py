@@ -143,6 +143,7 @@ class _Training:
         self.total = max(self.epochs * self.sampler.per_epoch, 1)
         self.schedule = half_cosine(self.optimizer, self.total)
         self.rate = RATE / math.sqrt(self.total) if options.rate is None else options.rate
+        self.after_step: Callable[[], None] = lambda: None
 
     @property
     def solver(self) -> str:
@@ -175,8 +176,8 @@ class _Training:
         return {key: torch.full_like(values, 1 / total) for key, values in shapes.items()}
 
     def epoch(self, epoch: int) -> None:
-        """One pass over the largest sample."""
-        for _ in range(self.sampler.per_epoch):
+        """One pass over the largest sample, or what is left of it."""
+        for _ in range(self.steps - epoch * self.sampler.per_epoch, self.sampler.per_epoch):
             loss = self.lagrangian(self.sampler.draw())
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -192,6 +193,7 @@ class _Training:
             self.steps += 1
             if self.options.refresh is not None and self.steps % self.options.refresh == 0:
                 self.lagrangian.refresh()
+            self.after_step()
         self.evaluator.refresh_scales()
         if epoch < 4 or epoch % 4 == 0:
             self.lagrangian.calibrate(self.generator)

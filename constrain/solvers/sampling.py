@@ -111,7 +111,7 @@ class _Cycle:
     """Positions of some rows, shuffled again whenever they are used up."""
 
     def __init__(self, positions: Tensor, generator: torch.Generator) -> None:
-        self.positions: Tensor = positions
+        self.positions = positions.clone()
         self.generator = generator
         self.place = len(positions)
 
@@ -248,6 +248,7 @@ class BatchSampler:
         per_epoch: steps per pass over the sample with the most batches; 100 without data, and for continuous
             populations.
         sizes: rows per batch, by sample name.
+        last: the batch that was drawn last, by sample name.
     """
 
     def __init__(
@@ -272,6 +273,7 @@ class BatchSampler:
             math.ceil(p.rows / self.sizes[name]) for name, p in populations.items() if name not in drawn
         ]
         self.per_epoch = max(passes, default=100)
+        self.last: dict[str, Rows] = {}
         self._sources: dict[str, _Shuffled | _Halved | _Stratified | _Fresh] = {}
         for name, population in populations.items():
             size = self.sizes[name]
@@ -286,4 +288,5 @@ class BatchSampler:
 
     def draw(self) -> dict[str, Rows]:
         """The next batch of every sample."""
-        return {name: source.draw() for name, source in self._sources.items()}
+        self.last = {name: source.draw() for name, source in self._sources.items()}
+        return self.last

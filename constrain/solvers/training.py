@@ -10,27 +10,60 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from constrain.runtime.result import Ending, RawResult
 from constrain.runtime.slacks import Slacks
+from constrain.solvers.checkpoint import Terminated
+from constrain.solvers.finite import (
+    NotFinite,
+    batch_culprit,
+    decision_culprit,
+    judged_culprit,
+    multiplier_culprit,
+    sound,
+)
+from constrain.solvers.progress import Stopped, Watched
+from constrain.solvers.state import (
+    evaluator_state,
+    random_state,
+    restore,
+    restore_evaluator,
+    set_random,
+    state,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from constrain.runtime.evaluator import Evaluator
+    from constrain.solvers.checkpoint import Checkpoints
     from constrain.solvers.progress import Progress
 
-__all__ = ["IterateJudge", "Method", "default_optimizer", "epochs_or_default", "half_cosine", "train"]
+__all__ = [
+    "IterateJudge",
+    "Method",
+    "Stepwise",
+    "default_optimizer",
+    "epochs_or_default",
+    "half_cosine",
+    "train",
+]
 
 DEFAULT_EPOCHS = 40
 LEAST_STEPS = 3000
 """Epochs when none are asked for, and the steps they come to at least."""
 SHOWN_ENTRIES = 16
 """Largest number of multipliers of one part that the history records one by one."""
+
+
+CHECKED_STEPS = 64
+"""Steps after which decisions and multipliers are looked at whether they are finite."""
+GOOD_STEPS = 256
+"""Steps after which a good state is remembered in the place of the one before."""
 
 
 class Method(Protocol):
@@ -62,6 +95,16 @@ class Method(Protocol):
     def observe(self, residuals: Mapping[int, Tensor], moments: list[Tensor]) -> None:
         """Is told the exact residuals (by part position) and averages on the full data after every epoch."""
         ...
+
+
+@runtime_checkable
+class Stepwise(Protocol):
+    """A method that can be stored after every step, not only after every epoch.
+
+    It calls `after_step` at the end of each one, and continues an epoch after the steps that it has made.
+    """
+
+    after_step: Callable[[], None]
 
 
 def epochs_or_default(epochs: int | None, per_epoch: int) -> int:
@@ -145,6 +188,7 @@ class IterateJudge:
                 exact[i] = residual
             over = residual.abs() if part.kind == "==" else residual.clamp(min=0)
             worst = float(over.amax()) if over.numel() else 0.0
+            worst = math.inf if math.isnan(worst) else worst
             violation = max(violation, worst)
             self.found = self.evaluator.program.feasibility and violation == 0.0
             scaled = max(scaled, worst / method.spreads.get(part.key, 1.0))
@@ -158,7 +202,7 @@ class IterateJudge:
         self.history.append({**row, "violation": violation, **self._entries(exact, multipliers)})
 
     def _keep(self, epoch: int, objective: float, scaled: float) -> None:
-        if not math.isfinite(objective):
+        if not (math.isfinite(objective) and math.isfinite(scaled)):
             return
         rank = (0, objective) if scaled <= self.tolerance else (1, scaled)
         if 3 * (epoch + 1) < self.epochs and not self.found:
@@ -177,11 +221,153 @@ class IterateJudge:
                     row[f"multiplier:{part.key}{suffix}"] = float(value.reshape(-1)[j])
         return row
 
+    def state_dict(self) -> dict[str, Any]:
+        """The best iterate, the history, and the sums of the late multipliers."""
+        kept = None if self.kept is None else (list(self.kept.rank), self.kept.state, self.kept.epoch)
+        return {
+            "kept": kept,
+            "history": self.history,
+            "found": self.found,
+            "tail": self._tail,
+            "count": self._tail_count,
+        }
+
+    def load_state_dict(self, stored: Mapping[str, Any]) -> None:
+        """Puts them back; they are the judge's own from then on."""
+        self.kept = None
+        device = self.evaluator.device
+        if stored["kept"] is not None:
+            (first, second), values, epoch = stored["kept"]
+            self.kept = _Kept((first, second), {k: v.to(device) for k, v in values.items()}, epoch)
+        self.history = stored["history"]
+        self.found = stored["found"]
+        self._tail = {key: value.to(device) for key, value in stored["tail"].items()}
+        self._tail_count = stored["count"]
+
     def averaged(self, method: Method) -> dict[str, Any]:
         """Multipliers averaged over the last third, as arrays; current ones if a run ended before."""
         if not self._tail:
             return {key: value.cpu().numpy() for key, value in method.multipliers().items()}
         return {key: (value / self._tail_count).cpu().numpy() for key, value in self._tail.items()}
+
+
+class _Run:
+    """One run: where it is, its last good state, and its checkpoints."""
+
+    def __init__(self, method: Method, judge: IterateJudge, checkpoints: Checkpoints | None) -> None:
+        self.method = method
+        self.judge = judge
+        self.evaluator = judge.evaluator
+        self.checkpoints = checkpoints
+        self.epoch = 0
+        self.started = time.perf_counter()
+        self._replaying = False
+        if isinstance(method, Stepwise):
+            method.after_step = self._after_step
+
+    # ------------------------------------------------------------------------------------------ state
+    def state(self) -> dict[str, Any]:
+        """Copies of everything that the next step depends on."""
+        return {
+            "epoch": self.epoch,
+            "seconds": time.perf_counter() - self.started,
+            "objects": state(self.method, self.judge),
+            "random": random_state(),
+            **evaluator_state(self.evaluator),
+        }
+
+    def restore(self, stored: Mapping[str, Any]) -> None:
+        """Continues from a state."""
+        self.epoch = stored["epoch"]
+        restore_evaluator(stored, self.evaluator)
+        restore(stored["objects"], self.method, self.judge)
+        set_random(stored["random"])
+
+    def begin(self, started: float) -> None:
+        """The start of the run, or what a checkpoint continues."""
+        self.started = started
+        if self.checkpoints is not None and self.checkpoints.resumed is not None:
+            stored = self.checkpoints.resumed
+            self.restore(stored)
+            self.started = time.perf_counter() - stored["seconds"]
+        self._good, self._good_step, self._checked = self.state(), self.method.steps, self.method.steps
+
+    # ------------------------------------------------------------------------------------------ steps
+    def advance(self) -> None:
+        """One epoch, and its judgment.
+
+        Raises:
+            NotFinite: when something is NaN or infinite.
+        """
+        self.method.epoch(self.epoch)
+        residuals, moments = self.judge.judge(self.epoch, self.method)
+        row = self.judge.history[-1]
+        if not (math.isfinite(row["objective"]) and math.isfinite(row["violation"])):
+            raise NotFinite(f"{judged_culprit(self.evaluator)} on the full data", self._after)
+        self.method.observe(residuals, moments)
+        self.epoch += 1
+        self._check()
+        self._store()
+
+    def _after_step(self) -> None:
+        if self._replaying or self.method.steps - self._checked >= CHECKED_STEPS:
+            self._check()
+        self._store()
+
+    def _store(self) -> None:
+        if self.checkpoints is not None and not self._replaying and self.checkpoints.due(self.method.steps):
+            self.checkpoints.save(self.method.steps, self.state)
+
+    def _check(self) -> None:
+        """Looks at decisions and multipliers, and remembers a good state now and then."""
+        multipliers = self.method.multipliers()
+        if not sound(self.evaluator, multipliers):
+            decisions = decision_culprit(self.evaluator, gradients=False)
+            what = decisions or f"the multiplier of {multiplier_culprit(multipliers)}"
+            raise NotFinite(what, self._after)
+        self._checked = self.method.steps
+        if not self._replaying and self._checked - self._good_step >= GOOD_STEPS:
+            self._good, self._good_step = self.state(), self._checked
+
+    # ------------------------------------------------------------------------------- what is not finite
+    def explain(self, found: NotFinite) -> str:
+        """Repeats the steps since the last good state one by one until the culprit shows; goes back there."""
+        history, epoch = self.judge.history, self.epoch
+        optimizers = [x for x in vars(self.method).values() if isinstance(x, torch.optim.Optimizer)]
+        hooks = [optimizer.register_step_pre_hook(self._before_step) for optimizer in optimizers]
+        self._replaying = True
+        try:
+            self.restore(self._good)
+            while self.epoch <= epoch:
+                self.advance()
+        except NotFinite as repeated:
+            found = repeated
+        finally:
+            self._replaying = False
+            for hook in hooks:
+                hook.remove()
+            self.restore(self._good)
+            self.judge.history = history
+        return f"not finite {found.where}: {found}"
+
+    @property
+    def _after(self) -> str:
+        """Where the run is, in words."""
+        return f"after step {self.method.steps} (epoch {self.epoch + 1})"
+
+    def _before_step(self, *_: Any) -> None:
+        """Refuses gradients that are not finite, before they reach the decisions."""
+        decisions = decision_culprit(self.evaluator, gradients=True)
+        if not decisions:
+            return
+        batch = getattr(getattr(self.method, "sampler", None), "last", None)
+        lagrangian = getattr(self.method, "lagrangian", None)
+        term = ""
+        if batch and lagrangian is not None:
+            with torch.enable_grad():
+                term = batch_culprit(lagrangian, batch)
+        what = f"{term}; it reaches {decisions}" if term else f"the gradient in {decisions}"
+        raise NotFinite(what, f"in step {self.method.steps + 1} (epoch {self.epoch + 1})")
 
 
 def train(
@@ -197,32 +383,54 @@ def train(
     Args:
         method: makes the steps.
         judge: of iterates; its `epochs` are run.
-        progress: is told every record of the history.
+        progress: is told every record of the history; a `Watched` one brings checkpoints.
         started: `time.perf_counter()` at the start of the run.
-        time_limit: in seconds, checked after every epoch.
+        time_limit: in seconds of all processes of the run, checked after every epoch.
     """
-    ending: Ending = "limit"
-    message = f"{judge.epochs} epochs"
-    try:
-        for epoch in range(judge.epochs):
-            method.epoch(epoch)
-            method.observe(*judge.judge(epoch, method))
-            progress.update(epoch + 1, judge.epochs, judge.history[-1])
-            if not math.isfinite(judge.history[-1]["objective"]):
-                ending, message = "diverged", f"the objective is not finite in epoch {epoch + 1}"
-                break
-            if judge.found:
-                ending, message = "converged", f"every constraint holds after {epoch + 1} epochs"
-                break
-            if time_limit is not None and time.perf_counter() - started > time_limit:
-                message = f"time limit after {epoch + 1} epochs"
-                break
-    except KeyboardInterrupt:
-        ending, message = "interrupted", "stopped by the user; the best iterate is returned"
+    checkpoints = progress.checkpoints if isinstance(progress, Watched) else None
+    run = _Run(method, judge, checkpoints)
+    ending, message = _ending(run, progress, started, time_limit)
     if judge.kept is not None:
         judge.evaluator.decisions.restore(judge.kept.state)
         message += f"; iterate of epoch {judge.kept.epoch} kept"
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - run.started
     return RawResult(
         ending, judge.averaged(method), method.solver, seconds, method.steps, judge.history, message=message
     )
+
+
+def _ending(run: _Run, progress: Progress, started: float, time_limit: float | None) -> tuple[Ending, str]:
+    """Runs the epochs and says why they ended."""
+    try:
+        if run.checkpoints is not None:
+            run.checkpoints.listen()
+        run.begin(started)
+        try:
+            found = _epochs(run, progress, time_limit)
+        except NotFinite as broken:
+            return "diverged", run.explain(broken)
+        if run.checkpoints is not None:
+            run.checkpoints.save(run.method.steps, run.state)
+        return found
+    except Terminated:
+        return "interrupted", "stopped by SIGTERM, with a checkpoint; the best iterate is returned"
+    except Stopped:
+        return "interrupted", "stopped by a callback; the best iterate is returned"
+    except KeyboardInterrupt:
+        return "interrupted", "stopped by the user; the best iterate is returned"
+    finally:
+        if run.checkpoints is not None:
+            run.checkpoints.close()
+
+
+def _epochs(run: _Run, progress: Progress, time_limit: float | None) -> tuple[Ending, str]:
+    judge = run.judge
+    while True:
+        if judge.found:
+            return "converged", f"every constraint holds after {run.epoch} epochs"
+        if run.epoch == judge.epochs:
+            return "limit", f"{judge.epochs} epochs"
+        if run.epoch and time_limit is not None and time.perf_counter() - run.started > time_limit:
+            return "limit", f"time limit after {run.epoch} epochs"
+        run.advance()
+        progress.update(run.epoch, judge.epochs, judge.history[-1])
