@@ -57,7 +57,7 @@ class Declared:
         smooth: whether second derivatives exist everywhere on the domain.
         lowerings: backend name to the function that writes it in that backend.
         latex: how it is typeset, empty for its name.
-        origin: module and name of the torch function.
+        origin: file of the declaration.
     """
 
     function: Callable[..., Any]

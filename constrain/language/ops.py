@@ -22,7 +22,6 @@ from constrain.language.location import here
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from constrain.language import nodes as n
     from constrain.language.atoms import Curvature, Monotone, Shape, ShapeRule, Sign
 
 __all__ = ["Op", "known", "op"]
@@ -57,7 +56,7 @@ class Op:
         """The record of the function table."""
         return ATOMS[self.name]
 
-    def __call__(self, *args: Any, **options: n.Scalar | str) -> Expr:
+    def __call__(self, *args: Any, **options: Any) -> Expr:
         """Records the function of some arguments.
 
         Raises:
@@ -149,7 +148,7 @@ def op(  # noqa: PLR0913  # one argument per property
             smooth=bool(smooth),
             lowerings=_lowerings(name, cvxpy, pyomo),
             latex=latex,
-            origin=f"{getattr(torch, '__module__', '')}:{getattr(torch, '__qualname__', name)}",
+            origin=str(getattr(here(), "filename", "")),
         ),
     )
     _consistent(record, cast("str", sign))

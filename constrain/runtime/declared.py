@@ -7,7 +7,7 @@ it does not prove right ones: a function that bends the other way on a tiny set 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -59,9 +59,10 @@ def call(name: str, *args: Tensor, lead: Sequence[int], **options: Any) -> Tenso
     assert declared is not None  # the code was generated for a declared function
     shapes = aligned_shapes(declared, [tuple(a.shape) for a in args], lead)
     loops = [s[: len(s) - len(core)] for s, core in zip(shapes, declared.core, strict=True)]
-    loop = torch.broadcast_shapes(*loops)
+    loop = np.broadcast_shapes(*loops)
     given = [
-        a.reshape(s).expand(*loop, *s[len(own) :]) for a, s, own in zip(args, shapes, loops, strict=True)
+        torch.broadcast_to(a.reshape(s), (*loop, *s[len(own) :]))
+        for a, s, own in zip(args, shapes, loops, strict=True)
     ]
     return declared.function(*given, **options)
 
@@ -132,7 +133,7 @@ class _Trial:
 
 
 def _number(x: Tensor) -> str:
-    listed = [f"{v:.4g}" for v in x.detach().reshape(-1).tolist()]
+    listed = [f"{v:.4g}" for v in cast("list[float]", x.detach().reshape(-1).tolist())]
     text = ", ".join(listed[:4]) + (", ..." if len(listed) > 4 else "")
     return text if x.ndim == 0 else f"[{text}]"
 
@@ -293,6 +294,10 @@ def _gradients(trial: _Trial) -> None:
         )
 
 
+def _length(vectors: Tensor) -> Tensor:
+    return torch.sqrt((vectors**2).sum(1))
+
+
 def _kinks(trial: _Trial) -> None:
     """Looks for a jump of the gradient on random segments; bisection keeps the half that jumps more."""
     first, second = trial.points(), trial.points()
@@ -305,14 +310,14 @@ def _kinks(trial: _Trial) -> None:
         return torch.cat([g.reshape(POINTS, -1) for g in found], 1)
 
     at_low, at_high = slope(low), slope(high)
-    whole = (at_high - at_low).norm(dim=1)
+    whole = _length(at_high - at_low)
     for _ in range(45):
         middle = (low + high) / 2
         at_middle = slope(middle)
-        left = ((at_middle - at_low).norm(dim=1) >= (at_high - at_middle).norm(dim=1)).unsqueeze(1)
+        left = (_length(at_middle - at_low) >= _length(at_high - at_middle)).unsqueeze(1)
         low, high = torch.where(left[:, 0], low, middle), torch.where(left[:, 0], middle, high)
         at_low, at_high = torch.where(left, at_low, at_middle), torch.where(left, at_middle, at_high)
-    jump = (at_high - at_low).norm(dim=1)
+    jump = _length(at_high - at_low)
     wrong = jump > 1e-3 * whole + 1e-9
     if bool(wrong.any()):
         k = int(wrong.nonzero()[0])

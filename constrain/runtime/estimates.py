@@ -402,9 +402,11 @@ class Estimator(nn.Module):
     ) -> Sequence[Tensor | None]:
         """By an estimator of another package: a function of phi, the batch means and the running averages."""
         center = [u.to(m.dtype) for u, m in zip(self.running(mode), means, strict=True)]
-        return plugins.load("estimators", kind)(
-            lambda moments: self.evaluator.roots(list(moments), mode, places), means, center
-        )
+
+        def phi(moments: Sequence[Tensor]) -> Sequence[Tensor | None]:
+            return self.evaluator.roots(moments, mode, places)
+
+        return plugins.load("estimators", kind)(phi, means, center)
 
     # ---------------------------------------------------------------------------------- running state
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
