@@ -10,7 +10,6 @@ import numpy as np
 
 from constrain._lazy import language, language_printing
 from constrain.driver.exports import evaluate
-from constrain.driver.options import named
 from constrain.driver.run import solve
 from constrain.errors import ModelingError
 from constrain.language.data import suggest
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["pareto", "path"]
 
 
-@named
 def path(
     problem: Problem,
     parameter: Any,
@@ -72,7 +70,6 @@ def path(
     return _record(symbol.name, places, [found[value] for value in places])
 
 
-@named
 def pareto(
     problem: Problem, second: Any, *, count: int = 9, method: Any = "auto", **options: Any
 ) -> ParetoFront:

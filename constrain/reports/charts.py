@@ -6,6 +6,7 @@ Colors are classes of the page's style sheet, so that a drawing follows light an
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,7 @@ def scale_of(bars: Sequence[Bar]) -> tuple[float, float]:
         return 0.0, 1.0
     low, high = min(numbers), max(numbers)
     room = 0.12 * (high - low) or 0.5 * max(abs(low), 1e-9)
-    return low - room, high + room
+    return max(low - room, -sys.float_info.max), min(high + room, sys.float_info.max)
 
 
 def interval_bar(bar: Bar, scale: tuple[float, float], label: str) -> Markup:
@@ -73,7 +74,8 @@ def interval_bar(bar: Bar, scale: tuple[float, float], label: str) -> Markup:
     middle = high / 2
 
     def x(value: float) -> float:
-        place = (value - scale[0]) / (scale[1] - scale[0]) if scale[1] > scale[0] else 0.5
+        span = scale[1] / 2 - scale[0] / 2  # halves, since the difference of large numbers overflows
+        place = (value / 2 - scale[0] / 2) / span if span > 0 else 0.5
         return 2 + (wide - 4) * min(max(place, 0.0), 1.0)
 
     low, up = bar.bounds

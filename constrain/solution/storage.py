@@ -108,6 +108,8 @@ def plain_value(value: Any, limit: int | None) -> Any:
         return plain_value(array.tolist(), limit)
     if is_dataclass(value):
         found = {f.name: plain_value(getattr(value, f.name), limit) for f in fields(value)}
+        if "duals" in found:  # of a constraint
+            found["multiplier"], found["shadow_price"] = found.pop("duals") or (None, None)
         summary = getattr(value, "summary", None)
         return found if summary is None else found | {"summary": plain_value(summary, limit)}
     if isinstance(value, dict):

@@ -79,9 +79,11 @@ class Browser:
         kinds = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
         return [e["params"] for e in self.events if e.get("method") in kinds]
 
-    def picture(self):
-        """The whole page as a PNG."""
-        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+    def picture(self, scale=1.0):
+        """The whole page as a PNG, as large as it is or smaller."""
+        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
+        clip = {**size, "scale": scale}
+        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
         return base64.b64decode(shot["data"])
 
 
