@@ -2,7 +2,7 @@
 
 For the author of a solver or backend:
 
-    from constrain.testing import check, known_problems
+    from constrain.testing import FULL_DATA, check, known_problems
 
     for known in known_problems():
         for finding in check(known, MySolver(), expected=FULL_DATA):
