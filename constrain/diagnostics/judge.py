@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from constrain.runtime.evaluator import Evaluator
     from constrain.runtime.result import RawResult
 
-__all__ = ["Facts", "build_solution", "judge_status"]
+__all__ = ["Facts", "build_solution", "judge_status", "statistical"]
 
 
 # ------------------------------------------------------------------------------------------- status
@@ -153,7 +153,7 @@ def build_solution(  # noqa: PLR0913  # one record of everything
         hidden=attached.hidden,
         multipliers=multipliers,
         history=History(raw.history),
-        warnings=(*doubt, *_of_run(program, raw, record, status, train, facts), *_statistical(constraints)),
+        warnings=(*doubt, *_of_run(program, raw, record, status, train, facts), *statistical(constraints)),
         provenance=provenance_of(attached, holdout, raw, facts, seed, options),
         bound=None if raw.bound is None else program.sign * raw.bound,
         message=raw.message,
@@ -299,7 +299,7 @@ def _of_run(
     return [*record.warnings, *course]
 
 
-def _statistical(constraints: Mapping[str, ConstraintResult]) -> list[Warn]:
+def statistical(constraints: Mapping[str, ConstraintResult]) -> list[Warn]:
     """C311: what the hold-out does not confirm."""
     found: list[Warn] = []
     for name, result in constraints.items():

@@ -289,6 +289,8 @@ def next_steps(s: Solution) -> list[str]:
         steps.append(f'solution["{s.record.worst if s.record.worst in s.names else s.names[0]}"].worst()')
     if s.names and not any(s[name].has_duals for name in s.names):
         steps.append("solution.kkt().fit")
+    if s.tightening is None and any(w.code in ("C311", "C312") for w in s.warnings):
+        steps.append('problem.solve(margin="auto")')
     if s.holdout is None and s.train.rows:
         steps.append("solution.evaluate(D_test)")
     steps.append("solution.kkt()")
@@ -341,6 +343,24 @@ def at_risk_text(s: Solution) -> str:
     return "; ".join(texts)
 
 
+def margin_lines(s: Solution) -> list[str]:
+    """By how much bounds were tightened, why, and what it costs."""
+    t = s.tightening
+    if t is None:
+        return []
+    sizes = ", ".join(f"{name} {number(t.largest(name))}" for name in t.margins)
+    how = "as given"
+    if t.errors:
+        count = "one number" if t.counted == 1 else f"{t.counted} numbers together"
+        how = f"one-sided {100 * t.confidence:g} % for {count}"
+        how += ", and the gap to the calibration sample" if t.gaps else ""
+    price = f"objective {number(t.objective, 6)} without, price {number(t.price)}"
+    if math.isfinite(t.expected):
+        price += f" (multipliers foresaw {number(t.expected)})"
+    skipped = [f"{name} has none: {why}" for name, why in t.skipped.items()]
+    return [f"bounds tightened by up to {sizes} ({how}); {price}", *skipped]
+
+
 def uncertified_lines(s: Solution) -> list[str]:
     """Why multipliers marked (?) are no prices."""
     return [
@@ -361,6 +381,8 @@ def text_report(s: Solution) -> str:
         lines += wrapped("rows", text)
     if at_risk := at_risk_text(s):
         lines += wrapped("tails", at_risk)
+    for text in margin_lines(s):
+        lines += wrapped("margin", text)
     first, second = _kkt_lines(s.record)
     lines += [*wrapped("KKT", first), *wrapped("", second)]
     for text in uncertified_lines(s):
@@ -382,6 +404,7 @@ def markdown_report(s: Solution) -> str:
         lines += ["", "## Rows", "", *(f"- {line}" for line in rows)]
     if at_risk := at_risk_text(s):
         lines += ["", f"- {at_risk}"]
+    lines += [f"- margin: {text}" for text in margin_lines(s)]
     lines += ["", "## KKT", "", *(f"- {line}" for line in _kkt_lines(s.record))]
     lines += [f"- multipliers {text}" for text in uncertified_lines(s)]
     if s.warnings:

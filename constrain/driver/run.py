@@ -14,6 +14,7 @@ from constrain.diagnostics.judge import build_solution
 from constrain.driver.checkpoints import checkpoints_of, places, refuse_without_steps
 from constrain.driver.infeasible import with_conflict
 from constrain.driver.installed import backend_options, installed_backend, installed_solver
+from constrain.driver.margins import solve_with_margin
 from constrain.driver.options import check_options, check_parameters, check_start, check_starts
 from constrain.driver.polish import polish as finish
 from constrain.driver.routes import choose, make_solver, routes
@@ -62,6 +63,7 @@ def solve(  # noqa: PLR0913  # the public options
     device: Any = None,
     progress: bool = True,
     polish: bool = False,
+    margin: Data | Mapping[str, float] | str | None = None,
     checkpoint: Checkpoint | str | Path | None = None,
     resume: bool | str | Path | None = None,
     callback: Callable[[Round], Any] | Sequence[Callable[[Round], Any]] | None = None,
@@ -90,6 +92,10 @@ def solve(  # noqa: PLR0913  # the public options
         progress: show a progress bar on standard error.
         polish: after minibatch training, continue on the full data with the multipliers that it found, by
             Newton's method where that can take the problem; full-data methods need none.
+        margin: tightens bounds and solves again from there, so that constraints hold beyond the sample:
+            `"auto"` (one-sided 95 % for all of them together, from standard errors of their residuals),
+            numbers by the name of the constraint, or a calibration sample, which adds the gap to it. The
+            result is judged against the bounds as written; `solution.tightening` has the price.
         checkpoint: file in which the run is stored every 30 seconds, so that another process can continue it
             bit by bit; another interval by `Checkpoint(path, steps=..., seconds=...)` of
             `constrain.solvers.checkpoint`. For `"lagrangian"`, `"augmented"` and `"cooper"`.
@@ -113,7 +119,13 @@ def solve(  # noqa: PLR0913  # the public options
     request = _Request(
         data, holdout, params, seed, time_limit, tolerance, device, progress, polish, to, source, callbacks
     )
-    return _dispatch(problem, method, request, start, {"batch": batch, "epochs": epochs, **options})
+
+    def once(asked: Problem, begin: Solution | Mapping[str, Any] | None) -> Solution:
+        return _dispatch(asked, method, request, begin, {"batch": batch, "epochs": epochs, **options})
+
+    if margin is None:
+        return once(problem, start)
+    return solve_with_margin(problem, margin, once, start, holdout=holdout, data=data, params=params)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from constrain.solution.constraint import ConstraintResult
     from constrain.solution.paths import ParametricPath
     from constrain.solution.records import KKT, Estimate, Number, Provenance, Sensitivity, Status, Warn
+    from constrain.solution.tightening import Tightening
 
 __all__ = ["Evaluation", "History", "Live", "Solution"]
 
@@ -157,6 +158,7 @@ class Solution:
         value_at_risk: the threshold of a `CVaR` in the objective, exact on the training data; a tuple when it
             has several, None without.
         paths: by parameter what `path` found; pages show them as a slider.
+        tightening: the margins of `solve(margin=...)` and their price; None without.
     """
 
     status: Status
@@ -178,6 +180,7 @@ class Solution:
     live: Live | None = field(default=None, repr=False, compare=False)
     value_at_risk: Number | tuple[Number, ...] | None = None
     paths: dict[str, ParametricPath] = field(default_factory=dict[str, "ParametricPath"])
+    tightening: Tightening | None = None
 
     # ---- constraints
     @property

@@ -16,6 +16,7 @@ from constrain.solution.constraint import ConstraintResult, PartResult
 from constrain.solution.paths import ParametricPath
 from constrain.solution.records import KKT, Estimate, Provenance, Status, Warn
 from constrain.solution.storage import SCHEMA
+from constrain.solution.tightening import Tightening
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +27,10 @@ __all__ = ["load"]
 
 _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
-    for kind in (KKT, Estimate, Provenance, Warn, ConstraintResult, PartResult, Evaluation, ParametricPath)
+    for kind in (
+        *(KKT, Estimate, Provenance, Warn, ConstraintResult, PartResult, Evaluation, ParametricPath),
+        Tightening,
+    )
 }
 
 
