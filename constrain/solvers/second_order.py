@@ -17,9 +17,12 @@ import torch
 
 from constrain.runtime.derivatives import linearize
 from constrain.runtime.result import Ending, RawResult
-from constrain.solvers.active import finish
+from constrain.solvers.active import finish, least_multipliers
 from constrain.solvers.interior import InteriorPoint, InteriorResult, interior_point
 from constrain.solvers.kinks import PREFIX, smoothed
+from constrain.solvers.records import entries_of
+from constrain.solvers.saddles import ESCAPES, SADDLE, points_below, way_down
+from constrain.solvers.starts import MOVE, RETRIES, inside_domain, nearby, pushed, stuck
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,6 +40,10 @@ __all__ = ["Newton", "Scaled"]
 _RESCALE = 10.0
 """Change of a gradient norm between start and end after which a run is repeated in the new units."""
 _ROUNDS = 4
+_BELOW = 1e-3
+"""First barrier parameter of a run that starts below a saddle."""
+_FEASIBLE = 1e-6
+"""Violation up to which a point that is kept at a limit counts as feasible."""
 _WARM = 1e-6
 """First barrier parameter of a run that starts at a solution of the same problem."""
 
@@ -199,6 +206,10 @@ class Scaled:
             found.append(torch.as_tensor(piece))
         return found
 
+    def violation(self, c: Vector) -> float:
+        """The largest violation among residuals, in their units."""
+        return float(np.where(self.equal, np.abs(c), c).max(initial=0.0))
+
     # ---- scales
     def measure(self, x: Vector) -> tuple[float, Vector]:
         """Gradient norms of objective and constraints; the user's unit where one was given."""
@@ -232,6 +243,17 @@ def _usable(norm: Any) -> float:
     return float(norm) if 1e-8 < norm < 1e8 else 1.0
 
 
+@dataclass(frozen=True)
+class _Good:
+    """A feasible point with its multipliers, in the units that they have."""
+
+    objective: float
+    x: Vector
+    y: Vector
+    f_scale: float
+    c_scale: Vector
+
+
 @dataclass
 class _Run:
     options: Newton
@@ -250,6 +272,8 @@ class _Run:
         self.done = 0
         self.best = problem.whole[problem.free].copy()
         self.y = np.zeros(len(problem.equal))
+        self.good: _Good | None = None
+        self.saddle = 0.0
         message = ""
         try:
             found = self._rounds(multipliers)
@@ -260,11 +284,25 @@ class _Run:
         except KeyboardInterrupt:
             ending, message = "interrupted", "stopped by the user; the last point is returned"
         problem.deadline = np.inf
+        if ending in ("limit", "interrupted"):
+            self._take_feasible()
         problem.place(self.best)
+        if self.saddle and self.history:
+            self.history[-1]["curvature"] = self.saddle
         return RawResult(
             ending, self._multipliers(), "primal-dual interior point (Newton)",
             time.perf_counter() - start, self.done, self.history, message=message,
         )  # fmt: skip
+
+    def _take_feasible(self) -> None:
+        """The best feasible point that was seen, where the last one is not feasible."""
+        problem, good = self.problem, self.good
+        if good is None:
+            return
+        problem.place(self.best)
+        violation = problem.violation(problem.raw()[1])
+        if not violation <= _FEASIBLE:
+            self.best, problem.f_scale, problem.c_scale, self.y = good.x, good.f_scale, good.c_scale, good.y
 
     def _multipliers(self) -> dict[str, NDArray[Any]]:
         """By part key, of the problem as it was given."""
@@ -272,8 +310,9 @@ class _Run:
         return {key: value for key, value in found.items() if not key.startswith(PREFIX)}
 
     def _rounds(self, multipliers: Mapping[str, Any] | None) -> InteriorResult:
+        """A run from the start, others where that ends at a violation without a gradient or at a saddle."""
         problem = self.problem
-        x = problem.whole[problem.free].copy()
+        x = self._start(problem.whole[problem.free].copy())
         problem.merge(x)
         self.y = np.zeros(len(problem.equal))
         problem.f_scale, problem.c_scale = problem.measure(x)
@@ -283,6 +322,54 @@ class _Run:
             settings = replace(settings, barrier=_WARM, push=_WARM)
         if self.options.barrier is not None:
             settings = replace(settings, barrier=self.options.barrier)
+        found = self._settled(x, y, settings)
+        for k in range(RETRIES):
+            if found.ending not in ("infeasible", "limit") or not self._stuck(found.x, 1e-5):
+                break
+            scales = problem.f_scale, problem.c_scale
+            again = self._settled(self._moved(found.x, k + 1), None, settings)
+            if again.ending == "limit":
+                problem.f_scale, problem.c_scale = scales
+            else:
+                found = again
+        found = self._off_saddles(found)
+        if found.ending == "converged":
+            found = replace(found, y=least_multipliers(problem, found.x, found.y))
+        return found
+
+    def _start(self, x: Vector) -> Vector:
+        """The start, or a point near it in the domain at which no violated constraint is flat."""
+        problem = self.problem
+        x = inside_domain(self._finite, x, problem.low, problem.high)
+        for k in range(RETRIES):
+            if not self._stuck(x):
+                break
+            moved = self._moved(x, k)
+            x = moved if self._finite(moved) else x
+        return x
+
+    def _finite(self, x: Vector) -> bool:
+        """Whether the problem and its first derivatives are finite a little inside of the bounds."""
+        problem = self.problem
+        x = pushed(x, problem.low, problem.high)
+        f, c = problem.values(x)
+        if not (np.isfinite(f) and np.isfinite(c).all()):
+            return False
+        gradient, jacobian = problem.derivatives(x)
+        return bool(np.isfinite(gradient).all() and np.isfinite(jacobian).all())
+
+    def _stuck(self, x: Vector, flat: float = 1e-8) -> bool:
+        c = self.problem.values(x)[1]
+        norms = np.linalg.norm(self.problem.derivatives(x)[1], axis=1) if len(c) else np.zeros(0)
+        return stuck(self.problem.equal, c, norms, flat)
+
+    def _moved(self, x: Vector, seed: int) -> Vector:
+        direction = np.random.default_rng(seed).normal(size=len(x))
+        return nearby(x, self.problem.low, self.problem.high, direction, MOVE * 3**seed)
+
+    def _settled(self, x: Vector, y: Vector | None, settings: InteriorPoint) -> InteriorResult:
+        """One run, repeated in new units until these no longer change, with its last digits."""
+        problem = self.problem
         found = self._once(x, y, settings)
         for _ in range(_ROUNDS):
             if found.ending != "converged":
@@ -303,6 +390,38 @@ class _Run:
             found = replace(found, x=x, y=y)
         return found
 
+    def _off_saddles(self, found: InteriorResult) -> InteriorResult:
+        """Runs from below the points that only first derivatives hold; the best one that converged."""
+        problem = self.problem
+        for _ in range(ESCAPES):
+            if found.ending != "converged":
+                break
+            way = way_down(problem, found.x, found.y)
+            if way is None:
+                break
+            below = self._below(found, way[0])
+            if below is None:
+                self.saddle = way[1]
+                return replace(found, message=SADDLE)
+            found = below
+        return found
+
+    def _below(self, found: InteriorResult, direction: Vector) -> InteriorResult | None:
+        """The end of a run from a point below a saddle, where that is lower."""
+        problem = self.problem
+        scales = problem.f_scale, problem.c_scale
+        level = problem.values(found.x)[0] * problem.f_scale
+        settings = InteriorPoint(self.options.tolerance, self.options.iterations, barrier=_BELOW, push=_BELOW)
+        for start in list(points_below(problem, found.x, found.y, direction)):
+            new = self._settled(start, None, settings)
+            if new.ending == "unbounded":
+                return new
+            lower = problem.values(new.x)[0] * problem.f_scale
+            if new.ending == "converged" and lower < level - 1e-9 * max(1.0, abs(level)):
+                return new
+            problem.f_scale, problem.c_scale = scales
+        return None
+
     def _once(self, x: Vector, y: Vector | None, settings: InteriorPoint) -> InteriorResult:
         self.best = x
         return interior_point(self.problem, x, y, options=settings, record=self._record)
@@ -314,15 +433,18 @@ class _Run:
             "step": self.done,
             "epoch": self.done,
             "objective": self.evaluator.program.sign * f * problem.f_scale,
-            "violation": float(np.where(problem.equal, np.abs(c), c).max(initial=0.0)),
+            "violation": problem.violation(c),
             "stationarity": float(error),
             "barrier": mu,
         }
+        level = f * problem.f_scale
+        if row["violation"] <= _FEASIBLE and (self.good is None or level < self.good.objective):
+            self.good = _Good(level, self.best, self.y, problem.f_scale, problem.c_scale)
         prices = problem.unpack(y)
         for part, chosen, at in zip(problem.parts, problem.selected, problem.ends, strict=False):
             if chosen.size == 1 and chosen.all() and not part.key.startswith(PREFIX):
                 row[f"residual:{part.key}"] = float(c[at])
-                row[f"multiplier:{part.key}"] = float(prices[part.key])
+                row[f"multiplier:{part.key}"] = float(prices[part.key].item())
         self.history.append(row)
         self.done += k > 0
         self.progress.update(self.done, self.options.iterations, row)

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from constrain.backends.cvxpy.imports import Imported
 
-__all__ = ["register"]
+__all__ = ["STATUS", "register"]
 
-_STATUS = {
+STATUS = {
     "optimal": cp.OPTIMAL,
     "stationary": cp.OPTIMAL_INACCURATE,
     "feasible": cp.OPTIMAL_INACCURATE,
@@ -29,6 +29,7 @@ _STATUS = {
     "infeasible": cp.INFEASIBLE,
     "likely_infeasible": cp.INFEASIBLE_INACCURATE,
 }
+"""Status of CVXPY by that of a solution."""
 _ENTRYWISE = ("Inequality", "Equality", "Zero", "NonNeg", "NonPos")
 """Constraints whose dual value has one number per entry of the constraint."""
 
@@ -53,7 +54,7 @@ def register(solve: Callable[..., Any], name: str = "constrain") -> None:
 def _unpacked(problem: Any, found: Imported, solution: Any) -> Any:
     """The record that CVXPY reads its values, dual values and status from."""
     word = str(solution.status.value)
-    status = _STATUS.get(word)
+    status = STATUS.get(word)
     unbounded = word == "diverged" and "no bound" in solution.message
     if status is None and not unbounded:
         raise cp.error.SolverError(f"constrain: {word}: {solution.message}")
