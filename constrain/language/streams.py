@@ -90,6 +90,20 @@ class RandomState:
         for generator, state in zip(self._generators, rest, strict=True):
             generator.set_state(state)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The reader's state as numbers, texts and tensors."""
+        if self._mine is None:
+            return {"seed": self._seed, "own": None}
+        own, of_numpy, *rest = self._mine
+        if of_numpy is not None:
+            of_numpy = (of_numpy[0], [int(k) for k in of_numpy[1]], *of_numpy[2:])
+        return {"seed": self._seed, "own": [own, of_numpy, *rest]}
+
+    def load_state_dict(self, stored: Mapping[str, Any]) -> None:
+        """Puts a state back."""
+        self._seed = stored["seed"]
+        self._mine = None if stored["own"] is None else list(stored["own"])
+
     def iterate(self, make: Any) -> Iterator[Any]:
         """The items of the iterator that `make()` returns, every one of them drawn in the reader's state."""
         with self:

@@ -137,12 +137,45 @@ class _Feed:
         seeded = not population.positioned
         self.state = RandomState(int(torch.randint(2**31, (), generator=generator)) if seeded else 0)
         self._left: list[Rows] = []
+        self._start: dict[str, Any] = {}
+        self._drawn = 0
         self.rows = self._endless()
 
     def _endless(self) -> Iterator[Rows]:
         source = self.population.stream.source
         while True:
-            yield from self._permuted(source) if isinstance(source, DatasetSource) else self._loaded()
+            self._start, self._drawn = self._place(), 0
+            found = self._permuted(source) if isinstance(source, DatasetSource) else self._loaded()
+            for rows in found:
+                self._drawn += 1
+                yield rows
+
+    def _place(self) -> dict[str, Any]:
+        """Where the feed is at the start of a pass, as data."""
+        return {
+            "generator": None if self.generator is None else self.generator.get_state(),
+            "reader": self.state.state_dict(),
+            "left": [({**rows.columns}, rows.count) for rows in self._left],
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where this pass began, and how many of its batches were drawn."""
+        return {"start": self._start, "drawn": self._drawn}
+
+    def load_state_dict(self, stored: Mapping[str, Any]) -> None:
+        """Reads the pass again up to the same place; leaves the generator as it is."""
+        start, generator = stored["start"], self.generator
+        now = None if generator is None else generator.get_state()
+        if generator is not None:
+            generator.set_state(start["generator"])
+        self.state.load_state_dict(start["reader"])
+        device = self.population.device
+        self._left = [Rows({k: v.to(device) for k, v in c.items()}, count) for c, count in start["left"]]
+        self.rows = self._endless()
+        for _ in range(stored["drawn"]):
+            next(self.rows)
+        if generator is not None and now is not None:
+            generator.set_state(now)
 
     def _permuted(self, source: DatasetSource) -> Iterator[Rows]:
         """One pass along a permutation; the last partial batch is left out."""
@@ -350,6 +383,22 @@ class StreamPopulation(Population):
         if feed is None or feed.count != count or feed.generator is not generator:
             feed = self._feed = _Feed(self, count, generator)
         return next(feed.rows)
+
+    def feed_state(self) -> dict[str, Any] | None:
+        """Where the batches of training steps are, as data; None before the first one."""
+        return None if self._feed is None else self._feed.state_dict()
+
+    def restore_feed(
+        self, count: int, generator: torch.Generator | None, stored: Mapping[str, Any] | None
+    ) -> None:
+        """Batches of training steps go on from a stored place; the generator stays as it is."""
+        self._feed = None
+        if stored is not None:
+            now = None if generator is None else generator.get_state()
+            self._feed = _Feed(self, count, generator)
+            if generator is not None and now is not None:
+                generator.set_state(now)
+            self._feed.load_state_dict(stored)
 
     def conditions(self, stratum: Stratum, rows: Rows) -> tuple[Tensor | None, Tensor | None]:
         """Weight (count,) and level code (count,) of each row for moments of this stratum; None without."""

@@ -37,6 +37,9 @@ from constrain.runtime.result import Ending, RawResult
 from constrain.runtime.slacks import Slacks
 from constrain.solvers.kinks import kinks_left
 from constrain.solvers.newton import projected_gradient, projected_newton, truncated_newton
+from constrain.solvers.progress import Watched
+from constrain.solvers.records import entries_of
+from constrain.solvers.state import evaluator_state, restore, restore_evaluator, state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -131,6 +134,22 @@ class _Point:
 
 
 @dataclass
+class _Place:
+    """Where the outer loop is; `tolerance` is that of the next inner problem."""
+
+    best: float  # least scaled violation, or failure of complementarity, of an inner problem
+    outer: int = 0
+    tolerance: float = 1e-2
+    settled: int = 0  # inner problems that were solved to the tolerance of the run
+    stalled: int = 0  # inner problems in a row that came no closer to balance
+    balance: float = np.inf
+
+
+_STORED = ("y", "shift", "f_scale", "c_scale", "rho", "magnitude", "evaluations", "history")
+"""Fields of a run that a checkpoint has, besides its place and the decisions."""
+
+
+@dataclass
 class _Run:
     options: AugmentedLagrangian
     evaluator: Evaluator
@@ -161,6 +180,8 @@ class _Run:
         self.c_scale = [1.0 for _ in self.parts]
         self.rho = 1.0
         self.magnitude = 1.0
+        self.checkpoints = self.progress.checkpoints if isinstance(self.progress, Watched) else None
+        self.place = _Place(np.inf)
 
     # ------------------------------------------------------------------------------------- evaluation
     def residuals(self, mode: str) -> tuple[float, list[Tensor]]:
@@ -302,11 +323,16 @@ class _Run:
         message = ""
         kept = self.evaluator.decisions.get()
         try:
+            if self.checkpoints is not None:
+                self.checkpoints.listen()
             ending, message = self._loop()
         except _Stop:
             ending, message = "limit", "time limit"
         except KeyboardInterrupt:
             ending, message = "interrupted", "stopped by the user; the last point is returned"
+        finally:
+            if self.checkpoints is not None:
+                self.checkpoints.close()
         if not np.isfinite(self.evaluator.decisions.get()).all():
             self.evaluator.decisions.set(kept)
             ending, message = "diverged", "non-finite decisions; the start is returned"
@@ -330,14 +356,16 @@ class _Run:
         point = self.point()
         self.rho = self.first_penalty(point)
         self.magnitude = max(1.0, abs(point.objective) / self.f_scale)
-        best = point.scaled_violation
-        tolerance, settled, stalled, balance = 1e-2, 0, 0, np.inf
-        for outer in range(options.outer):
+        place = self.place = _Place(point.scaled_violation)
+        self._resume()
+        for outer in range(place.outer, options.outer):
+            place.outer = outer
+            self._store()
             self._shift()
-            tolerance = max(0.1 * options.tolerance, tolerance)
+            place.tolerance = max(0.1 * options.tolerance, place.tolerance)
             start = decisions.get()
             try:
-                x, gradient = self._minimize(low, high, tolerance)
+                x, gradient = self._minimize(low, high, place.tolerance)
             except _Falling:
                 if self.rho < options.max_penalty and self.point().scaled_violation > options.tolerance:
                     self.rho = min(100 * self.rho, options.max_penalty)  # the penalty may be what was weak
@@ -352,28 +380,51 @@ class _Run:
             point = self.point()
             self._record(outer, point, stationarity)
             worst = max(point.scaled_violation, point.complementarity)
-            if stationarity <= max(options.tolerance, tolerance) and worst <= options.tolerance:
-                if tolerance <= options.tolerance:
+            if stationarity <= max(options.tolerance, place.tolerance) and worst <= options.tolerance:
+                if place.tolerance <= options.tolerance:
                     return "converged", ""
-                tolerance = 0.1 * options.tolerance
+                place.tolerance = 0.1 * options.tolerance
                 continue
-            settled += max(stationarity, inner) <= options.tolerance
-            if settled >= SETTLED and point.scaled_violation <= options.tolerance:
+            place.settled += int(max(stationarity, inner) <= options.tolerance)
+            if place.settled >= SETTLED and point.scaled_violation <= options.tolerance:
                 return "converged", "up to the steps in which rates move"
-            stalled = stalled + 1 if max(stationarity, inner) > 0.5 * balance else 0
-            balance = min(balance, max(stationarity, inner))
-            if stalled >= STALLED and tolerance <= stationarity and worst <= STALL_TOLERANCE:
+            place.stalled = place.stalled + 1 if max(stationarity, inner) > 0.5 * place.balance else 0
+            place.balance = min(place.balance, max(stationarity, inner))
+            if place.stalled >= STALLED and place.tolerance <= stationarity and worst <= STALL_TOLERANCE:
                 kinks = kinks_left(self.evaluator.program) is not None
                 why = "it jumps at kinks" if kinks else "the inner method reaches no more digits"
                 return "limit", f"the gradient comes no closer to balance: {why}"
-            solved = stationarity <= 10 * tolerance or stalled >= STALLED
-            if solved and inner > max(options.decrease * best, options.tolerance):
+            solved = stationarity <= 10 * place.tolerance or place.stalled >= STALLED
+            if solved and inner > max(options.decrease * place.best, options.tolerance):
                 self.rho = min(self.rho * options.growth, options.max_penalty)
                 if self.rho >= options.max_penalty and point.scaled_violation > 1e3 * options.tolerance:
                     return self._infeasible(point, low, high)
-            best = min(best, inner)
-            tolerance *= 0.2
+            place.best = min(place.best, inner)
+            place.tolerance *= 0.2
         return "limit", f"{options.outer} multiplier updates"
+
+    def _state(self) -> dict[str, Any]:
+        """Copies of everything that the next inner problem depends on."""
+        fields = {name: getattr(self, name) for name in _STORED}
+        views = [evaluator_state(evaluator) for evaluator in (self.evaluator, self.original)]
+        seconds = time.perf_counter() - self.start
+        return {"seconds": seconds, "fields": state(fields, self.place), "views": views}
+
+    def _store(self) -> None:
+        if self.checkpoints is not None and self.checkpoints.due(self.evaluations):
+            self.checkpoints.save(self.evaluations, self._state)
+
+    def _resume(self) -> None:
+        """Goes on from a checkpoint, at the start of an inner problem."""
+        stored = None if self.checkpoints is None else self.checkpoints.resumed
+        if stored is None:
+            return
+        fields = {name: getattr(self, name) for name in _STORED}
+        restore(stored["fields"], fields, self.place)
+        vars(self).update(fields)
+        for evaluator, view in zip((self.original, self.evaluator), stored["views"][::-1], strict=True):
+            restore_evaluator(view, evaluator)
+        self.start = time.perf_counter() - stored["seconds"]
 
     def _infeasible(
         self, point: _Point, low: NDArray[np.float64], high: NDArray[np.float64]
@@ -471,9 +522,8 @@ class _Run:
             "penalty": self.rho,
         }
         for i, part in enumerate(self.parts):
-            if self.y[i].numel() == 1:
-                row[f"residual:{part.key}"] = float(point.residuals[i])
-                row[f"multiplier:{part.key}"] = float(self.y[i]) * self.f_scale / self.c_scale[i]
+            price = (self.y[i] * self.f_scale / self.c_scale[i]).cpu().numpy()
+            row |= entries_of(part.key, point.residuals[i].cpu().numpy(), price)
         self.history.append(row)
         self.progress.update(outer + 1, self.options.outer, row)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from constrain.errors import ModelingError
 from constrain.language.data import suggest
+from constrain.runtime.streams import StreamPopulation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -216,6 +217,17 @@ class _Fresh:
         found = self.population.fresh(self.size, self.generator)
         assert found is not None  # checked by the sampler
         return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where a stream is read; fresh points depend on the generator alone."""
+        if isinstance(self.population, StreamPopulation):
+            return {"feed": self.population.feed_state()}
+        return {"feed": None}
+
+    def load_state_dict(self, stored: Mapping[str, Any]) -> None:
+        """Goes on from there."""
+        if isinstance(self.population, StreamPopulation):
+            self.population.restore_feed(self.size, self.generator, stored["feed"])
 
 
 def _check_names(batch: Mapping[str, int] | int | None, names: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from constrain.runtime.largest import Largest
 from constrain.runtime.result import Ending, RawResult
 from constrain.runtime.slacks import Slacks
 from constrain.solvers.checkpoint import Terminated
@@ -151,6 +152,7 @@ class IterateJudge:
         self.evaluator = evaluator
         self.parts = evaluator.program.parts
         self.slacks = Slacks(evaluator)
+        self.largest = Largest(evaluator)
         self.epochs = epochs
         self.tolerance = tolerance
         self.history: list[dict[str, Any]] = []
@@ -169,6 +171,8 @@ class IterateJudge:
         moments = self.evaluator.moments("exact")
         with torch.no_grad():
             outer = self.evaluator.outer(moments, "exact").detach()
+            if self.largest.settle(outer.residuals):
+                outer = self.evaluator.outer(moments, "exact").detach()
         with self.slacks.settled(outer.residuals):
             self._judge(epoch, method, moments)
         return {i: r for i, r in enumerate(outer.residuals) if r is not None}, moments
