@@ -442,9 +442,8 @@ class _Run:
             self.good = _Good(level, self.best, self.y, problem.f_scale, problem.c_scale)
         prices = problem.unpack(y)
         for part, chosen, at in zip(problem.parts, problem.selected, problem.ends, strict=False):
-            if chosen.size == 1 and chosen.all() and not part.key.startswith(PREFIX):
-                row[f"residual:{part.key}"] = float(c[at])
-                row[f"multiplier:{part.key}"] = float(prices[part.key].item())
+            if chosen.all() and not part.key.startswith(PREFIX):
+                row |= entries_of(part.key, c[at : at + chosen.size], prices[part.key])
         self.history.append(row)
         self.done += k > 0
         self.progress.update(self.done, self.options.iterations, row)
