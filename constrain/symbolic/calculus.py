@@ -61,12 +61,19 @@ def _spread(body: Any) -> Any:
 
 def _collapsed(term: Any, limits: Sequence[Any]) -> Any:
     for limit in limits:
-        term = deltasummation(term, limit) if term.has(sp.KroneckerDelta) else sp.Sum(term, limit)
+        term = deltasummation(term, limit) if _collapses(term, limit[0]) else sp.Sum(term, limit)
         if isinstance(term, sp.Sum):
             body: Any = term.function
             factor, inner = body.as_independent(limit[0], as_Add=False)
             term = factor * sp.Sum(inner, limit) if factor != 1 else term
     return term
+
+
+def _collapses(term: Any, along: Any) -> bool:
+    """Whether a delta picks one value of an index symbol: i + 2 does, and 2 i skips every other one."""
+    deltas = [delta for delta in term.atoms(sp.KroneckerDelta) if delta.has(along)]
+    slopes = [sp.diff(delta.args[0] - delta.args[1], along) for delta in deltas]
+    return bool(slopes) and all(slope in (1, -1) for slope in slopes)
 
 
 def _holds(condition: Any, ranges: Sequence[Range]) -> bool:

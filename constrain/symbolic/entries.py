@@ -169,7 +169,8 @@ class Entries:
                 return STRUCTURAL[atom](self, node, index, place)
             case n.Apply(atom=atom):
                 fix = "a constraint without it" if atom == "matrix_exp" else None
-                raise no_form(f"{atom}, as in {_shown(node)}", node, fix)
+                what = ATOMS[atom].refusals.get("sympy", atom)
+                raise no_form(f"{what}, as in {_shown(node)}", node, fix)
             case n.Moment():
                 return self._moment(node, index, place[1])
             case n.Indicator(event=event):

@@ -7,6 +7,7 @@ import math
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import sympy as sp
 
 __all__ = ["exact"]
@@ -26,7 +27,7 @@ def exact(value: Any) -> Any:
         return sp.Integer(int(value))
     if float(value).is_integer():
         return sp.Integer(int(value))
-    number = float(value)
+    number = float(str(value)) if isinstance(value, np.floating) else float(value)  # 0.1 of float32 is 0.1
     if not math.isfinite(number):
         return sp.nan if math.isnan(number) else sp.oo if number > 0 else -sp.oo
     decimal = sp.Rational(repr(number))

@@ -109,6 +109,7 @@ def test_exact_numbers():
     assert exact(-2 * math.sqrt(2)) == -2 * sp.sqrt(2)
     assert exact(1 / 3) == sp.Rational(1, 3)
     assert exact(-math.inf) == -sp.oo
+    assert exact(np.float32(0.1)) == sp.Rational(1, 10)
     rng = np.random.default_rng(0)
     values = [*rng.normal(size=300), *rng.normal(size=300) * 1e-9, *rng.normal(size=300) * 1e12]
     assert all(float(exact(v)) == pytest.approx(v, rel=4e-16) for v in values)
