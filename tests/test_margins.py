@@ -121,6 +121,9 @@ def test_the_verdict_on_the_holdout_is_about_the_bound_as_written():
     assert float(held.bound) == 1.0
     w = float(solution.variables["w"])
     assert float(held.value) == pytest.approx(w * more.mean(), rel=1e-9)
+    later = solution.evaluate(held_out)["budget"]
+    assert (later.value, later.bound, later.verdict) == (held.value, held.bound, held.verdict)
+    assert solution.kkt(tolerance=1e-5).stationary
     error = w * more.std(ddof=1) / math.sqrt(4000)
     ratio = (1.0 - w * more.mean()) / error
     assert held.verdict == ("holds" if ratio > 1.96 else "violated" if ratio < -1.96 else "undecided")

@@ -318,7 +318,7 @@ def _parameters(setup: Setup, names: Sequence[str]) -> dict[str, Any]:
 def _columns(program: Program, names: Sequence[str]) -> tuple[str, ...]:
     """`people.income` for the columns in these constraints."""
     nodes = n.postorder(*_roots(program, names))
-    return tuple(dict.fromkeys(f"{x.data.name}.{x.name}" for x in nodes if isinstance(x, n.Column)))
+    return tuple(sorted({f"{x.data.name}.{x.name}" for x in nodes if isinstance(x, n.Column)}))
 
 
 # ------------------------------------------------------------------------------------ bounds and proof

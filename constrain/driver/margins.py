@@ -13,6 +13,7 @@ the margin is then gap + z * SE, with the standard error on that sample, and is 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -414,6 +415,7 @@ def _as_written(
         train=train,
         holdout=other,
         warnings=warnings,
+        live=_Written(cast("Attached", first.live), cast("Attached", found.live)),
         tightening=Tightening(
             margins={name: plain(m) for name, m in plan.margins.items()},
             errors={name: plain(e) for name, e in plan.errors.items()},
@@ -427,6 +429,20 @@ def _as_written(
             skipped=plan.skipped,
         ),
     )
+
+
+class _Written:
+    """What is behind the result: judged as written, while its multipliers are those of the tighter bounds."""
+
+    def __init__(self, written: Attached, tightened: Attached) -> None:
+        self._written = copy.copy(written)
+        self._written.point = tightened.point
+        self.problem = written.problem
+        self.kkt = tightened.kkt
+        self.sensitivity = tightened.sensitivity
+        self.slope = tightened.slope
+        self.evaluate = self._written.evaluate
+        self.infeasibility = self._written.infeasibility
 
 
 def _expected(first: Solution, plan: _Plan) -> float:

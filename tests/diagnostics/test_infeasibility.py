@@ -212,7 +212,7 @@ def test_entries_levels_rows_and_bounds_are_named():
     assert found.names == ("fit", "cap")
     assert found.conflict[0] in ("fit[row 0]", "fit[row 2]")
     assert found.parameters == {"cap": 0.5}
-    assert set(found.columns) == {"people.x", "people.sex"}
+    assert found.columns == ("people.sex", "people.x")
     assert found.alone == {"fit": pytest.approx(2.5), "cap": pytest.approx(2.5)}
     assert rows.diagnose_infeasible(params={"cap": 4.0}).feasible
     other = cn.Data("people", x=[6.0, 2.0, 6.0], sex=["F", "M", "F"])
