@@ -44,7 +44,7 @@ def read_course(
     *,
     convex: bool,
 ) -> list[Warn]:
-    """C303 oscillation, C304 mixture-needed, C305 infeasible.
+    """C303 oscillation, C304 mixture-needed, C305 infeasible, W218 saddle-point.
 
     Args:
         program: the moment form.
@@ -54,13 +54,30 @@ def read_course(
         tolerance: of the judgment.
         convex: the problem is certified convex, so that averaging decisions replaces mixing them.
     """
-    found: list[Warn] = []
+    found: list[Warn] = _saddle(history)
     rows = [row for row in history if "epoch" in row]
     tail = rows[len(rows) // 3 :]
     if len(tail) >= LEAST:
-        found += _mixture(program, tail, status, objective, tolerance) if not convex else []
-        found += [] if found or status in (Status.OPTIMAL, Status.STATIONARY) else _cycles(tail, tolerance)
+        mixed = _mixture(program, tail, status, objective, tolerance) if not convex else []
+        found += mixed
+        found += [] if mixed or status in (Status.OPTIMAL, Status.STATIONARY) else _cycles(tail, tolerance)
     return found + _no_way_out(tail, status, tolerance)
+
+
+def _saddle(history: Sequence[Mapping[str, Any]]) -> list[Warn]:
+    """Curvature that a second-order method left in its last record."""
+    curvature = float(history[-1].get("curvature", 0.0)) if history else 0.0
+    if not curvature < 0.0:
+        return []
+    return [
+        Warn(
+            "W218",
+            "saddle-point",
+            "gradients balance, but the Lagrangian curves down along directions that keep the active "
+            f"constraints (least curvature {curvature:.2g} on the scaled problem): this is no local optimum, and "
+            "no step from it led to a better one; start elsewhere: x.value = ...",
+        )
+    ]
 
 
 def _series(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, NDArray[np.float64]]:

@@ -65,6 +65,14 @@ def _redundant(q: Qualification) -> Warn:
     names = _listed(entry.label for entry, _ in q.dependent)
     sure = all(entry.equality or entry.multiplier > 0 for entry, _ in q.dependent)
     word = "are" if sure else "may be"
+    if q.rank == 0:
+        where = "vanish" if len(q.dependent) > 1 else "vanishes"
+        return Warn(
+            "W203",
+            "redundant-constraints",
+            f"the gradient of {names} {where} along every decision that is not at its bound, so its multiplier "
+            f"and those of the bounds {word} not unique; leave out the constraint, or the bounds that imply it",
+        )
     if q.parallel:
         what = f"the gradients of {names} are parallel"
     else:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from scipy.linalg import lstsq as _least_squares  # pyright: ignore[reportUnknownVariableType]  # untyped
+from scipy.optimize import nnls as _nonnegative  # pyright: ignore[reportUnknownVariableType]  # untyped
 
 from constrain.solvers.interior import factorized
 from constrain.solvers.newton import projected_gradient
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
 
     Vector = NDArray[np.float64]
 
-__all__ = ["finish", "kkt_error"]
+__all__ = ["finish", "kkt_error", "least_multipliers"]
 
 _ENOUGH = 1e-14
 _ROUNDING = 1e-11
 """Error below which a step that does not halve it is the last one."""
+_HUGE = 1e3
+"""Largest multiplier, of a problem with gradients of about 1, that needs no second look."""
 _NEAR = 1e-6
 """Distance to a bound below which a decision that is pushed towards it is put onto it."""
 
@@ -84,6 +87,41 @@ def finish(problem: Smooth, x: Vector, y: Vector, *, steps: int = 30) -> tuple[V
         y = y + moved[1]
     x, y, error = best
     return x, np.where(problem.equal, y, np.maximum(y, 0.0)), error
+
+
+def least_multipliers(problem: Smooth, x: Vector, y: Vector) -> Vector:
+    """Multipliers of least length at a point whose own are huge, as where no constraint qualification holds.
+
+    The set of multipliers is unbounded there (Gauvin 1977), and an interior method ends far out in it.
+
+    Args:
+        problem: with a gradient of about 1 at `x`.
+        x: the point, (n,).
+        y: its multipliers, (m,).
+
+    Returns:
+        `y`, unless multipliers of active constraints and bounds that are smaller by orders of magnitude
+        balance the gradient as well.
+    """
+    if np.abs(y).max(initial=0.0) <= _HUGE:
+        return y
+    _, c = problem.values(x)
+    g, J = problem.derivatives(x)
+    active = np.flatnonzero(problem.equal | (c > -_NEAR))
+    if not np.isfinite(J).all() or not np.isfinite(g).all():
+        return y
+    eye = np.eye(len(x))
+    pushes = np.vstack([-eye[x - problem.low <= _NEAR], eye[problem.high - x <= _NEAR]])
+    columns = np.vstack([J[active], -J[active[problem.equal[active]]], pushes])
+    ridge = 1e-7 * np.eye(len(columns))
+    solve = cast("Callable[..., Any]", _nonnegative)
+    found = solve(np.vstack([columns.T, ridge]), np.concatenate([-g, np.zeros(len(columns))]))[0]
+    least = np.zeros(len(y))
+    least[active] = found[: len(active)]
+    least[active[problem.equal[active]]] -= found[len(active) :][: int(problem.equal[active].sum())]
+    smaller = np.abs(least).max(initial=0.0) <= 1e-2 * np.abs(y).max()
+    balanced = kkt_error(problem, x, least) <= max(_NEAR, 10 * kkt_error(problem, x, y))
+    return least if smaller and balanced else y
 
 
 def _snapped(problem: Smooth, x: Vector, y: Vector) -> tuple[Vector, NDArray[np.bool_]]:

@@ -1,0 +1,131 @@
+"""Ways down from points that balance first derivatives only: saddles and maxima.
+
+A start with a gradient of zero, such as 0 for x^4 - x^2, meets the first-order conditions as it is. Where the
+Hessian of the Lagrangian has a clearly negative eigenvalue on the directions that keep the active
+constraints, the point is no local minimum (Nocedal & Wright 2006, theorem 12.5), and a step along that
+direction leads down, whatever its sign (McCormick 1977; More & Sorensen 1979).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from scipy.linalg import eigh as _eigenpairs  # pyright: ignore[reportUnknownVariableType]  # untyped
+
+from constrain.solvers.interior import factorized
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from constrain.solvers.interior import Smooth
+
+    Vector = NDArray[np.float64]
+
+__all__ = ["ESCAPES", "SADDLE", "WayDown", "points_below", "way_down"]
+
+ESCAPES = 5
+"""Most steps off saddles in a run."""
+SADDLE = "the Lagrangian curves down along directions that keep the active constraints: a saddle or a maximum"
+_CLEAR = 1e-6
+"""Curvature, relative to the largest second derivative, below which it is clearly negative."""
+_ACTIVE = 1e-7
+_LENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4)
+
+WayDown = tuple["Vector", float]
+"""A direction of negative curvature, largest entry 1, and the least curvature of all."""
+
+
+def way_down(problem: Smooth, x: Vector, y: Vector) -> WayDown | None:
+    """A direction that keeps the active constraints and bounds and along which the Lagrangian curves down.
+
+    It is a random combination of all eigenvectors with such curvature, so that it leaves the point in
+    each of them.
+
+    Args:
+        problem: at a point that meets the first-order conditions.
+        x: the point, (n,).
+        y: its multipliers, (m,).
+
+    Returns:
+        None where the curvature is not clearly negative anywhere.
+    """
+    _, c = problem.values(x)
+    _, J = problem.derivatives(x)
+    H = problem.hessian(x, y)
+    free = (x - problem.low > _ACTIVE * (1 + np.abs(x))) & (problem.high - x > _ACTIVE * (1 + np.abs(x)))
+    A = J[np.ix_(problem.equal | (c > -_ACTIVE), free)]
+    H = H[np.ix_(free, free)]
+    largest = float(np.abs(H).max(initial=0.0))
+    if not (np.isfinite(H).all() and np.isfinite(A).all()) or largest == 0.0:
+        return None
+    lengths = np.linalg.norm(A, axis=1)
+    A = A[lengths > 0] / lengths[lengths > 0, None]
+    if _curves_up(H / largest, A):
+        return None
+    basis = _kept(A)
+    values, vectors = cast("Any", _eigenpairs)(basis.T @ H @ basis)
+    down = values < -_CLEAR * largest
+    if not down.any():
+        return None
+    weights = np.random.default_rng(0).normal(size=int(down.sum()))
+    direction = np.zeros(len(x))
+    direction[free] = basis @ (vectors[:, down] @ weights)
+    return direction / np.abs(direction).max(), float(values[0])
+
+
+def _curves_up(H: Vector, A: Vector) -> bool:
+    """Whether H is positive on the null space of A: by the inertia of the KKT matrix, without eigenvalues."""
+    m = len(A)
+    factor = factorized(np.block([[H, A.T], [A, -1e-9 * np.eye(m)]]))
+    return factor is not None and factor.negative == m and not factor.singular
+
+
+def _kept(A: Vector) -> Vector:
+    """Orthonormal columns that span the null space of A."""
+    if not len(A):
+        return np.eye(A.shape[1])
+    _, s, rows = np.linalg.svd(A, full_matrices=True)
+    return rows[int((s > 1e-8).sum()) :].T
+
+
+def points_below(problem: Smooth, x: Vector, y: Vector, direction: Vector) -> Iterator[Vector]:
+    """For either sign of the direction a point at which f + y c + c^2 / 2 of the active ones is lower.
+
+    Along directions that keep the active constraints this falls with the curvature of the Lagrangian, though
+    the constraints bend away to second order.
+
+    Args:
+        problem: as for `way_down`.
+        x: the point, (n,).
+        y: its multipliers, (m,).
+        direction: of negative curvature, (n,), largest entry 1.
+    """
+    active = problem.equal | (problem.values(x)[1] > -_ACTIVE)
+
+    def merit(point: Vector) -> float:
+        f, c = problem.values(point)
+        value = f + float(y[active] @ c[active]) + 0.5 * float(c[active] @ c[active])
+        return value if np.isfinite(value) else np.inf
+
+    here, size = merit(x), max(1.0, float(np.abs(x).max(initial=0.0)))
+    for sign in (1.0, -1.0):
+        found = _first_below(merit, here, x, _reach(problem, x, sign * direction, size))
+        if found is not None:
+            yield found
+
+
+def _reach(problem: Smooth, x: Vector, d: Vector, size: float) -> Vector:
+    """The direction at the length that keeps a tenth of the distance to every bound."""
+    room = np.where(d > 0, problem.high - x, x - problem.low)
+    longest = np.where(d != 0, 0.9 * room / np.maximum(np.abs(d), 1e-300), np.inf)
+    return d * min(size, float(longest.min(initial=np.inf)))
+
+
+def _first_below(merit: Callable[[Vector], float], here: float, x: Vector, step: Vector) -> Vector | None:
+    for length in _LENGTHS:
+        if merit(x + length * step) < here - 1e-12 * max(1.0, abs(here)):
+            return x + length * step
+    return None
