@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import constrain as cn
-from benchmarks import coverage, newton
+from benchmarks import coverage, kills, newton
 from benchmarks.estimates import gap, rare_groups
 from benchmarks.layers import layers
 from benchmarks.timing import Ratio, alternate
@@ -140,6 +140,8 @@ def main() -> None:
     print("\nquadratic program per row (n 50, batch 32), forward and backward")
     for measured in layers():
         print(f"  {measured}")
+    print(f"\na run with checkpoints every {kills.INTERVAL} steps, killed at random moments")
+    print(f"  {kills.measure()}")
     print("\nAdult score gap, 30162 rows, 96 decisions")
     for method, seconds, error in convex_routes():
         print(f"  {method:<12} {seconds:7.2f} s   objective off by {error:.1e}")

@@ -122,6 +122,12 @@ def solve(  # noqa: PLR0913  # one parameter per option
     tolerance: Annotated[float | None, typer.Option(help="Of the judgment of the result.")] = None,
     device: Annotated[str | None, typer.Option(help="Where to run, such as cuda.")] = None,
     save: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to store the solution in.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Store the run here every 30 seconds.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the checkpoint, if it exists.")
+    ] = False,
     as_json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
     option: Annotated[
@@ -136,6 +142,8 @@ def solve(  # noqa: PLR0913  # one parameter per option
         "time_limit": time_limit,
         "tolerance": tolerance,
         "device": device,
+        "checkpoint": checkpoint,
+        "resume": resume or None,
     }
     options = {k: v for k, v in given.items() if v is not None} | _options(option or [])
     with _refusals(as_json):

@@ -419,6 +419,8 @@ def _ending(run: _Run, progress: Progress, started: float, time_limit: float | N
     except Terminated:
         return "interrupted", "stopped by SIGTERM, with a checkpoint; the best iterate is returned"
     except Stopped:
+        if run.checkpoints is not None:
+            run.checkpoints.save(run.method.steps, run.state)
         return "interrupted", "stopped by a callback; the best iterate is returned"
     except KeyboardInterrupt:
         return "interrupted", "stopped by the user; the best iterate is returned"
