@@ -25,7 +25,7 @@ def sample(name, rows, seed):
 
 @pytest.fixture(scope="session")
 def rich():
-    """A trained network: a block, an exact rate, rows, a hold-out, a history, warnings, and markup as names."""
+    """A trained network: a block, an exact rate, rows, a hold-out, a history, and markup as names."""
     torch.manual_seed(0)
     D, held = sample("train", 200, 0), sample("test", 90, 1)
     layers = torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1), torch.nn.Flatten(0)

@@ -8,6 +8,8 @@ import zlib
 import numpy as np
 import pytest
 
+import constrain as cn
+
 from .browser import browser, executable
 
 pytestmark = pytest.mark.skipif(
@@ -26,8 +28,6 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def pages(rich, tmp_path_factory):
-    import constrain as cn
-
     folder = tmp_path_factory.mktemp("pages")
     x, hours = cn.Variable(2, "x", nonneg=True), cn.Parameter("hours", 12.0)
     problem = cn.maximize(3 * x[0] + 5 * x[1]).subject_to(
@@ -104,8 +104,8 @@ def test_text_has_contrast(chromium, pages, scheme):
     """WCAG 2 AA for the colors of the style sheet: 4.5 to 1 against the page."""
     chromium.show((pages / "rich.html").as_uri(), 1280, scheme)
     names = ["ink", "quiet", "good", "open", "bad", "accent", "paper", "card"]
-    script = "(() => { const s = getComputedStyle(document.documentElement); return %s.map(n => " % names
-    found = chromium.run(script + "s.getPropertyValue('--' + n).trim()); })()")
+    style = "getComputedStyle(document.documentElement)"
+    found = chromium.run(f"{names}.map(n => {style}.getPropertyValue('--' + n).trim())")
     colors = dict(zip(names, found, strict=True))
 
     def light(color):

@@ -64,7 +64,14 @@ class Reader(HTMLParser):
 
 def test_the_page_has_every_section(rich):
     text = Reader(rich.report(format="html")).text
-    titles = ("Problem", "Constraints", "Course of the run", "Optimality conditions", "Warnings", "Provenance")
+    titles = (
+        "Problem",
+        "Constraints",
+        "Course of the run",
+        "Optimality conditions",
+        "Warnings",
+        "Provenance",
+    )
     for title in (*titles, "Next steps"):
         assert title in text
     for warning in rich.warnings:

@@ -24,7 +24,10 @@ def documented():
     """The keys of the table of the page, and the class that each refers to."""
     table = PAGE.split("<!-- keys -->")[1].split("<!-- end of keys -->")[0]
     rows = re.findall(r"^\| `(\w+)` \|.*?\| (?:\[`(\w+)`\][^|]*)?\|$", table, flags=re.M)
-    return {key: getattr(cn, kind, None) or getattr(solution_records, kind) if kind else None for key, kind in rows}
+    return {
+        key: getattr(cn, kind, None) or getattr(solution_records, kind) if kind else None
+        for key, kind in rows
+    }
 
 
 def told(record, kind):
@@ -104,7 +107,9 @@ def test_a_route_without_steps_has_no_course(linear):
 
 def test_a_plot_without_matplotlib_names_the_extra(rich, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(cn.ModelingError, match=r"a plot needs matplotlib\n.*constrain-lang\[plot\]") as caught:
+    with pytest.raises(
+        cn.ModelingError, match=r"a plot needs matplotlib\n.*constrain-lang\[plot\]"
+    ) as caught:
         rich.plot()
     assert caught.value.code == "E143"
 
