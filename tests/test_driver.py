@@ -370,7 +370,7 @@ def test_the_problem_of_cvxpy_has_the_same_optimum():
     assert exported.value == pytest.approx(0.5, abs=1e-6)
 
 
-@pytest.mark.parametrize(("hidden", "method"), [(0, "newton"), (4, "augmented")])
+@pytest.mark.parametrize(("hidden", "method"), [(0, "newton"), (4, "lagrangian")])
 def test_networks_are_not_left_to_second_derivatives(hidden, method):
     D = sample()
     x = D.values("x").double()

@@ -10,6 +10,7 @@ from constrain import plugins
 from constrain._lazy import backend, language_printing
 from constrain.analysis.models import affine_model
 from constrain.errors import ModelingError, RouteError
+from constrain.language.regions import Region
 from constrain.language.types import type_of
 from constrain.lowering.dependence import depends_on_decisions
 from constrain.runtime.estimates import estimators
@@ -201,7 +202,14 @@ def choose(
     batches = _better_on_batches(program) if answers["lagrangian"].open else ""
     if batches:
         return "lagrangian", f"{why}; {batches}"
-    if answers["newton"].open and not _deep(program):
+    deep = _deep(program)
+    sampled = program.populations and not any(isinstance(d, Region) for d in program.populations)
+    if deep and sampled and answers["lagrangian"].open:
+        return (
+            "lagrangian",
+            f"{why}; a network on samples: minibatch training, polish=True for the last digits",
+        )
+    if answers["newton"].open and not deep:
         return "newton", f"{why}; {answers['newton'].reason}"
     if answers["augmented"].open and _work(program) <= FULL_DATA_WORK:
         return "augmented", f"{why}; {answers['augmented'].reason}"

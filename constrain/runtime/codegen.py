@@ -216,7 +216,7 @@ class _Writer:
             return self.emit(f"{atom.torch}({', '.join(refs)})")
         refs = [self._tensor(r, x) for r, x in zip(refs, node.args, strict=True)]
         lead = tuple(type_of(x).lead for x in node.args)
-        options = "".join(f", {key}={value!r}" for key, value in node.options)
+        options = "".join(f", {key}={_literal(value)}" for key, value in node.options)
         if atom.declared is not None:
             # data may be whole numbers; a function of the user has seen floating ones only
             listed = ", ".join(f"real({ref}, dtype)" for ref in refs)
@@ -252,6 +252,12 @@ class _Writer:
             spread=lambda margin: f"s[{Tables.place(self.tables.margins, margin)}]",
         )
         return writer.write(event)
+
+
+def _literal(value: Any) -> str:
+    """An option in generated code."""
+    finite = not isinstance(value, float) or math.isfinite(value)
+    return repr(value) if finite else f"float({str(value)!r})"
 
 
 def _live(lines: list[str], results: list[str]) -> list[str]:

@@ -8,14 +8,15 @@ primal sees `multiplier + gain * step * running residual`, and `ascend` integrat
 proportional part uses a running residual, not the batch's own: the product of a batch residual with its own
 gradient would be biased.
 
-Relaxed averages need no step of their slacks: the multipliers take a proximal one (`slacks.py`).
+Relaxed averages need no step of their slacks: the multipliers take a proximal one (`slacks.py`). The
+multipliers of a largest value in the objective are weights on the simplex (`largest.py`).
 
 How large the steps are is measured on the data (`steps.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,6 +27,7 @@ from constrain.errors import ModelingError
 from constrain.language.data import Batch
 from constrain.runtime.binding import Rows
 from constrain.runtime.estimates import Estimator
+from constrain.runtime.largest import WEIGHT_STEP, Largest, on_simplex
 from constrain.runtime.slacks import Slacks
 from constrain.runtime.steps import FASTER, LEAST_PACE, SLOWER, Scales
 
@@ -81,11 +83,13 @@ class Lagrangian(nn.Module):
         self.spreads: dict[str, float] = {}
         self.slacks = Slacks(evaluator)
         self.slacks.clear()
+        self.largest = Largest(evaluator)
         self.follows = False
         self._share = 0.0
         self._layout(part_shapes(evaluator))
         self._turn = self.slacks.turn(self._place)
-        tensors = self.slacks.others(evaluator.decisions.tensors)
+        self._weighted = self.largest.places(self.parts, self._place)
+        tensors = self.moved(evaluator.decisions.tensors)
         self._scales = Scales(self.estimator, self.parts, tensors)
 
     def _layout(self, shapes: list[tuple[int, ...]]) -> None:
@@ -110,7 +114,7 @@ class Lagrangian(nn.Module):
         self.values: Tensor
         self.running: Tensor
         self.scales: Tensor
-        self.largest: Tensor
+        self.limits: Tensor
         self.pace: Tensor
         self.before: Tensor
         self.low: Tensor
@@ -120,11 +124,15 @@ class Lagrangian(nn.Module):
         self.register_buffer("values", zeros)
         self.register_buffer("running", zeros.clone())
         self.register_buffer("scales", torch.ones_like(zeros))
-        self.register_buffer("largest", torch.ones_like(zeros))
+        self.register_buffer("limits", torch.ones_like(zeros))
         self.register_buffer("pace", torch.ones_like(zeros))  # factor of the scales that an entry has found
         self.register_buffer("before", zeros.clone())  # exact residuals at the last pass
         self.register_buffer("low", torch.tensor(low, dtype=dtype, device=device))
         self.row_scales = [1.0] * len(self.parts)
+
+    def moved(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What an optimizer moves: neither slacks nor the bound variable of a largest value."""
+        return self.largest.others(self.slacks.others(tensors))
 
     # ------------------------------------------------------------------------------------------ state
     def table(self, part: Part) -> Tensor:
@@ -297,9 +305,16 @@ class Lagrangian(nn.Module):
             part = self.gain / max(self._seen.weight, 1e-8)
             moved = torch.addcmul(moved, self.scales, self.running, value=part)
             moved = torch.maximum(moved, low, out=moved)
-            if self._turn is not None:
-                moved = self._turn(moved, self.gain * self.scales)
+            moved = self._turned(moved, self.gain * self.scales)
         return torch.cat([self.one, moved])
+
+    def _turned(self, moved: Tensor, steps: Tensor) -> Tensor:
+        """What the slacks of relaxed averages and a largest value in the objective make of a step."""
+        if self._turn is not None:
+            moved = self._turn(moved, steps)
+        if self._weighted is not None:
+            moved = moved.index_copy(0, self._weighted, on_simplex(moved.index_select(0, self._weighted)))
+        return moved
 
     def _row_term(self, i: int, part: Part, values: RowValues) -> Tensor:
         """Mean over the batch of multiplier[row] * residual[row]: estimates the sum over rows / rows."""
@@ -388,8 +403,8 @@ class Lagrangian(nn.Module):
             values, steps = self.values, self.scales * self.pace
             values.addcmul_(steps, residual, value=self.rate)
             torch.maximum(values, self.low, out=values)
-            if self._turn is not None:
-                values.copy_(self._turn(values, self.rate * steps))
+            if self._turn is not None or self._weighted is not None:
+                values.copy_(self._turned(values, self.rate * steps))
         for i in self._tables:
             self._ascend_rows(i, self.parts[i], estimate.rows[i])
         if self.follows:
@@ -464,8 +479,11 @@ class Lagrangian(nn.Module):
                 continue
             place, _ = self._place[part.key]
             with torch.no_grad():
+                if i in self.largest.parts:  # weights have no unit, and only differences of values count
+                    self.scales[place] = self.limits[place] = WEIGHT_STEP / scale.quietest
+                    continue
                 self.scales[place] = scale.steps.to(self.scales)
-                self.largest[place] = scale.largest
+                self.limits[place] = scale.largest
 
     def _adapt(self, residual: Tensor) -> None:
         """Steps grow where an exact residual keeps its sign, and shrink where it changes (`steps.py`)."""
@@ -473,7 +491,9 @@ class Lagrangian(nn.Module):
         sign = torch.sign(residual * self.before) * active
         self.pace.mul_(torch.where(sign > 0, FASTER, torch.where(sign < 0, SLOWER, 1.0)))
         self.pace.clamp_(min=LEAST_PACE)
-        torch.minimum(self.pace, self.largest / self.scales, out=self.pace)
+        if self._weighted is not None:
+            self.pace.index_fill_(0, self._weighted, 1.0)
+        torch.minimum(self.pace, self.limits / self.scales, out=self.pace)
         self.before.copy_(residual)
 
     def extra_repr(self) -> str:

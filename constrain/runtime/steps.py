@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from constrain.lowering.lower import EPIGRAPH
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -43,11 +45,13 @@ class Scale:
         steps: (entries,) step of each entry; one number for a constraint per row.
         largest: the step that any entry may come to.
         spread: standard deviation of one row's contribution, over all entries: the unit of violations.
+        quietest: that of the entry with the least.
     """
 
     steps: Tensor
     largest: float
     spread: float
+    quietest: float
 
 
 @dataclass
@@ -99,7 +103,7 @@ class Scales:
         estimate = self.estimator(sample)
         if self._blocks is None:
             self._blocks = self._joined()
-        self._objective = max(self._objective, self._norm(estimate.primal.objective))
+        self._objective = max(self._objective, self._norm(self._minimized(estimate)))
         least = min((p.rows for p in populations.values()), default=rows)
         gradients = self._gradients(self._blocks, estimate, generator)
         spreads = self._spreads(self._blocks, min(rows, least), batches, generator)
@@ -107,6 +111,14 @@ class Scales:
         for block, gradient, (spread, rounding) in zip(self._blocks, gradients, spreads, strict=True):
             found.update(self._scaled(block, gradient, spread, rounding))
         return [found[i] for i in range(len(self.parts))]
+
+    def _minimized(self, estimate: Estimate) -> Tensor:
+        """The objective; of one with a largest value the terms of this with equal weights."""
+        scalar = estimate.primal.objective
+        residuals = estimate.primal.residuals
+        parts = (r for p, r in zip(self.parts, residuals, strict=True) if p.constraint == EPIGRAPH)
+        cases = [r.reshape(-1) for r in parts if r is not None]
+        return scalar + torch.cat(cases).mean() if cases else scalar
 
     def _joined(self) -> list[_Block]:
         """Scalar constraints on the levels of one average are a block, as if they had been written as one."""
@@ -135,13 +147,19 @@ class Scales:
             pooled = max(pooled, LEAST_SPREAD * block.widest)
             block.widest = max(pooled, block.widest)
             step = objective / (slope * pooled)
-            return {first: Scale(units.new_tensor([step]), step, self._unit(first, pooled))}
-        largest = objective / (slope * float(units.min()))
-        steps = objective * units.min() / (slope * units.square())
+            return {first: Scale(units.new_tensor([step]), step, self._unit(first, pooled), pooled)}
+        quietest = float(units.min())
+        largest = objective / (slope * quietest)
+        steps = objective * quietest / (slope * units.square())
         if len(block.parts) == 1:
-            return {first: Scale(steps, largest, self._unit(first, pooled))}
+            return {first: Scale(steps, largest, self._unit(first, pooled), quietest)}
         return {
-            i: Scale(steps[k : k + 1] / factor**2, largest / factor**2, self._unit(i, pooled * factor))
+            i: Scale(
+                steps[k : k + 1] / factor**2,
+                largest / factor**2,
+                self._unit(i, pooled * factor),
+                quietest * factor,
+            )
             for k, (i, factor) in enumerate(zip(block.parts, block.factors, strict=True))
         }
 

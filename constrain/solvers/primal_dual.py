@@ -130,7 +130,7 @@ class _Training:
             evaluator, options.multipliers or {}, options.multiplier_lr
         )
         self.lagrangian = Lagrangian(evaluator, gain=gain, estimator=options.estimator, functions=functions)
-        tensors = self.lagrangian.slacks.others(evaluator.decisions.tensors)
+        tensors = self.lagrangian.moved(evaluator.decisions.tensors)
         make = options.optimizer
         self.optimizer = default_optimizer(tensors, options.lr) if make is None else make(tensors)
         tables = [p for p in evaluator.program.parts if p.rows is not None and p.constraint not in functions]

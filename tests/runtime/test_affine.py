@@ -121,3 +121,12 @@ def test_steps_are_the_same_however_constraints_are_written() -> None:
         found.append(lagrangian.scales)
     units = torch.arange(1.0, GROUPS + 1, dtype=torch.float64)
     torch.testing.assert_close(found[0] * units**2, found[1])
+
+
+def test_a_norm_of_infinite_order_of_averages() -> None:
+    D = sample()
+    s = score(D)
+    lagrangian = (
+        cn.minimize(E(s**2)).subject_to(largest=cn.norm(E(D.x * s[..., None]), float("inf")) <= 1.0).compile()
+    )
+    assert bool(lagrangian(D.rows(torch.arange(50))).isfinite())
