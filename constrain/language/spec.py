@@ -444,7 +444,7 @@ def _declared_elsewhere(name: str) -> None:
     if plugins.find("atoms", name) is None or name not in ATOMS:
         raise ModelingError(
             "E177",
-            f"the document has a function {name!r}, which nobody has declared here",
+            f"the language has no function {name!r}, and nobody has declared it here",
             fix=f'cn.op("{name}", ...), or the package that declares it, before cn.from_json',
         )
 

@@ -137,7 +137,7 @@ def lead_patterns(atom, shapes):
 
 
 def test_the_table_of_tests_covers_the_table_of_atoms():
-    assert set(TABLE) == set(ATOMS)
+    assert set(TABLE) == {name for name, atom in ATOMS.items() if atom.declared is None}
 
 
 @pytest.mark.parametrize(
