@@ -208,9 +208,7 @@ def test_a_document_names_a_function_that_a_package_declares(folder):
         "print('cvxpy' in sys.modules, 'constrain_demo.atoms' in sys.modules)"
     )
     assert fresh(program, folder) == ["minimize   demo_log_cosh(u - 1.0)", "False True"]
-    with pytest.raises(
-        cn.ModelingError, match=r"\[E177\] the language has no function 'no_one', and nobody"
-    ):
+    with pytest.raises(cn.ModelingError, match=r"\[E177\] the language has no function 'no_one', and nobody"):
         cn.from_json(text.replace("demo_log_cosh", "no_one"))
 
 
