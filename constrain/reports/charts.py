@@ -204,7 +204,7 @@ class _Plot:
         else:
             low, high = min(numbers, default=0.0), max(numbers, default=1.0)
             room = 0.06 * (high - low) or max(0.05 * abs(high), 1e-6)
-            self.low, self.highest = 0.0 if 0 <= low < 3 * room else low - room, high + room
+            self.low, self.highest = 0.0 if -0.1 * room <= low < 3 * room else low - room, high + room
         self.first, self.last = self.steps[0], self.steps[-1]
 
     def x(self, step: float) -> float:

@@ -123,7 +123,7 @@ def _facts(s: Solution) -> list[Markup]:
     if s.holdout is not None and s.sense != "find":
         half = (s.holdout.upper - s.holdout.lower) / 2
         note = "" if math.isnan(half) else f"± {number(half)} (95 %)"
-        found.append(fact("objective on the hold-out", number(s.holdout.objective), note))
+        found.append(fact("hold-out objective", number(s.holdout.objective), note))
     if s.names:
         met, _, other = verdict_counts(s).partition(" on the training data")
         found.append(fact("constraints", met, other.removeprefix("; ")))
