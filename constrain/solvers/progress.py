@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from constrain.solvers.checkpoint import Checkpoints
 
-__all__ = ["Progress", "Round", "Silent", "Stopped", "TerminalProgress", "Watched"]
+__all__ = ["Progress", "Round", "Silent", "Stopped", "TerminalProgress", "Watched", "largest"]
 
 
 _FIELDS = "objective {task.fields[objective]:.5g}  violation {task.fields[violation]:.2g}"

@@ -24,6 +24,7 @@ from constrain.runtime.decisions import Decisions
 from constrain.runtime.evaluator import Evaluator
 from constrain.solvers.checkpoint import Checkpoint, read, write
 from constrain.solvers.primal_dual import PrimalDual
+from constrain.solvers.progress import largest
 from constrain.solvers.state import evaluator_state, restore, restore_evaluator, state
 
 
@@ -482,3 +483,14 @@ def test_a_constraint_that_is_nan_on_other_rows_than_the_batches():
     assert solution.status == "diverged"
     assert "root" in solution.message
     assert np.isfinite(w.value)
+
+
+def test_the_bar_shows_the_largest_multipliers():
+    row = {
+        "objective": 1.0,
+        "multiplier:a": 0.0,
+        "multiplier:b[1]": -2.0,
+        "multiplier:c": 0.5,
+        "residual:a": 9.0,
+    }
+    assert largest(row) == "b[1] -2  c 0.5"
