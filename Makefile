@@ -22,8 +22,8 @@ $(STAMP): pyproject.toml constraints/cpu.txt
 demo: $(STAMP) ## train on UCI Adult under fairness constraints, two ways (examples/adult.py)
 	$(BIN)/python examples/adult.py
 
-test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest
+test: $(STAMP) ## run the tests, on all cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 coverage: $(STAMP) ## run the tests with branch coverage
 	$(BIN)/python -m pytest --cov --cov-report=term
