@@ -253,6 +253,7 @@ def last(path):
     return int(found[-1]) if found else 0
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path, monkeypatch, capfdbinary):
     """SIGKILL in real processes: nothing but the last interval is lost, and the end is the same."""
     chance, folder, path = random.Random(0), tmp_path / "cut", tmp_path / "cut" / "run.ckpt"
