@@ -41,6 +41,23 @@ def _pairwise(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     return folded
 
 
+def _pair(value: Any, condition: Any) -> tuple[Any, Any]:
+    return value, condition
+
+
+def _piecewise(*pieces: tuple[Any, Any]) -> Any:
+    *others, (total, rest) = pieces
+    if rest is not True:
+        raise RouteError(
+            "E125",
+            "from_sympy takes a Piecewise with a last piece for everything else",
+            fix="sympy.Piecewise((f, a > 0), (g, True))",
+        )
+    for value, condition in reversed(others):
+        total = f.where(condition, value, total)
+    return total
+
+
 _UNARY: dict[str, Callable[[Any], Any]] = {
     "exp": f.exp,
     "log": f.log,
@@ -66,6 +83,12 @@ _SYMPY: dict[str, Callable[..., Any]] = {
     "StrictLessThan": operator.lt,
     "StrictGreaterThan": operator.gt,
     "Equality": operator.eq,
+    "And": _pairwise(lambda a, b: a & b),
+    "Or": _pairwise(lambda a, b: a | b),
+    "Not": operator.invert,
+    "BooleanTrue": lambda: True,
+    "ExprCondPair": _pair,
+    "Piecewise": _piecewise,
 }
 
 
@@ -74,17 +97,31 @@ def from_sympy(expr: Any, symbols: Mapping[Any, Any]) -> Expr | Constraint:
 
     Args:
         expr: built of arithmetic, powers, `exp`, `log`, `Abs`, `Max`, `Min`, trigonometric and hyperbolic
-            functions, `erf`, and relations at the top.
+            functions, `erf`, `Piecewise`, and relations at the top; or a matrix of these.
         symbols: what each symbol stands for, by the symbol or its name: a `Variable`, a column, a number.
 
+    Returns:
+        The expression; of a matrix a stack of its entries, with shape `(n,)` for a column and `(m, n)` else.
+
     Raises:
-        RouteError: E125 for a symbol that is not given, or a function without a form in the language.
+        RouteError: E125 for a symbol that is not given, or what has no form in the language.
     """
     named = {str(key): value for key, value in symbols.items()}
+    if getattr(expr, "is_Matrix", False) and hasattr(expr, "tolist"):
+        rows = [[_from_sympy(entry, named) for entry in row] for row in expr.tolist()]
+        single = expr.shape[1] == 1
+        return f.stack([row[0] if single else f.stack(row) for row in rows])
+    found = _from_sympy(expr, named)
+    return found if isinstance(found, Constraint) else as_expr(found)
+
+
+def _from_sympy(expr: Any, named: Mapping[str, Any]) -> Any:
+    """One entry, without recursion."""
     done: dict[Any, Any] = {}
     stack = [expr]
     while stack:
         node = stack[-1]
+        _known(node)
         waiting = [] if node.is_number else [x for x in node.args if x not in done]
         if waiting:
             stack.extend(waiting)
@@ -92,8 +129,14 @@ def from_sympy(expr: Any, symbols: Mapping[Any, Any]) -> Expr | Constraint:
         stack.pop()
         if node not in done:
             done[node] = _converted(node, [done[x] for x in node.args if x in done], named)
-    found = done[expr]
-    return found if isinstance(found, Constraint) else as_expr(found)
+    return done[expr]
+
+
+def _known(node: Any) -> None:
+    """Refuses what has no form by its own name, and not by that of a part of it."""
+    plain = getattr(node, "is_number", False) or getattr(node, "is_Symbol", False)
+    if not plain and type(node).__name__ not in _SYMPY:
+        raise RouteError("E125", f"from_sympy has no form of {type(node).__name__}")
 
 
 def _converted(node: Any, args: list[Any], named: Mapping[str, Any]) -> Any:
@@ -112,8 +155,6 @@ def _converted(node: Any, args: list[Any], named: Mapping[str, Any]) -> Any:
                 fix=f'cn.from_sympy(expr, {{"{node}": cn.Variable((), "{node}")}})',
             )
         return named[str(node)]
-    if name not in _SYMPY:
-        raise RouteError("E125", f"from_sympy has no form of {name}")
     if any(isinstance(a, Expr) for a in args):
         args = [as_expr(a) if name in ("Max", "Min") else a for a in args]
     return _SYMPY[name](*args)

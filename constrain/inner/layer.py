@@ -69,7 +69,7 @@ class Call:
         home = torch.device("cpu") if device.type == "mps" else device
         inner = compiled(self.problem, solution=self.outputs != ("value",))
         parameters, batched, batch = self._parameters(inner, given, lead, home)
-        found = self._outputs(inner, parameters, batched, batch)
+        found = self._outputs(inner, parameters, batched, batch) if batch else self._empty(given, home)
         shaped = [v.reshape((*lead, *s)) for v, s in zip(found, self._shapes(), strict=True)]
         return self._packed([v.to(device=device, dtype=kind) for v in shaped])
 
@@ -155,6 +155,11 @@ class Call:
             else:
                 found.append(_multiplier(inner, answer, wanted))
         return found
+
+    def _empty(self, given: Sequence[Tensor], home: torch.device) -> list[Tensor]:
+        """Of no rows: nothing is solved, and the gradient of every input is zero."""
+        link = sum((0.0 * t.sum().to(device=home, dtype=torch.float64) for t in given), torch.zeros(()))
+        return [torch.zeros((0, *s), dtype=torch.float64, device=home) + link for s in self._shapes()]
 
     def _shapes(self) -> list[tuple[int, ...]]:
         shapes: list[tuple[int, ...]] = []

@@ -314,6 +314,7 @@ def _min_sign(signs: tuple[Sign, ...]) -> Sign:
 
 # ----------------------------------------------------------------------------------------------- table
 _NO_CVXPY = "has no disciplined convex form"
+_NO_PYOMO = "is no function of Pyomo"
 ATOMS: dict[str, Atom] = {}
 
 
@@ -340,7 +341,7 @@ def _add(
     sign: SignRule | Sign,
     torch: str | None = None,
     shape: ShapeRule = broadcast,
-    cvxpy: str | None = None,
+    **refusals: str,
 ) -> None:
     register(
         Atom(
@@ -350,7 +351,7 @@ def _add(
             curvature=curvature,
             monotone=(monotone,) if isinstance(monotone, str) else monotone,
             torch=torch or f"torch.{name}",
-            refusals={} if cvxpy is None else {"cvxpy": cvxpy},
+            refusals=refusals,
         )
     )
 
@@ -382,20 +383,24 @@ _add("sigmoid", "none", "up", "nonneg", cvxpy=f"sigmoid {_NO_CVXPY}: it is conve
 _add("tanh", "none", "up", _same, cvxpy=f"tanh {_NO_CVXPY}")
 _add("sin", "none", "none", "any", cvxpy=f"sin {_NO_CVXPY}")
 _add("cos", "none", "none", "any", cvxpy=f"cos {_NO_CVXPY}")
-_add("erf", "none", "up", _same, "torch.erf", cvxpy=f"erf {_NO_CVXPY}")
-_add("gelu", "none", "none", "any", "torch.nn.functional.gelu", cvxpy=f"gelu {_NO_CVXPY}")
+_add("erf", "none", "up", _same, "torch.erf", cvxpy=f"erf {_NO_CVXPY}", pyomo=f"erf {_NO_PYOMO}")
+_add("gelu", "none", "none", "any", "torch.nn.functional.gelu",
+     cvxpy=f"gelu {_NO_CVXPY}", pyomo=f"erf, which gelu is made of, {_NO_PYOMO}")  # fmt: skip
 _add("silu", "none", "none", "any", "torch.nn.functional.silu", cvxpy=f"silu {_NO_CVXPY}")
-_add(
-    "elu", "none", "up", "any", "torch.nn.functional.elu", cvxpy=f"elu {_NO_CVXPY} that cvxpy has an atom for"
-)
-_add("sign", "none", "up", _same, cvxpy=f"sign {_NO_CVXPY}: it jumps at 0")
-_add("floor", "none", "up", "any", cvxpy=f"floor {_NO_CVXPY}: it jumps")
+_add("elu", "none", "up", "any", "torch.nn.functional.elu",
+     cvxpy=f"elu {_NO_CVXPY} that cvxpy has an atom for",
+     pyomo="elu is one formula above 0 and another below")  # fmt: skip
+_add("sign", "none", "up", _same, cvxpy=f"sign {_NO_CVXPY}: it jumps at 0",
+     pyomo="sign jumps at 0: count events in its place, as in P(e > 0)")  # fmt: skip
+_add("floor", "none", "up", "any", cvxpy=f"floor {_NO_CVXPY}: it jumps",
+     pyomo="floor jumps: an integer Variable k with k <= e and e <= k + 1 says it")  # fmt: skip
 # elementwise, two arguments
 _add("maximum", "convex", ("up", "up"), _max_sign)
 _add("minimum", "concave", ("up", "up"), _min_sign)
 _add("kl_div", "convex", ("none", "none"), "nonneg", "rowwise.kl_div")
 _add("rel_entr", "convex", ("none", "down"), "any", "rowwise.rel_entr")
-_add("huber", "convex", "by-sign", "nonneg", "rowwise.huber")
+_add("huber", "convex", "by-sign", "nonneg", "rowwise.huber",
+     pyomo="huber is one formula up to delta and another beyond")  # fmt: skip
 # losses, one value per row
 _add(
     "binary_cross_entropy_with_logits",
@@ -418,7 +423,8 @@ _add("logsumexp", "convex", "up", "any", "rowwise.logsumexp", _reduce)
 _add("norm", "convex", "by-sign", "nonneg", "rowwise.norm", _reduce)
 _add("sum_squares", "convex", "by-sign", "nonneg", "rowwise.sum_squares", _reduce)
 _add("count_nonzero", "none", "none", "nonneg", "rowwise.count_nonzero", _reduce,
-     cvxpy="count_nonzero is an integer function: it needs the mixed-integer route")  # fmt: skip
+     cvxpy="count_nonzero is an integer function: it needs the mixed-integer route",
+     sympy="count_nonzero, which is a count and has no derivative")  # fmt: skip
 _add("softmax", "none", "none", "nonneg", "rowwise.softmax", _first, cvxpy=f"softmax {_NO_CVXPY}")
 _add("log_softmax", "concave", "none", "nonpos", "rowwise.log_softmax", _first)
 # structure
@@ -431,8 +437,9 @@ _add("take", "affine", ("up", "none"), _same, "rowwise.take", _take)
 # matrices and quadratic forms
 _add("quad_form", "special", ("none", "none"), "any", "rowwise.quad_form", _quad_form)
 _add("trace", "affine", "up", "any", "rowwise.trace", _trace)
-_add("matrix_exp", "none", "none", "any", "torch.matrix_exp", _square_matrix, cvxpy=f"matrix_exp {_NO_CVXPY}")
-_add("logdet", "special", "none", "any", "torch.logdet", _trace)
+_add("matrix_exp", "none", "none", "any", "torch.matrix_exp", _square_matrix, cvxpy=f"matrix_exp {_NO_CVXPY}",
+     pyomo=f"matrix_exp {_NO_PYOMO}", sympy="matrix_exp of symbols")  # fmt: skip
+_add("logdet", "special", "none", "any", "torch.logdet", _trace, pyomo=f"logdet {_NO_PYOMO}")
 # reductions over the levels of `by=`
 _add("max_levels", "convex", "up", _same, "rowwise.max_levels", _first)
 _add("min_levels", "concave", "up", _same, "rowwise.min_levels", _first)

@@ -260,3 +260,33 @@ def test_from_sympy_on_data_and_its_refusals():
         cn.from_sympy(a + b, {a: w})
     with pytest.raises(cn.RouteError, match="no form of gamma"):
         cn.from_sympy(sympy.gamma(a), {a: w})
+
+
+def test_from_sympy_of_pieces_and_matrices():
+    a, b = sympy.symbols("a b")
+    x = np.linspace(-2.0, 2.0, 9)
+    D = cn.Data("d", a=x)
+    hinge = sympy.Piecewise((a**2, a > 1), (-a, sympy.And(a < 0, a >= -1)), (0, sympy.true))
+    values = np.where(x > 1, x**2, np.where((x < 0) & (x >= -1), -x, 0.0))
+    w = cn.Variable(2, "w")
+    w.value = np.array([0.5, 3.0])
+    average = cn.E(cn.from_sympy(hinge, {"a": D.a}))
+    assert cn.minimize(average + 0 * w[0]).evaluate().objective == pytest.approx(values.mean())
+    entries = {"a": w[0], "b": w[1]}
+    column = cn.from_sympy(sympy.Matrix([a, a * b, 1]), entries)
+    square = cn.from_sympy(sympy.ImmutableMatrix([[a, b], [b, 2 * a]]), entries)
+    assert (column.shape, square.shape) == ((3,), (2, 2))
+    weights = np.array([[1.0, 2.0], [3.0, 4.0]])
+    total = cn.sum(column * np.array([1.0, 10.0, 100.0])) + cn.sum(square * weights)
+    assert cn.minimize(total).evaluate().objective == pytest.approx(0.5 + 15 + 100 + 0.5 + 6 + 9 + 4)
+
+
+def test_from_sympy_refuses_by_name():
+    a = sympy.Symbol("a")
+    w = cn.Variable((), "w")
+    with pytest.raises(cn.RouteError, match="a last piece for everything else"):
+        cn.from_sympy(sympy.Piecewise((a, a > 0)), {a: cn.Data("d", a=np.ones(3)).a})
+    with pytest.raises(cn.RouteError, match="no form of MatrixSymbol"):
+        cn.from_sympy(sympy.MatrixSymbol("X", 2, 2), {a: w})
+    with pytest.raises(cn.RouteError, match="no form of Integral"):
+        cn.from_sympy(sympy.Integral(sympy.gamma(a), a), {a: w})

@@ -1,5 +1,6 @@
 """The pyomo route: optima and multipliers against other routes and closed forms, integers, refusals."""
 
+import importlib
 import importlib.util
 import itertools
 import subprocess
@@ -266,6 +267,111 @@ def test_smooth_atoms_against_cvxpy():
     assert ours.objective == pytest.approx(theirs.objective, rel=1e-7)
     for name in ("total", "ball"):
         assert ours[name].multiplier == pytest.approx(theirs[name].multiplier, rel=1e-4, abs=1e-6)
+
+
+def test_no_component_of_the_model_is_replaced(caplog):
+    """The bound of an epigraph is called objective; users may take any name that the model has already."""
+    w = cn.Variable(2, "w", bounds=(-2, 2))
+    solved(cn.minimize(cn.max(cn.stack(w[0] + w[1], w[0] - 2 * w[1], -w[0]))))
+    names = ("objective", "auxiliary", "switches", "rules", "outer")
+    x = [cn.Variable((), name, integer=True, bounds=(-3, 3)) for name in names]
+    relations = {name: x[k] + cn.abs(x[k - 1]) >= 1.5 for k, name in enumerate(names)}
+    problem = cn.minimize(cn.sum_squares(cn.stack(x) - 0.4)).subject_to(**relations)
+    grid = np.array(list(itertools.product(range(-3, 4), repeat=5)), dtype=float)
+    held = np.all(grid + abs(np.roll(grid, 1, axis=1)) >= 1.5, axis=1)
+    best = ((grid - 0.4) ** 2).sum(1)[held].min()
+    assert solved(problem).objective == pytest.approx(best, rel=1e-9)
+    assert not caplog.records
+
+
+# -------------------------------------------------------------- levels that several conditions have in common
+def two_groups(w, scores):
+    gap = abs(E(scores, given=DATA.group == "a") - E(scores, given=DATA.group == "b"))
+    return cn.minimize(E((scores - DATA.y) ** 2)).subject_to(gap=gap <= 0.2, size=cn.norm(w, 1) <= 2.5)
+
+
+def test_conditions_on_levels_of_a_column_by_enumeration():
+    """E(s | g = a) - E(s | g = b) is lowered to one sum by levels, of which single ones are picked."""
+    w = cn.Variable(3, "w", integer=True, bounds=(-3, 3))
+    problem = two_groups(w, DATA.x[..., [1, 4, 0]] @ w)
+    grid = np.array(list(itertools.product(range(-3, 4), repeat=3)), dtype=float)
+    scores = grid @ X[:, [1, 4, 0]].T
+    group = np.array(["a", "b", "c"] * 40)
+    gaps = abs(scores[:, group == "a"].mean(1) - scores[:, group == "b"].mean(1))
+    held = (gaps <= 0.2) & (abs(grid).sum(1) <= 2.5)
+    best = ((scores - Y) ** 2).mean(1)[held].min()
+    assert "0 errors" in str(problem.check())
+    solution = problem.solve(progress=False)
+    assert solution.provenance.route.startswith("pyomo")
+    assert (solution.status.value, solution.objective) == ("optimal", pytest.approx(best, rel=1e-7))
+
+
+def test_conditions_on_levels_as_pyomo_and_cvxpy_problems():
+    pyo = importlib.import_module("pyomo.environ")
+    factory = importlib.import_module("pyomo.contrib.solver.common.factory").SolverFactory
+    w = cn.Variable(6, "w", bounds=(-3, 3))
+    problem = two_groups(w, DATA.x @ w)
+    ours, theirs = solved(problem), problem.solve("cvxpy", progress=False)
+    assert ours.objective == pytest.approx(theirs.objective, rel=1e-7)
+    assert ours["gap"].multiplier == pytest.approx(theirs["gap"].multiplier, rel=1e-4, abs=1e-6)
+    exported = problem.to_pyomo()
+    factory("highs").solve(exported)
+    assert pyo.value(exported.objective) == pytest.approx(ours.objective, rel=1e-6)
+    other = problem.to_cvxpy()
+    other.solve()
+    assert other.value == pytest.approx(ours.objective, rel=1e-6)
+    again = cn.from_pyomo(exported).solve("pyomo", progress=False)
+    assert again.objective == pytest.approx(ours.objective, rel=1e-6)
+
+
+def best_difference_of_rates(x, positive):
+    """Over all directions and thresholds of a linear rule in the plane: a grid of angles, all thresholds."""
+    angles = np.linspace(0, 2 * np.pi, 3600, endpoint=False)
+    best = 0.0
+    for score in np.stack([np.cos(angles), np.sin(angles)], 1) @ x.T:
+        order = np.argsort(-score)
+        best = max(best, np.max(np.cumsum(positive[order]) / positive.sum()
+                                - np.cumsum(~positive[order]) / (~positive).sum()))  # fmt: skip
+    return best
+
+
+def test_a_difference_of_rates_by_enumeration():
+    """Binary variables within 1e-6 of integers, times the M of a row, would let a rate of 1 appear."""
+    x = rng.normal(size=(60, 2))
+    positive = x @ np.array([1.0, -1.0]) + 1.5 * rng.normal(size=60) > 0
+    people = cn.Data("people", x=x, y=positive.astype(float))
+    w, b = cn.Variable(2, "w", bounds=(-3, 3)), cn.Variable((), "b", bounds=(-3, 3))
+    score = people.x @ w + b
+    problem = cn.maximize(P(score > 0, given=people.y == 1) - P(score > 0, given=people.y == 0))
+    solution = solved(problem)
+    assert solution.objective == pytest.approx(best_difference_of_rates(x, positive), abs=1e-9)
+
+
+def test_rates_of_two_groups_with_a_quadratic_objective():
+    """HiGHS fails in the relaxation of this program: its tangents start at another point or solver."""
+    own = np.random.default_rng(0)
+    x = own.normal(size=(60, 2))
+    y = x @ np.array([1.0, -1.0]) + 0.3 * own.normal(size=60)
+    group = np.where(own.random(60) < 0.4, "a", "b")
+    people = cn.Data("people", x=x, y=y, g=list(group))
+    w = cn.Variable(2, "w", bounds=(-3, 3))
+    score = people.x @ w
+    gap = P(score > 0, given=people.g == "a") - P(score > 0, given=people.g == "b")
+    solution = solved(cn.minimize(E((score - people.y) ** 2)).subject_to(gap=gap <= -0.15))
+    grid = np.stack(np.meshgrid(*[np.linspace(-3, 3, 601)] * 2), -1).reshape(-1, 2)
+    on = grid @ x.T > 0
+    held = on[:, group == "a"].mean(1) - on[:, group == "b"].mean(1) <= -0.15
+    best = ((grid @ x.T - y) ** 2).mean(1)[held].min()
+    assert solution["gap"].value <= -0.15
+    assert best - 0.02 <= solution.objective <= best + 1e-6
+
+
+def test_events_need_room_and_infeasibility_is_then_no_proof():
+    """w = 0 meets no w x > 0 and is the only feasible point, without any room."""
+    points = cn.Data("points", x=np.array([[1.0], [-1.0]]))
+    w = cn.Variable(1, "w", bounds=(-3, 3))
+    problem = cn.minimize(w[0]).subject_to(few=P(points.x @ w > 0) <= 0.1)
+    assert solved(problem).status.value == "likely_infeasible"
 
 
 # ------------------------------------------------------------------------------------- endings, refusals

@@ -306,3 +306,16 @@ def test_a_corner_that_cannot_be_rewritten_is_said():
     with pytest.warns(cn.ModelingWarning, match="W223"):
         found = cn.argmin(apex, at=torch.tensor([0.5, 0.2], dtype=F64))
     np.testing.assert_allclose(found, [0.5, 0.2], atol=1e-4)
+
+
+@pytest.mark.parametrize("bounds", [None, (-1.0, 1.0)], ids=["closed form", "quadratic program"])
+def test_no_rows_have_an_empty_result_with_a_gradient(bounds):
+    x, p = cn.Variable(2, "x", bounds=bounds), cn.Parameter("p", np.zeros(2))
+    problem = cn.minimize(cn.sum_squares(x - p)).subject_to(total=cn.sum(x) == 1)
+    for lead in ((0,), (3, 0)):
+        given = torch.zeros((*lead, 2), requires_grad=True)
+        found, price = cn.layer(problem, inputs=[p], outputs=[x, "total"])(given)
+        assert (found.shape, price.shape, found.dtype) == ((*lead, 2), lead, given.dtype)
+        (found.sum() + price.sum()).backward()
+        assert given.grad.shape == given.shape
+        assert torch.equal(given.grad, torch.zeros_like(given))

@@ -229,15 +229,17 @@ def _squares(a: Arguments) -> Any:
     return summed(squared, axes, keepdims=bool(a.option("keepdims"))) if axes else squared
 
 
-def _norm(a: Arguments) -> Any:
-    order = float(a.option("ord", 2.0))
+def _norm(a: Arguments, axes: tuple[int, ...] | None = None) -> Any:
+    """Along axes of one row, or along these."""
+    order, over = float(a.option("ord", 2.0)), a.axes() if axes is None else axes
+    keep = bool(a.option("keepdims"))
     if order == 2.0:
-        return mapped(_smooth("sqrt"), _squares(a))
+        return mapped(_smooth("sqrt"), summed(mapped(_square, a.values[0]), over, keepdims=keep))
     sizes = integers.absolute(a, a.values[0])
     if order == 1.0:
-        return summed(sizes, a.axes(), keepdims=bool(a.option("keepdims")))
+        return summed(sizes, over, keepdims=keep)
     if math.isinf(order):
-        return integers.largest(a, sizes)
+        return integers.largest(a, sizes, axes=axes)
     raise RouteError("E125", f"pyomo has no form of a norm of order {order:g}", at=a.node.loc)
 
 
@@ -250,10 +252,24 @@ def _levels(function: Callable[[NDArray[Any]], Any]) -> Lowering:
     return lambda a: function(a.values[0])
 
 
-def _log_softmax(a: Arguments) -> Any:
-    x = a.values[0]
-    level = mapped(log, summed(mapped(exp, x), (-1,), keepdims=True))
+def _log_of_shares(x: NDArray[Any], axes: tuple[int, ...] = (-1,)) -> Any:
+    """Logarithms of the probabilities that logits stand for."""
+    level = mapped(log, summed(mapped(exp, x), axes, keepdims=True))
     return lifted(x - level)
+
+
+def _log_softmax(a: Arguments) -> Any:
+    return _log_of_shares(a.values[0], a.axes())
+
+
+def _entropy_logits(a: Arguments) -> Any:
+    level = _log_of_shares(a.values[0])
+    return -1.0 * summed(_multiply(mapped(exp, level), level), (-1,))
+
+
+def _kl_logits(a: Arguments) -> Any:
+    p, q = (_log_of_shares(x) for x in _aligned(a.values, a.leads))
+    return summed(_multiply(mapped(exp, p), lifted(p - q)), (-1,))
 
 
 def _cross_entropy(a: Arguments) -> Any:
@@ -337,14 +353,17 @@ LOWERINGS: dict[str, Lowering] = {
     "logsumexp": _logsumexp,
     "log_softmax": _log_softmax,
     "softmax": lambda a: mapped(exp, _log_softmax(a)),
+    "entropy_logits": _entropy_logits,
+    "kl_logits": _kl_logits,
     **dict.fromkeys(("index", "reshape", "transpose", "stack"), _moved),
     "take": _take,
     "where": _where,
+    "pick_levels": lambda a: lifted(a.values[0][a.option("place")]),
     "sum_levels": _levels(lambda x: summed(x, (0,))),
     "mean_levels": _levels(lambda x: _multiply(summed(x, (0,)), lifted(1.0 / len(x)))),
     "sum_squares_levels": _levels(lambda x: summed(mapped(_square, x), (0,))),
     "logsumexp_levels": _levels(lambda x: mapped(log, summed(mapped(exp, x), (0,)))),
-    "norm_levels": _levels(lambda x: mapped(_smooth("sqrt"), summed(mapped(_square, x), (0,)))),
+    "norm_levels": lambda a: _norm(a, axes=(0,)),
     "variance": _variance,
     "deviation": lambda a: mapped(_smooth("sqrt"), _variance(a)),
     "abs": lambda a: integers.absolute(a, a.values[0]),
@@ -358,3 +377,4 @@ LOWERINGS: dict[str, Lowering] = {
     "min_levels": lambda a: integers.smallest(a, a.values[0], axes=(0,)),
     "count_nonzero": integers.count,
 }
+"""Every atom of the table has an entry here, or a refusal in its record (`Atom.refusals["pyomo"]`)."""

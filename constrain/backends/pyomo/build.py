@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from constrain.backends.pyomo.expressions import Lowerer, unique_name
+from constrain.backends.pyomo.expressions import Lowerer
 from constrain.backends.pyomo.package import pyo
-from constrain.backends.pyomo.term import Term, expression_of
+from constrain.backends.pyomo.term import Term, expression_of, named
 from constrain.runtime.binding import parameter_values
 
 if TYPE_CHECKING:
@@ -108,13 +108,14 @@ def build(
     """
     values = parameter_values(program.parameters, parameters)
     model = pyo.ConcreteModel()
+    model.objective = pyo.Objective(expr=0.0)  # its name is taken before a decision or constraint asks for it
     builder = Lowerer(program, data or {}, values, model)
     objective = builder.expression(program.objective).reshape(-1)[0]
     rows: list[Row] = []
     shapes: dict[str, tuple[int, ...]] = {}
     for part in program.parts:
         shapes[part.key] = _part(builder, part, rows)
-    model.objective = pyo.Objective(expr=_not_constant(model, objective))
+    model.objective.set_value(_not_constant(model, objective))
     discrete = tuple(v for v in builder.space.variables if not v.is_continuous())
     terms = [row.term for row in rows] + [term for term, _ in builder.pieces.terms]
     kind = _kind(objective, terms, integer=bool(discrete))
@@ -150,8 +151,7 @@ def _part(builder: Lowerer, part: Part, rows: list[Row]) -> tuple[int, ...]:
     if part.rows is not None and residual.ndim and part.where is not None:
         selected = builder.constants.array(part.where).astype(bool)
         chosen = np.broadcast_to(selected.reshape(-1, *([1] * (residual.ndim - 1))), residual.shape)
-    made = pyo.ConstraintList()
-    builder.model.add_component(unique_name(builder.model, part.key), made)
+    made = named(builder.model, part.key, pyo.ConstraintList())
     for place, item in enumerate(residual.reshape(-1)):
         if not chosen.reshape(-1)[place]:
             continue

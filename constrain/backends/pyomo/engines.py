@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
     from constrain.runtime.result import Ending
 
-__all__ = ["LINEAR", "Outcome", "label", "nonlinear_engine", "run"]
+__all__ = ["INTEGRALITY", "LINEAR", "Outcome", "label", "nonlinear_engine", "run"]
 
 LINEAR = "highs"
 NONLINEAR = ("pounce", "ipopt")
+INTEGRALITY = 1e-9
+"""How far from an integer HiGHS may leave a variable: its default, 1e-6, would hide an event behind an M."""
 _ENDINGS: dict[str, tuple[Ending, str]] = {
     "convergenceCriteriaSatisfied": ("converged", "the solver reached its tolerances"),
     "provenInfeasible": ("infeasible", "the solver proved that no point satisfies the constraints"),
@@ -39,7 +41,11 @@ _ENDINGS: dict[str, tuple[Ending, str]] = {
 }
 _OPTIONS: dict[str, dict[str, Any]] = {
     # the defaults, 1e-7 and 1e-4, move the solution of a quadratic program and stop far from the optimum
-    "highs": {"qp_regularization_value": 1e-12, "mip_rel_gap": 1e-7},
+    "highs": {
+        "qp_regularization_value": 1e-12,
+        "mip_rel_gap": 1e-7,
+        "mip_feasibility_tolerance": INTEGRALITY,
+    },
     # by default they widen every bound by a share of it, and take a violation of 1e-4
     "pounce": {"tol": 1e-10, "bound_relax_factor": 0.0, "constr_viol_tol": 1e-8},
     "ipopt": {"tol": 1e-10, "bound_relax_factor": 0.0, "constr_viol_tol": 1e-8},

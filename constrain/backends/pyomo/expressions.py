@@ -14,7 +14,7 @@ from constrain.backends.pyomo.atoms import LOWERINGS, Arguments
 from constrain.backends.pyomo.declared import lowering_of
 from constrain.backends.pyomo.integers import Pieces
 from constrain.backends.pyomo.package import pyo
-from constrain.backends.pyomo.term import Space, combine, lifted, mapped, mapped_all, squared_rows
+from constrain.backends.pyomo.term import Space, combine, lifted, mapped, mapped_all, named, squared_rows
 from constrain.errors import RouteError
 from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from constrain.language.data import Data
     from constrain.lowering.program import Program
 
-__all__ = ["Lowerer", "moving", "sides", "unique_name"]
+__all__ = ["Lowerer", "moving", "sides"]
 
 
 def moving(node: n.Node, memo: dict[int, bool] | None = None) -> bool:
@@ -61,14 +61,6 @@ def sides(program: Program) -> dict[int, int]:
         for key, side_of in own.items():
             found[key] = side_of if found.get(key, side_of) == side_of else 0
     return found
-
-
-def unique_name(model: Any, name: str) -> str:
-    """A name that no component or attribute of a Pyomo model has."""
-    name = name.replace(".", "_").replace(":", "_").replace("(", "").replace(")", "").replace(" ", "_")
-    while hasattr(model, name):
-        name += "_"
-    return name
 
 
 class Lowerer:
@@ -116,8 +108,7 @@ class Lowerer:
         bounds: tuple[NDArray[Any], NDArray[Any]],
         start: NDArray[Any] | None,
     ) -> NDArray[Any]:
-        made = pyo.Var(*(range(size) for size in shape), domain=domain)
-        self.model.add_component(unique_name(self.model, name), made)
+        made = named(self.model, name, pyo.Var(*(range(size) for size in shape), domain=domain))
         result = np.empty(shape, dtype=object)
         for place in np.ndindex(*shape):
             variable = made[place if len(shape) > 1 else place[-1]] if shape else made

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from constrain._lazy import language_printing
+from constrain.backends.pyomo.engines import INTEGRALITY
 from constrain.backends.pyomo.package import pyo
 from constrain.backends.pyomo.term import (
     Space,
@@ -28,6 +29,7 @@ from constrain.backends.pyomo.term import (
     lifted,
     mapped,
     mapped_all,
+    named,
     summed,
 )
 from constrain.errors import RouteError
@@ -57,17 +59,16 @@ class Pieces:
 
     def __init__(self, model: Any, space: Space) -> None:
         self._space = space
-        self._model = model
         self.switches = 0
         self.terms: list[tuple[Any, Any]] = []
         self.zero: dict[int, Term] = {}
-        model.auxiliary = pyo.VarList()
-        model.switches = pyo.VarList(domain=pyo.Binary)
-        model.rules = pyo.ConstraintList()
+        self._auxiliary = named(model, "auxiliary", pyo.VarList())
+        self._switches = named(model, "switches", pyo.VarList(domain=pyo.Binary))
+        self._rules = named(model, "rules", pyo.ConstraintList())
 
     def variable(self, low: float = -math.inf, high: float = math.inf) -> Term:
         """A new continuous variable."""
-        made = self._model.auxiliary.add()
+        made = self._auxiliary.add()
         made.setlb(None if math.isinf(low) else low)
         made.setub(None if math.isinf(high) else high)
         return self._space.add(made)
@@ -75,7 +76,7 @@ class Pieces:
     def switch(self) -> Term:
         """A new binary variable."""
         self.switches += 1
-        return self._space.add(self._model.switches.add())
+        return self._space.add(self._switches.add())
 
     def below(self, item: Any) -> None:
         """Requires `item <= 0`."""
@@ -83,7 +84,7 @@ class Pieces:
             if item <= STRICT:
                 return
             item = item + self.variable(0.0, 0.0)
-        self.terms.append((item, self._model.rules.add(expression_of(item) <= 0)))
+        self.terms.append((item, self._rules.add(expression_of(item) <= 0)))
 
     def nonzero(self, item: Any, node: n.Node) -> Any:
         """A switch that is on wherever a variable is not zero."""
@@ -126,7 +127,7 @@ class Pieces:
             self.below(top - item - (high - low) * (1.0 - z))
             switches.append(z)
         total = combine([1.0] * len(switches), switches) - 1.0
-        self.terms.append((total, self._model.rules.add(expression_of(total) == 0)))
+        self.terms.append((total, self._rules.add(expression_of(total) == 0)))
         return top
 
     def event(self, margin: Any, side: int, node: n.Node, *, strict: bool) -> Any:
@@ -143,10 +144,11 @@ class Pieces:
             return float(margin > 0 if strict else margin >= 0)
         low, high = finite(margin, node)
         z = self.switch()
-        if side <= 0:  # on: the margin is at least STRICT
-            self.below(STRICT - margin - (STRICT - low) * (1.0 - z))
-        if side >= 0:  # off: the margin is at most -STRICT
-            self.below(margin + STRICT - (high + STRICT) * z)
+        room = max(STRICT, 10 * INTEGRALITY * (high - low))
+        if side <= 0:  # on: the margin is at least the room
+            self.below(room - margin - (room - low) * (1.0 - z))
+        if side >= 0:  # off: the margin is at most minus the room
+            self.below(margin + room - (high + room) * z)
         return z
 
 

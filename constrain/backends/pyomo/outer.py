@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from pyomo.common.collections import ComponentMap
 
-from constrain.backends.pyomo.engines import LINEAR, Outcome, run
+from constrain.backends.pyomo.engines import LINEAR, Outcome, nonlinear_engine, run
 from constrain.backends.pyomo.package import derivatives, identify_variables, pyo
-from constrain.backends.pyomo.term import Term
+from constrain.backends.pyomo.term import Term, named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,8 +85,7 @@ class _Master:
         outer.level = pyo.Var()
         outer.cuts = pyo.ConstraintList()
         outer.objective = pyo.Objective(expr=outer.level)
-        self._model.outer = outer
-        self._block = outer
+        self._block = named(self._model, "outer", outer)
         outer.deactivate()
 
     def tangents(self, values: Any) -> None:
@@ -140,9 +139,7 @@ def outer_approximation(
     """
     started = time.perf_counter()
     master = _Master(built)
-    relaxed = _relaxed(built, engine)
-    if relaxed is not None:
-        master.tangents(relaxed.values)
+    master.tangents(_relaxed(built, engine))
     best: Outcome | None = None
     integers: list[float] = []
     lower, message = -math.inf, "outer approximation stopped at its limit of steps"
@@ -177,8 +174,8 @@ def outer_approximation(
     return OuterResult(final, integers, steps)
 
 
-def _relaxed(built: Built, engine: str) -> Outcome | None:
-    """The program without integrality, whose tangents start the search."""
+def _relaxed(built: Built, engine: str) -> Any:
+    """The solution without integrality, whose tangents start the search; else a point within the bounds."""
     domains = [v.domain for v in built.discrete]
     bounds = [(v.lb, v.ub) for v in built.discrete]
     for variable, (low, high) in zip(built.discrete, bounds, strict=True):
@@ -186,11 +183,24 @@ def _relaxed(built: Built, engine: str) -> Outcome | None:
         variable.setlb(low)
         variable.setub(high)
     try:
-        found = run(engine, built.model)
+        found = _continuous(engine, built.model)
     finally:
         for variable, domain in zip(built.discrete, domains, strict=True):
             variable.domain = domain
-    return found if found.ending == "converged" else None
+    if found.ending == "converged":
+        return found.values
+    space = built.space
+    return ComponentMap(
+        (v, min(max(v.value or 0.0, low), high))
+        for v, low, high in zip(space.variables, space.lower, space.upper, strict=True)
+    )
+
+
+def _continuous(engine: str, model: Any) -> Outcome:
+    """A program without integers; where HiGHS fails in a quadratic one, a nonlinear solver takes it."""
+    found = run(engine, model)
+    other = nonlinear_engine() if found.ending == "error" and engine == LINEAR else None
+    return found if other is None else run(other, model)
 
 
 def solve_fixed(built: Built, engine: str, integers: list[float]) -> Outcome:
@@ -204,7 +214,7 @@ def solve_fixed(built: Built, engine: str, integers: list[float]) -> Outcome:
             words = "the integers decide everything"
             outcome = Outcome("converged" if held else "infeasible", words, duals={})
         else:
-            outcome = run(engine, built.model)
+            outcome = _continuous(engine, built.model)
     if outcome.ending != "converged":
         return outcome
     values = ComponentMap(outcome.values)

@@ -66,6 +66,7 @@ _CLASSES = {
     "MINLP": "a mixed-integer nonlinear program",
 }
 RESTRICTED = "multipliers are those of the program with its integers fixed"
+NO_ROOM = "no proof: events have to hold, or not, with some room"
 
 
 # --------------------------------------------------------------------------------------------- support
@@ -172,7 +173,7 @@ def _refusal(program: Program) -> str | None:
             if own is not None:
                 return own
             if node.atom not in LOWERINGS and ATOMS[node.atom].declared is None:
-                return f"it has no form of {node.atom}"
+                return ATOMS[node.atom].refusals.get("pyomo", f"it has no form of {node.atom}")
         elif isinstance(node, (n.Gradient, n.Opaque)):
             what = "derivatives of models" if isinstance(node, n.Gradient) else node.path
             return f"it has no form of {what}"
@@ -388,7 +389,10 @@ def _solution(
 ) -> RawSolution:
     message = "; ".join((outcome.message, *notes))
     if not outcome.values:
-        return RawSolution(outcome.ending, None, {}, {}, None, solver, seconds, None, message, steps)
+        ending = outcome.ending
+        if ending == "infeasible" and built.program.has_rates:  # w = 0 meets no w > 0, and needs no room
+            ending, message = "likely_infeasible", f"{NO_ROOM}; {message}"
+        return RawSolution(ending, None, {}, {}, None, solver, seconds, None, message, steps)
     x = np.array([_finite(outcome.values.get(v, v.value)) for v in built.space.variables])
     place = {id(v): k for k, v in enumerate(built.space.variables)}
     for variable, value in zip(built.discrete, integers, strict=False):

@@ -31,6 +31,7 @@ __all__ = [
     "mapped",
     "mapped_all",
     "mapped_pairs",
+    "named",
     "squared_rows",
     "summed",
 ]
@@ -300,3 +301,12 @@ def squared_rows(space: Space, weights: Any, rows: NDArray[Any], lead: int) -> N
         }
         result[level] = Term(space, float(moments[-1, -1]), linear, quadratic)
     return result
+
+
+def named(model: Any, name: str, component: Any) -> Any:
+    """Adds a component under a name that no other component or attribute of a Pyomo model has."""
+    name = name.replace(".", "_").replace(":", "_").replace("(", "").replace(")", "").replace(" ", "_")
+    while hasattr(model, name):
+        name += "_"
+    model.add_component(name, component)
+    return component
