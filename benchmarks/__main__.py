@@ -37,10 +37,10 @@ def sample(groups: int, rows: int = ROWS) -> cn.Data:
     return cn.Data("rows", x=x, y=y, group=group)
 
 
-def steps(problem: cn.Problem, net: nn.Module, D: cn.Data):
-    """One constrained training step, as a function without arguments."""
+def steps(problem: cn.Problem, net: nn.Module, D: cn.Data, *, fused: bool = False):
+    """One constrained training step, as a function without arguments; `fused` as in `solve`."""
     lagrangian = problem.compile()
-    optimizer = torch.optim.Adam(net.parameters())
+    optimizer = torch.optim.Adam(net.parameters(), fused=fused)
     index = torch.randint(len(D), (64, BATCH))
     place = iter(range(10**9))
 
@@ -71,14 +71,15 @@ def plain(net: nn.Module, D: cn.Data):
     return step
 
 
-def constrained(count: int) -> Ratio:
+def constrained(count: int, *, fused: bool = False) -> Ratio:
     """`count` constraints on means of the score over different conditions, written one by one."""
-    D, net = sample(10), network()
+    D, net = sample(max(count, 10)), network()
     f = cn.Model(net, "f")
     score = f(D.x)
     bce = nn.functional.binary_cross_entropy_with_logits(score, D.y, reduction="none")
     relations = {f"group{k}": E(torch.sigmoid(score), given=D.group == k) <= 0.5 for k in range(count)}
-    return alternate(steps(cn.minimize(E(bce)).subject_to(**relations), net, D), plain(network(), D))
+    problem = cn.minimize(E(bce)).subject_to(**relations)
+    return alternate(steps(problem, net, D, fused=fused), plain(network(), D))
 
 
 def grouped(groups: int) -> Ratio:
@@ -90,13 +91,13 @@ def grouped(groups: int) -> Ratio:
     return alternate(steps(problem, net, D), plain(network(), D))
 
 
-def per_row(rows: int) -> Ratio:
+def per_row(rows: int, *, fused: bool = False) -> Ratio:
     """One multiplier for each of `rows` rows."""
     D, net = sample(10, rows), network()
     f = cn.Model(net, "f")
     bce = nn.functional.binary_cross_entropy_with_logits(f(D.x), D.y, reduction="none")
     problem = cn.minimize(E(bce)).subject_to(fit=forall(D, f(D.x) >= -5.0))
-    return alternate(steps(problem, net, D), plain(network(), D))
+    return alternate(steps(problem, net, D, fused=fused), plain(network(), D))
 
 
 def convex_routes() -> list[tuple[str, float, float]]:
@@ -122,8 +123,9 @@ def main() -> None:
     print("\none step over the unconstrained step (MLP 32-64-1, batch 256, Adam)")
     D = sample(10)
     print(f"  {'unconstrained against itself':<34} {alternate(plain(network(), D), plain(network(), D))}")
-    for count in (1, 5):
-        print(f"  {f'{count} constraints, one by one':<34} {constrained(count)}")
+    for count in (1, 5, 1_000):
+        print(f"  {f'{count:,} constraints, one by one':<34} {constrained(count)}")
+    print(f"  {'5 with the optimizer of solve':<34} {constrained(5, fused=True)}")
     for groups in (1, 100, 10_000):
         print(f"  {f'by= block of {groups} groups':<34} {grouped(groups)}")
     for rows in (1_000, 1_000_000):
