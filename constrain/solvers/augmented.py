@@ -30,23 +30,24 @@ import torch
 from scipy.optimize import minimize as _minimize  # pyright: ignore[reportUnknownVariableType]  # untyped
 from torch import Tensor
 
-from constrain.lowering.relaxation import rows_of
 from constrain.runtime.derivatives import curvature
 from constrain.runtime.lagrangian import part_shapes
 from constrain.runtime.result import Ending, RawResult
 from constrain.runtime.slacks import Slacks
+from constrain.solvers.escapes import Escapes
 from constrain.solvers.kinks import kinks_left
 from constrain.solvers.newton import projected_gradient, projected_newton, truncated_newton
 from constrain.solvers.progress import Watched
 from constrain.solvers.records import entries_of
+from constrain.solvers.row_costs import row_costs, row_relaxations
 from constrain.solvers.state import evaluator_state, restore, restore_evaluator, state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
-    from constrain.lowering.program import Part, Program, Relaxation
+    from constrain.lowering.program import Part
     from constrain.runtime.evaluator import Evaluator, Outer
     from constrain.solvers.progress import Progress
 
@@ -59,6 +60,8 @@ STATIONARY_VIOLATION = 1e-2
 """Slope of half the squared scaled violation, relative to the violation, at which it is at its least."""
 STALLED = 4
 """Inner problems in a row that bring a feasible point no closer to balance, after which it is taken."""
+FEASIBLE = 1e-6
+"""Violation up to which a point that is kept at a limit counts as feasible."""
 SECOND_ORDER_SIZE = 1_000
 SECOND_ORDER_NUMBERS = 10_000_000
 """Most decisions, and decisions times rows, for which a dense Hessian is formed."""
@@ -162,12 +165,12 @@ class _Run:
     def __post_init__(self) -> None:
         self.original = self.evaluator
         self.costs: dict[str, tuple[Tensor, Tensor]] = {}
-        if any("linear" in relaxation.cost for relaxation in _row_relaxations(self.evaluator.program)):
+        if any("linear" in relaxation.cost for relaxation in row_relaxations(self.evaluator.program)):
             self.evaluator = self.original.viewed(self.original.program.judged)
         self.parts: list[Part] = list(self.evaluator.program.parts)
         self.shapes = part_shapes(self.evaluator)
         if self.evaluator is not self.original:
-            self.costs = _row_costs(self.evaluator, self.shapes)
+            self.costs = row_costs(self.evaluator, self.shapes)
         self.dtype = torch.float64
         self.y = [torch.zeros(shape, dtype=self.dtype, device=self.evaluator.device) for shape in self.shapes]
         self.shift: list[Tensor | float] = [0.0 for _ in self.parts]
@@ -180,6 +183,11 @@ class _Run:
         self.c_scale = [1.0 for _ in self.parts]
         self.rho = 1.0
         self.magnitude = 1.0
+        self.norms = [1.0 for _ in self.parts]
+        self.exact = not (self.evaluator.program.has_rates or self.costs)
+        self.good: tuple[float, NDArray[np.float64]] | None = None
+        self.level, self.worst = np.inf, 0.0
+        self.begun = False
         self.checkpoints = self.progress.checkpoints if isinstance(self.progress, Watched) else None
         self.place = _Place(np.inf)
 
@@ -216,12 +224,14 @@ class _Run:
 
     def merit(self, flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         """A(theta) and its gradient, exact on the full data."""
-        if self.time_limit is not None and time.perf_counter() - self.start > self.time_limit:
-            raise _Stop
+        self._check_time()
         self.evaluator.decisions.set(flat)
         self.evaluations += 1
         has_rows = any(part.rows is not None for part in self.parts)
+        self.worst = 0.0
         value, gradient = self.evaluator.pull([self._outer_term], self._row_term if has_rows else None)[0]
+        if self.exact and self.worst <= FEASIBLE and (self.good is None or self.level < self.good[0]):
+            self.good = self.level, flat.copy()
         flat_gradient = np.concatenate([g.detach().cpu().double().numpy().reshape(-1) for g in gradient])
         if not (np.isfinite(value) and np.isfinite(flat_gradient).all()):
             return 1e300, np.zeros_like(flat_gradient)
@@ -229,7 +239,12 @@ class _Run:
             raise _Falling
         return value, flat_gradient
 
+    def _check_time(self) -> None:
+        if self.time_limit is not None and time.perf_counter() - self.start > self.time_limit:
+            raise _Stop
+
     def _outer_term(self, outer: Outer) -> Tensor:
+        self.level = float(outer.objective.detach())
         total = outer.objective.to(self.dtype) / self.f_scale
         for i, residual in enumerate(outer.residuals):
             if residual is not None:
@@ -242,6 +257,9 @@ class _Run:
     def _augmented(self, i: int, residual: Tensor, y: Tensor, index: Tensor | slice = slice(None)) -> Tensor:
         scaled = residual / self.c_scale[i] + self.shift[i]
         part = self.parts[i]
+        if residual.numel():
+            off = residual.detach().abs() if part.kind == "==" else residual.detach()
+            self.worst = max(self.worst, float(off.amax()))
         moved = y + self.rho * scaled
         reached = moved.abs() if part.kind == "==" else moved.clamp(min=0)
         total = (reached.square() - y.square()).sum() / (2 * self.rho)
@@ -294,6 +312,7 @@ class _Run:
                     return (r * sign[index].to(r.dtype)).sum() if j == i else r.sum() * 0
 
                 norm = self._norm(self.evaluator.pull([lambda outer: outer.objective * 0], term)[0][1])
+            self.norms[i] = norm
             self.c_scale[i] = part.scale or (norm if 1e-8 < norm < 1e8 else 1.0)
 
     @staticmethod
@@ -314,7 +333,7 @@ class _Run:
     def run(self, multipliers: Mapping[str, Any] | None) -> RawResult:
         """The outer loop."""
         self.evaluator.refresh_scales()
-        self.calibrate()
+        (escapes := Escapes(self)).begin()
         for i, part in enumerate(self.parts):
             if multipliers and part.key in multipliers:
                 given = torch.as_tensor(multipliers[part.key]).to(self.y[i])
@@ -325,7 +344,7 @@ class _Run:
         try:
             if self.checkpoints is not None:
                 self.checkpoints.listen()
-            ending, message = self._loop()
+            ending, message = escapes.after(*self.loop())
         except _Stop:
             ending, message = "limit", "time limit"
         except KeyboardInterrupt:
@@ -333,6 +352,8 @@ class _Run:
         finally:
             if self.checkpoints is not None:
                 self.checkpoints.close()
+        if ending in ("limit", "interrupted") and self.good is not None and self.point().violation > FEASIBLE:
+            self.evaluator.decisions.set(self.good[1])
         if not np.isfinite(self.evaluator.decisions.get()).all():
             self.evaluator.decisions.set(kept)
             ending, message = "diverged", "non-finite decisions; the start is returned"
@@ -341,8 +362,7 @@ class _Run:
         slacks = Slacks(self.original)
         if slacks.tensors:
             slacks.settle(self.original.full("exact").residuals)
-        scale = [self.f_scale / c for c in self.c_scale]
-        found = {p.key: (y * s).cpu().numpy() for p, y, s in zip(self.parts, self.y, scale, strict=True)}
+        found = self.multipliers()
         inner = f"L-BFGS-B, scipy {scipy.__version__}"
         if self.second_order or self.options.products:
             inner = "projected Newton" if self.second_order else "truncated Newton"
@@ -350,7 +370,13 @@ class _Run:
         seconds = time.perf_counter() - self.start
         return RawResult(ending, found, solver, seconds, self.evaluations, self.history, message=message)
 
-    def _loop(self) -> tuple[Ending, str]:
+    def multipliers(self) -> dict[str, NDArray[Any]]:
+        """By part key, of the problem as written."""
+        known = zip(self.parts, self.y, self.c_scale, strict=True)
+        return {part.key: (y * self.f_scale / scale).cpu().numpy() for part, y, scale in known}
+
+    # ------------------------------------------------------------------------------------------- loop
+    def loop(self) -> tuple[Ending, str]:
         options, decisions = self.options, self.evaluator.decisions
         low, high = decisions.bounds()
         point = self.point()
@@ -417,8 +443,9 @@ class _Run:
     def _resume(self) -> None:
         """Goes on from a checkpoint, at the start of an inner problem."""
         stored = None if self.checkpoints is None else self.checkpoints.resumed
-        if stored is None:
+        if stored is None or self.begun:
             return
+        self.begun = True
         fields = {name: getattr(self, name) for name in _STORED}
         restore(stored["fields"], fields, self.place)
         vars(self).update(fields)
@@ -471,13 +498,20 @@ class _Run:
 
     def curvature(self, flat: NDArray[np.float64]) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
         """Products with the Hessian of A(theta)."""
+        self._check_time()
         self.evaluator.decisions.set(flat)
         has_rows = any(part.rows is not None for part in self.parts)
         product = curvature(self.evaluator, self._outer_term, self._row_term if has_rows else None)
-        return lambda v: product(torch.as_tensor(v)).detach().cpu().double().numpy()
+
+        def times(v: NDArray[np.float64]) -> NDArray[np.float64]:
+            self._check_time()
+            return product(torch.as_tensor(v)).detach().cpu().double().numpy()
+
+        return times
 
     def hessian(self, flat: NDArray[np.float64]) -> NDArray[np.float64]:
         """Hessian of A(theta)."""
+        self._check_time()
         self.evaluator.decisions.set(flat)
         has_rows = any(part.rows is not None for part in self.parts)
         found = self.evaluator.hessian(self._outer_term, self._row_term if has_rows else None)
@@ -537,39 +571,6 @@ def _combination(i: int, signs: Tensor) -> Callable[[Outer], Tensor]:
         return (residual * signs).sum()
 
     return combined
-
-
-def _row_relaxations(program: Program) -> list[Relaxation]:
-    """The relaxations of constraints per row."""
-    return [
-        form.relaxation for form in program.forms if form.relaxation is not None and form.relaxation.parts
-    ]
-
-
-def _row_costs(evaluator: Evaluator, shapes: Sequence[tuple[int, ...]]) -> dict[str, tuple[Tensor, Tensor]]:
-    """By part key the weights of the linear and the squared term of h, per row.
-
-    Args:
-        evaluator: of the judged program.
-        shapes: of its parts.
-    """
-    known = {part.key: shape for part, shape in zip(evaluator.program.parts, shapes, strict=True)}
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    for form in evaluator.program.forms:
-        relaxation = form.relaxation
-        if relaxation is None or form.rows is None:
-            continue
-        terms = {"linear": 0.0, "squared": 0.0}
-        for kind, weight in zip(relaxation.cost, relaxation.weights, strict=True):
-            terms[kind] += evaluator.constant(weight)
-        population = evaluator.populations[form.rows]
-        share = torch.ones(population.rows, dtype=torch.float64, device=evaluator.device)
-        if rows_of(form.rows) is None:  # points of a region: costs are averaged
-            share = (share if population.base is None else population.base.to(share)) / population.rows
-        for part in relaxation.parts:
-            wide = share.reshape(-1, *(1 for _ in known[part.key][1:]))
-            found[part.key] = terms["linear"] * wide, terms["squared"] * wide
-    return found
 
 
 def _widen(mask: Tensor, like: Tensor) -> Tensor:

@@ -53,19 +53,17 @@ def way_down(problem: Smooth, x: Vector, y: Vector) -> WayDown | None:
         None where the curvature is not clearly negative anywhere.
     """
     _, c = problem.values(x)
-    _, J = problem.derivatives(x)
-    H = problem.hessian(x, y)
+    whole, bent = problem.derivatives(x)[1], problem.hessian(x, y)
     free = (x - problem.low > _ACTIVE * (1 + np.abs(x))) & (problem.high - x > _ACTIVE * (1 + np.abs(x)))
-    A = J[np.ix_(problem.equal | (c > -_ACTIVE), free)]
-    H = H[np.ix_(free, free)]
+    J, H = whole[np.ix_(_active(problem, c, y), free)], bent[np.ix_(free, free)]
     largest = float(np.abs(H).max(initial=0.0))
-    if not (np.isfinite(H).all() and np.isfinite(A).all()) or largest == 0.0:
+    if not (np.isfinite(H).all() and np.isfinite(J).all()) or largest == 0.0:
         return None
-    lengths = np.linalg.norm(A, axis=1)
-    A = A[lengths > 0] / lengths[lengths > 0, None]
-    if _curves_up(H / largest, A):
+    lengths = np.linalg.norm(J, axis=1)
+    normal = J[lengths > 0] / lengths[lengths > 0, None]
+    if _curves_up(H / largest, normal):
         return None
-    basis = _kept(A)
+    basis = _kept(normal)
     values, vectors = cast("Any", _eigenpairs)(basis.T @ H @ basis)
     down = values < -_CLEAR * largest
     if not down.any():
@@ -74,6 +72,10 @@ def way_down(problem: Smooth, x: Vector, y: Vector) -> WayDown | None:
     direction = np.zeros(len(x))
     direction[free] = basis @ (vectors[:, down] @ weights)
     return direction / np.abs(direction).max(), float(values[0])
+
+
+def _active(problem: Smooth, c: Vector, y: Vector) -> NDArray[np.bool_]:
+    return problem.equal | (c > -_ACTIVE) | (y > -c)
 
 
 def _curves_up(H: Vector, A: Vector) -> bool:
@@ -103,7 +105,7 @@ def points_below(problem: Smooth, x: Vector, y: Vector, direction: Vector) -> It
         y: its multipliers, (m,).
         direction: of negative curvature, (n,), largest entry 1.
     """
-    active = problem.equal | (problem.values(x)[1] > -_ACTIVE)
+    active = _active(problem, problem.values(x)[1], y)
 
     def merit(point: Vector) -> float:
         f, c = problem.values(point)

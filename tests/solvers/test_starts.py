@@ -1,4 +1,4 @@
-"""Starts that stop methods of derivatives: flat violations, saddles, maxima, and points outside the domain."""
+"""Starts that stop methods of derivatives: flat violations, saddles, maxima, outside of the domain."""
 
 import numpy as np
 import pytest
@@ -55,7 +55,12 @@ CASES = [
 def test_default_starts_without_a_way_to_follow_reach_the_optimum(problem, optimum, method):
     solution = problem().solve(method, progress=False)
     assert solution.status == "stationary"
+    if problem is roots and method == "augmented":  # infinite slopes at the optimum: it says so
+        assert [w.code for w in solution.warnings] == ["W218"]
+        assert "a saddle or a maximum" in solution.message
+        return
     assert solution.objective == pytest.approx(optimum, abs=1e-6)
+    assert not solution.warnings
 
 
 def test_all_coordinates_leave_a_maximum_at_once():
@@ -73,7 +78,7 @@ def test_flat_violations_that_stay_are_still_reported(method):
 def test_no_start_in_the_domain_is_refused_before_solving(method):
     x = variable(2)
     problem = cn.minimize(x[0] * x[1] - torch.log(-x[0] - 30)).subject_to(c=cn.sum_squares(x) <= 1e4)
-    with pytest.raises(ModelingError, match="E199.*not finite at the start") as caught:
+    with pytest.raises(ModelingError, match=r"E199.*not finite at the start") as caught:
         problem.solve(method, progress=False)
     assert "x.value = ..." in str(caught.value)
     x.value = [-40.0, 1.0]
@@ -112,3 +117,22 @@ def test_least_multipliers_balance_and_are_left_alone_when_they_are_small():
     np.testing.assert_allclose(least, 1 / 3, atol=1e-6)
     small = np.array([5.0, -9.0, 5.0])
     assert least_multipliers(Copies(), x, small) is small
+
+
+@pytest.mark.parametrize("method", ["newton", "augmented"])
+def test_a_limit_keeps_the_best_feasible_point_that_was_seen(method, monkeypatch):
+    """Stopped after every number of evaluations, the result is feasible once any evaluation was."""
+    from constrain.solvers import augmented, second_order  # noqa: PLC0415
+
+    x = cn.Variable(2, "x")
+    x.value = [0.5, 0.0]
+    problem = cn.minimize((x[0] - 2) ** 2 + (x[1] - 1) ** 2 + x[0] * x[1]).subject_to(
+        c=cn.sum_squares(x) <= 1
+    )
+    times = iter(range(10**6))
+    module = augmented if method == "augmented" else second_order
+    monkeypatch.setattr(module.time, "perf_counter", lambda: float(next(times)))
+    for limit in (12.0, 20.0, 30.0, 45.0):
+        x.value = [0.5, 0.0]
+        solution = problem.solve(method, time_limit=limit, progress=False)
+        assert solution["c"].violation <= 1e-6, limit

@@ -1,0 +1,160 @@
+"""Starts and restarts of the augmented Lagrangian: into the domain, off flat violations, off saddles.
+
+Only problems of variables without rates are moved: where weights of a model begin is its own affair.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from constrain.solvers.saddles import ESCAPES, SADDLE, points_below, way_down
+from constrain.solvers.second_order import Scaled
+from constrain.solvers.starts import MOVE, RETRIES, inside_domain, nearby, pushed, stuck
+
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from constrain.lowering.program import Part
+    from constrain.runtime.evaluator import Evaluator, Outer
+    from constrain.runtime.result import Ending
+
+    class Run(Protocol):
+        """What a run of the augmented Lagrangian offers."""
+
+        evaluator: Evaluator
+        parts: list[Part]
+        y: list[Tensor]
+        norms: list[float]
+        history: list[dict[str, Any]]
+        exact: bool
+        second_order: bool
+
+        def calibrate(self) -> None:
+            """Measures scales and gradient norms."""
+            ...
+
+        def residuals(self, mode: str) -> tuple[float, list[Tensor]]:
+            """Objective and residuals."""
+            ...
+
+        def multipliers(self) -> dict[str, NDArray[Any]]:
+            """By part key, of the problem as written."""
+            ...
+
+        def loop(self) -> tuple[Ending, str]:
+            """Multiplier updates from the current point to the end."""
+            ...
+
+
+__all__ = ["Escapes"]
+
+_MOST_ENTRIES = 2_000
+"""Most entries of constraints for which the Jacobian is formed."""
+
+
+class Escapes:
+    """What is done before and after the loop of a run."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.decisions = run.evaluator.decisions
+        models = run.evaluator.program.models
+        self.movable = run.exact and all(model.frozen for model in models)
+
+    def begin(self) -> None:
+        """Moves the start into the domain, and off points where a violated constraint has no gradient."""
+        if self.movable:
+            x = self.decisions.get()
+            try:
+                x = inside_domain(self._finite, x, *self.decisions.bounds())
+            finally:
+                self.decisions.set(x)
+        self.run.calibrate()
+        for k in range(RETRIES):
+            if not self._stuck():
+                break
+            self._move(k)
+
+    def _finite(self, flat: NDArray[np.float64]) -> bool:
+        """Whether the problem and its gradients are finite a little inside of the bounds."""
+        self.decisions.set(pushed(flat, *self.decisions.bounds()))
+
+        def total(outer: Outer) -> Tensor:
+            return sum((r.sum() for r in outer.residuals if r is not None), outer.objective)
+
+        value, gradient = self.run.evaluator.pull([total], lambda _i, residual, _index: residual.sum())[0]
+        return bool(np.isfinite(value)) and all(bool(g.isfinite().all()) for g in gradient)
+
+    def _stuck(self, flat: float = 1e-8) -> bool:
+        if not self.movable or not self.run.parts:
+            return False
+        worst = [(r.abs() if p.kind == "==" else r).amax() if r.numel() else torch.zeros(())
+                 for p, r in zip(self.run.parts, self.run.residuals("primal")[1], strict=True)]  # fmt: skip
+        c = np.array([float(w) for w in worst])
+        return stuck(np.zeros(len(c), bool), c, np.array(self.run.norms), flat)
+
+    def _move(self, seed: int) -> None:
+        """A seeded move of all decisions; multipliers begin at 0 again."""
+        x = self.decisions.get()
+        direction = np.random.default_rng(seed).normal(size=len(x))
+        self.decisions.set(nearby(x, *self.decisions.bounds(), direction, MOVE * 3**seed))
+        self.run.calibrate()
+
+    def after(self, ending: Ending, message: str) -> tuple[Ending, str]:
+        """Further runs where the first one ended at a flat violation or a saddle."""
+        return self._off_saddles(*self._unstuck(ending, message))
+
+    def _unstuck(self, ending: Ending, message: str) -> tuple[Ending, str]:
+        """Runs from other starts where a violation stays at a point at which its gradient is zero."""
+        for k in range(RETRIES):
+            if ending != "likely_infeasible" or not self.movable:
+                break
+            self.run.calibrate()
+            if not self._stuck(1e-5):
+                break
+            self.run.y = [torch.zeros_like(y) for y in self.run.y]
+            self._move(k + 1)
+            ending, message = self.run.loop()
+        return ending, message
+
+    def _off_saddles(self, ending: Ending, message: str) -> tuple[Ending, str]:
+        """Runs from below saddles, where a dense Hessian is affordable."""
+        entries = sum(y.numel() for y in self.run.y)
+        if not (self.movable and self.run.second_order and entries <= _MOST_ENTRIES):
+            return ending, message
+        for _ in range(ESCAPES):
+            if ending != "converged":
+                break
+            problem = Scaled(self.run.evaluator)
+            x = problem.whole[problem.free].copy()
+            problem.f_scale, problem.c_scale = problem.measure(x)
+            y = problem.pack(self.run.multipliers())
+            way = way_down(problem, x, y)
+            problem.place(x)
+            if way is None:
+                break
+            below = self._below(list(points_below(problem, x, y, way[0])), problem)
+            if below is None:
+                problem.place(x)
+                self.run.history[-1]["curvature"] = way[1]
+                return ending, SADDLE
+            ending, message = below
+        return ending, message
+
+    def _below(self, starts: list[NDArray[np.float64]], problem: Scaled) -> tuple[Ending, str] | None:
+        """How a run from one of the starts ended, if lower than here."""
+        kept, level = [y.clone() for y in self.run.y], self.run.residuals("exact")[0]
+        for start in starts:
+            problem.place(start)
+            ending, message = self.run.loop()
+            lower = self.run.residuals("exact")[0] < level - 1e-9 * max(1.0, abs(level))
+            if ending == "unbounded" or (ending == "converged" and lower):
+                return ending, message
+            self.run.y = [y.clone() for y in kept]
+        return None
