@@ -41,6 +41,7 @@ from constrain.solvers.progress import Watched
 from constrain.solvers.records import entries_of
 from constrain.solvers.row_costs import row_costs, row_relaxations
 from constrain.solvers.state import evaluator_state, restore, restore_evaluator, state
+from constrain.solvers.threads import threads_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -109,8 +110,8 @@ class AugmentedLagrangian:
         time_limit: float | None = None,
     ) -> RawResult:
         """Runs from the current decisions (and multipliers, by part key)."""
-        run = _Run(self, evaluator, progress, time_limit)
-        return run.run(multipliers)
+        with threads_for(evaluator):
+            return _Run(self, evaluator, progress, time_limit).run(multipliers)
 
 
 UNBOUNDED = -1e11
@@ -365,7 +366,7 @@ class _Run:
         found = self.multipliers()
         inner = f"L-BFGS-B, scipy {scipy.__version__}"
         if self.second_order or self.options.products:
-            inner = "projected Newton" if self.second_order else "truncated Newton"
+            inner = f"{'projected' if self.second_order else 'truncated'} Newton"
         solver = f"augmented Lagrangian ({inner})"
         seconds = time.perf_counter() - self.start
         return RawResult(ending, found, solver, seconds, self.evaluations, self.history, message=message)

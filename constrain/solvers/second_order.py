@@ -23,6 +23,7 @@ from constrain.solvers.kinks import PREFIX, smoothed
 from constrain.solvers.records import entries_of
 from constrain.solvers.saddles import ESCAPES, SADDLE, points_below, way_down
 from constrain.solvers.starts import MOVE, RETRIES, inside_domain, nearby, pushed, stuck
+from constrain.solvers.threads import threads_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,7 +75,8 @@ class Newton:
         time_limit: float | None = None,
     ) -> RawResult:
         """Runs from the current decisions (and multipliers, by part key)."""
-        return _Run(self, evaluator, progress, time_limit).run(multipliers)
+        with threads_for(evaluator):
+            return _Run(self, evaluator, progress, time_limit).run(multipliers)
 
 
 class _Late(Exception):  # a signal

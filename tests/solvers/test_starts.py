@@ -136,3 +136,19 @@ def test_a_limit_keeps_the_best_feasible_point_that_was_seen(method, monkeypatch
         x.value = [0.5, 0.0]
         solution = problem.solve(method, time_limit=limit, progress=False)
         assert solution["c"].violation <= 1e-6, limit
+
+
+def test_small_problems_run_on_one_thread_and_give_the_others_back():
+    inside = []
+    x = variable(2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        wells().solve("newton", progress=False, callback=lambda _: inside.append(torch.get_num_threads()))
+        assert set(inside) == {1}
+        assert torch.get_num_threads() == 2
+        with pytest.raises(ModelingError, match="E199"):
+            cn.minimize(-torch.log(-x[0] - 30) + x[1] ** 2).solve("newton", progress=False)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,50 @@
+"""One thread for small dense linear algebra, where handing work to others costs more than the work itself.
+
+Torch and the BLAS of NumPy and SciPy have a pool each, whose idle threads wait for each other in loops.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from constrain.runtime.evaluator import Evaluator
+
+__all__ = ["threads_for"]
+
+_DECISIONS, _NUMBERS = 300, 300_000
+"""Most decisions, and decisions times rows, that one thread is enough for."""
+
+
+@contextmanager
+def threads_for(evaluator: Evaluator) -> Generator[None]:
+    """Runs a block with one thread where the problem is small and on the CPU, else with all of them.
+
+    The BLAS of NumPy is limited where `threadpoolctl` is installed (scikit-learn brings it).
+    """
+    size = evaluator.decisions.size
+    rows = max([population.rows for population in evaluator.populations.values()], default=1)
+    before = torch.get_num_threads()
+    small = size <= _DECISIONS and size * rows <= _NUMBERS
+    if not small or evaluator.device.type != "cpu":
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        with _one_blas_thread():
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _one_blas_thread() -> Any:
+    try:
+        from threadpoolctl import threadpool_limits  # noqa: PLC0415  # optional
+    except ModuleNotFoundError:
+        return nullcontext()
+    return threadpool_limits(1, user_api="blas")
