@@ -82,7 +82,7 @@ def judge_status(
 
 def _uncertified(program: Program, status: Status, record: KKT) -> str:
     """Why multipliers are no prices of an optimum; empty where the status says that they are."""
-    if any(symbol.integer or symbol.boolean for symbol in program.variables):
+    if _integers(program):
         return "with integer variables there are no prices; these hold the integers fixed"
     if status in (Status.OPTIMAL, Status.STATIONARY):
         return ""
@@ -134,6 +134,9 @@ def build_solution(  # noqa: PLR0913  # one record of everything
     train = judge_sample(evaluator, point, tolerance=tolerance)
     other = None if holdout is None else judge_other(holdout, tolerance=tolerance)
     status = judge_status(record, raw, convex, tolerance, feasibility=program.feasibility)
+    pointless = raw.ending == "infeasible" and _integers(program)
+    if pointless and _fractional(decisions, tolerance):
+        status = Status.INFEASIBLE
     multipliers = _completed(evaluator, raw, record)
     reason = _uncertified(program, status, record)
     constraints = _constraints(evaluator, point, raw, multipliers, train, other, reason)
@@ -141,7 +144,7 @@ def build_solution(  # noqa: PLR0913  # one record of everything
     attached = Attached(program, evaluator, decisions, convex=convex, bound=raw.bound, texts=texts)
     return Solution(
         status=status,
-        objective=train.objective,
+        objective=math.nan if pointless and status is Status.INFEASIBLE else train.objective,
         sense=program.problem.sense,
         constraints=constraints,
         train=evaluation_of(evaluator, train, texts),
@@ -158,6 +161,19 @@ def build_solution(  # noqa: PLR0913  # one record of everything
         bound=None if raw.bound is None else program.sign * raw.bound,
         message=raw.message,
         live=attached,
+    )
+
+
+def _integers(program: Program) -> bool:
+    return any(symbol.integer or symbol.boolean for symbol in program.variables)
+
+
+def _fractional(decisions: Decisions, tolerance: float) -> bool:
+    """Whether an integer variable has no integer value: its start, where the search found no point."""
+    return any(
+        bool(((value - value.round()).abs() > tolerance).any())
+        for symbol, value in decisions.variables.items()
+        if symbol.integer or symbol.boolean
     )
 
 

@@ -10,6 +10,7 @@ Source: Nocedal & Wright, Numerical Optimization (2006), chapter 12.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -444,7 +445,7 @@ class _Stationarity:
         scaled: the same over the sum of the forces; where nothing pulls against the objective that quotient
             says nothing (0 / 0 at a minimum), and it is at most the absolute one.
         blocks: both per block of decisions of the user.
-        balance: share of the objective's pull that constraints balance.
+        balance: share of the objective's pull that constraints balance; NaN where it is none.
     """
 
     absolute: float
@@ -485,7 +486,8 @@ def _stationarity(evaluator: Evaluator, forces: _Forces) -> _Stationarity:
         start += size
     pull = projected(g.objective, forces.at_lower, forces.at_upper)
     total, left = float(pull @ pull), float(residual @ residual)
-    balance = 1 - left / total if total > 0 else (1.0 if left == 0 else float("nan"))
+    share = 1 - left / total if total > 0 else (1.0 if left == 0 else math.nan)
+    balance = share if share >= 0 else math.nan  # no share: the constraints pull more than the objective
     return _Stationarity(*sizes(slice(None)), blocks, balance)
 
 

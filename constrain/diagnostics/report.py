@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from constrain.solution import KKT, ConstraintResult, Estimate, Evaluation, Solution
 
 __all__ = [
+    "NO_SHARE",
     "at_risk_text",
     "constraint_rows",
     "evaluation_text",
@@ -47,6 +48,9 @@ __all__ = [
     "text_report",
     "uncertified_lines",
 ]
+
+NO_SHARE = "not defined: the pulls do not balance"
+"""In place of the share of the objective's pull that constraints balance, where it is outside of [0, 1]."""
 
 SHOWN = 6
 """Entries of a block that are listed; the worst ones."""
@@ -201,7 +205,7 @@ def _kkt_lines(k: KKT) -> list[str]:
     )
     dual = "ok" if k.dual_feasibility >= -k.tolerance else short(k.dual_feasibility)
     second = f"gap {short(k.gap)} ({k.gap_kind})  rank {k.rank} of {k.active}"
-    second += f"  dual feasibility {dual}  force balance {number(k.force_balance, 3)}"
+    second += f"  dual feasibility {dual}  force balance {number(k.force_balance, 3) or NO_SHARE}"
     if k.origin == "best fit":
         second += "  multipliers: best fit"
     if k.nonsmooth:
@@ -268,6 +272,8 @@ def objective_text(s: Solution) -> str:
     cost = s.relaxation_cost
     if s.sense == "find":
         return "none (feasibility problem)" + (f", cost of relaxing {number(cost, 6)}" if cost else "")
+    if s.status is Status.INFEASIBLE and math.isnan(s.objective):
+        return "none: no point satisfies all constraints"
     shown = f"{s.sense} {number(s.objective, 6)}"
     if cost:
         shown += f" ({'after' if s.sense == 'maximize' else 'with'} {number(cost, 6)} for relaxing)"
@@ -437,7 +443,7 @@ def kkt_text(k: KKT) -> str:
     """The KKT record, one quantity a line."""
     rows: list[tuple[str, str]] = [
         ("stationarity", f"{short(k.stationarity)}, scaled {short(k.stationarity_scaled)}"),
-        ("force balance", number(k.force_balance, 4)),
+        ("force balance", number(k.force_balance, 4) or NO_SHARE),
         ("feasibility", f"{short(k.feasibility)}" + (f" ({k.worst})" if k.worst else "")),
         ("dual feasibility", short(k.dual_feasibility)),
         ("complementarity", f"{short(k.complementarity)}, scaled {short(k.complementarity_scaled)}"),

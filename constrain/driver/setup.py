@@ -92,11 +92,10 @@ def _device(name: Any) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError):
-        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else ""
         raise ModelingError(
             "E123",
             f"there is no device {name!r} here",
-            fix=f'solve(device="{found}")' if found else 'solve(device="cpu"), or left out',
+            fix='solve(device="cpu"), "cuda" or "mps" where there is one, or left out',
         ) from None
     return device
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from constrain.diagnostics.report import (
+    NO_SHARE,
     at_risk_text,
     next_steps,
     row_lines,
@@ -227,7 +228,7 @@ def _residual(name: str, value: float, tolerance: float) -> Markup:
 
 def _words(k: KKT) -> list[tuple[str, str]]:
     """What is said in words or by a single number."""
-    found: list[tuple[str, str]] = [("Force balance", number(k.force_balance, 4))]
+    found: list[tuple[str, str]] = [("Force balance", number(k.force_balance, 4) or NO_SHARE)]
     if k.active:
         rank = f"rank {k.rank} of {k.active} active"
         found.append(

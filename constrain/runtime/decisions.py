@@ -61,7 +61,7 @@ def _bounds(symbol: n.VariableSymbol) -> tuple[NDArray[Any] | None, NDArray[Any]
 
 
 def _start(symbol: n.VariableSymbol, lower: NDArray[Any] | None, upper: NDArray[Any] | None) -> NDArray[Any]:
-    """The user's start, else a point inside of the bounds."""
+    """The user's start, else a point inside of the bounds, which integers round down."""
     if symbol.value is not None:
         value = np.array(as_array(symbol.value), dtype=np.float64).reshape(symbol.shape)
         return np.clip(value, -np.inf if lower is None else lower, np.inf if upper is None else upper)
@@ -71,7 +71,8 @@ def _start(symbol: n.VariableSymbol, lower: NDArray[Any] | None, upper: NDArray[
         assert upper is not None  # narrows the type
         return np.minimum(0.0, upper - 1.0)
     high = np.full(symbol.shape, np.inf) if upper is None else upper
-    return np.where(np.isfinite(high), (lower + np.minimum(high, lower + 2.0)) / 2, lower + 1.0)
+    inside = np.where(np.isfinite(high), (lower + np.minimum(high, lower + 2.0)) / 2, lower + 1.0)
+    return np.maximum(np.floor(inside), np.ceil(lower)) if symbol.integer or symbol.boolean else inside
 
 
 class Decisions:

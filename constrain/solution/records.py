@@ -191,7 +191,7 @@ class KKT:
         stationarity_scaled: the same over |grad f| + sum_i |multiplier_i| |grad c_i| (largest entries).
         blocks: per decision block its largest entry, and that entry over the scale of all.
         force_balance: 1 - |grad L|^2 / |grad f|^2: the share of the objective's pull that constraints
-            balance.
+            balance; NaN where that is below 0, since then the pulls do not balance.
         feasibility: largest violation, in the units of the constraint `worst`.
         feasibility_scaled: largest violation / (1 + |bound|).
         worst: the constraint of the largest scaled violation, empty without constraints.

@@ -473,3 +473,26 @@ def test_without_pyomo_everything_else_works():
     assert lines[0] == "pyomo is not installed: pip install pyomo"
     assert lines[1] == "optimal"
     assert lines[2] == "[E125] pyomo cannot take the problem: pyomo is not installed"
+
+
+@pytest.mark.parametrize("start", [None, [0.75, 0.75]])
+@pytest.mark.parametrize("method", ["pyomo", "cvxpy"])
+def test_an_infeasible_integer_program_has_no_point(method, start):
+    """2 x0 + 2 x1 = 3 holds at fractions only, which are no solution whatever the start."""
+    x = cn.Variable(2, "x", integer=True, bounds=(0, 5))
+    if start is not None:
+        x.value = np.array(start)
+    problem = cn.minimize(cn.sum(x)).subject_to(odd=2 * x[0] + 2 * x[1] == 3)
+    solution = problem.solve(method, progress=False)
+    assert solution.status.value == "infeasible"
+    assert np.isnan(solution.objective)
+    assert "objective   none: no point satisfies all constraints" in str(solution)
+    if start is None:
+        assert np.array_equal(solution.variables["x"], np.round(solution.variables["x"]))
+    z = cn.Variable(2, "z", boolean=True)
+    again = (
+        cn.minimize(cn.sum(z))
+        .subject_to(half=z[0] + z[1] == 1, odd=z[0] - z[1] == 0)
+        .solve(method, progress=False)
+    )
+    assert again.status.value == "infeasible"

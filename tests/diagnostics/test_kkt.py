@@ -105,7 +105,8 @@ def test_free_decisions_match_to_1e_8(place, rng):
     selected = place(problem).kkt({"ball": 0.5, "rows": rows_lam[mask]})
     grad = 2 * x.T @ (x @ w.value - y) / rows + 0.5 * 2 * w.value + rows_lam @ x
     close(full.stationarity, np.abs(grad).max())
-    close(full.force_balance, 1 - grad @ grad / np.sum((2 * x.T @ (x @ w.value - y) / rows) ** 2))
+    share = 1 - grad @ grad / np.sum((2 * x.T @ (x @ w.value - y) / rows) ** 2)
+    close(full.force_balance, share if share >= 0 else math.nan)
     assert selected.stationarity == full.stationarity
     close(full.violations["rows"], max(0, (x @ w.value - 1.5)[mask].max()))
     close(full.products["rows"], np.abs(rows_lam * (x @ w.value - 1.5)).max())
@@ -384,3 +385,13 @@ def test_a_feasibility_problem_is_stationary_without_multipliers(place):
     record = place(cn.find().subject_to(sum=cn.sum(w) == 3, cap=w[0] <= 5)).kkt()
     assert record.stationarity == 0
     assert record.feasible
+
+
+def test_a_share_of_the_pull_below_zero_is_not_defined(place):
+    """The objective hardly pulls, the constraint does: 1 - |grad L|^2 / |grad f|^2 would be -9.9e9."""
+    w = cn.Variable((), "w")
+    w.value = 0.0
+    problem = cn.minimize(1e-5 * w).subject_to(wall=w >= 0)
+    record = place(problem).kkt({"wall": 1.0})
+    assert math.isnan(record.force_balance)
+    assert "not defined: the pulls do not balance" in str(record)

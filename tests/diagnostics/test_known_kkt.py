@@ -96,7 +96,8 @@ def test_quantities_equal_their_definitions_at_any_point(name):
         pytest.approx(np.abs(total).max() / scale, rel=1e-8),
         pytest.approx(min(np.abs(total).max(), np.abs(total).max() / scale), rel=1e-8),
     )
-    close(record.force_balance, 1 - total @ total / (force @ force))
+    share = 1 - total @ total / (force @ force)
+    close(record.force_balance, share if share >= 0 else np.nan)
     for key, (kind, residual) in parts.items():
         close(record.violations[key], abs(residual) if kind == "==" else max(0.0, residual))
         close(record.products[key], abs(lam[key] * residual))
