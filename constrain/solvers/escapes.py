@@ -150,6 +150,7 @@ class Escapes:
     def _below(self, starts: list[NDArray[np.float64]], problem: Scaled) -> tuple[Ending, str] | None:
         """How a run from one of the starts ended, if lower than here."""
         kept, level = [y.clone() for y in self.run.y], self.run.residuals("exact")[0]
+        rows = len(self.run.history)
         for start in starts:
             problem.place(start)
             ending, message = self.run.loop()
@@ -157,4 +158,5 @@ class Escapes:
             if ending == "unbounded" or (ending == "converged" and lower):
                 return ending, message
             self.run.y = [y.clone() for y in kept]
+            del self.run.history[rows:]
         return None

@@ -411,7 +411,7 @@ class _Run:
     def _below(self, found: InteriorResult, direction: Vector) -> InteriorResult | None:
         """The end of a run from a point below a saddle, where that is lower."""
         problem = self.problem
-        scales = problem.f_scale, problem.c_scale
+        scales, rows = (problem.f_scale, problem.c_scale), len(self.history)
         level = problem.values(found.x)[0] * problem.f_scale
         settings = InteriorPoint(self.options.tolerance, self.options.iterations, barrier=_BELOW, push=_BELOW)
         for start in list(points_below(problem, found.x, found.y, direction)):
@@ -422,6 +422,7 @@ class _Run:
             if new.ending == "converged" and lower < level - 1e-9 * max(1.0, abs(level)):
                 return new
             problem.f_scale, problem.c_scale = scales
+            del self.history[rows:]
         return None
 
     def _once(self, x: Vector, y: Vector | None, settings: InteriorPoint) -> InteriorResult:
