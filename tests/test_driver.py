@@ -72,7 +72,7 @@ ROUTES = {
     "linear model": (lambda: gap(sample(), cn.Model(network(hidden=False), "f")), {}, "cvxpy", "convex"),
     "integers": (counting, {}, "pyomo", "HiGHS"),
     "nonconvex variables": (rosenbrock, {}, "newton", "not certified convex"),
-    "network": (lambda: gap(sample(), cn.Model(network(), "f")), {}, "augmented", "full-data gradients"),
+    "network": (lambda: gap(sample(), cn.Model(network(), "f")), {}, "lagrangian", "a network on samples"),
     "rates": (
         lambda: fair(sample(), cn.Model(network(), "f")),
         {},

@@ -195,3 +195,11 @@ def test_no_constraints_and_no_sample():
         cn.minimize(w).solve(margin="auto", progress=False)
     solution = cn.maximize(w).subject_to(cap=w <= 3).solve(margin="auto", progress=False)
     assert solution.tightening.skipped == {"cap": "no sample enters"}
+
+
+def test_a_checkpoint_holds_one_run(tmp_path):
+    w = cn.Variable((), "w", bounds=(0.0, 2.0))
+    D = cn.Data("d", x=np.ones(5))
+    problem = cn.minimize((w - 1) ** 2).subject_to(c=E(D.x * w) <= 0.5)
+    with pytest.raises(cn.ModelingError, match=r"\[E141\] margin= solves several times"):
+        problem.solve("lagrangian", margin="auto", checkpoint=str(tmp_path / "run.ckpt"))

@@ -98,7 +98,7 @@ def _newton(program: Program, facts: Facts) -> Route:
         return Route("newton", False, reason)
     rows = max((len(d) for d in program.populations), default=1)
     entries = _parameters(program) + sum(_entries(part) for part in program.parts)
-    size = f"{entries:,} decisions and constraints, {rows:,} rows"
+    size = f"{entries:,} decisions and constraints" + (f", {rows:,} rows" if program.populations else "")
     if entries > NEWTON_SIZE or entries * rows > NEWTON_NUMBERS:
         return Route("newton", False, f"dense second derivatives are too large: {size}")
     return Route("newton", True, f"exact second derivatives, {size}")
@@ -136,7 +136,12 @@ def _augmented(program: Program, facts: Facts) -> Route:
     if facts.integer:
         return Route("augmented", False, f"{facts.integer[0]} is integer: there is no gradient to follow")
     rows, work = max((len(d) for d in program.populations), default=1), _work(program)
-    text = f"full-data gradients, {rows:,} rows x {_parameters(program):,} decisions"
+    decisions = f"{_parameters(program):,} decisions"
+    text = (
+        f"full-data gradients, {rows:,} rows x {decisions}"
+        if program.populations
+        else f"gradients, {decisions}"
+    )
     if work > FULL_DATA_WORK:
         text += f": slow (over {FULL_DATA_WORK:,})"
     if program.has_rates:

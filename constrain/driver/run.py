@@ -125,6 +125,10 @@ def solve(  # noqa: PLR0913  # the public options
 
     if margin is None:
         return once(problem, start)
+    if to is not None or source is not None:
+        raise ModelingError(
+            "E141", "margin= solves several times, and a checkpoint holds one run", fix="margin= alone"
+        )
     return solve_with_margin(problem, margin, once, start, holdout=holdout, data=data, params=params)
 
 
