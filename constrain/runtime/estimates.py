@@ -2,7 +2,7 @@
 
 A term is a function phi of averages m. A batch gives an estimate of m, so that the estimator depends on phi:
 
-* affine in the averages: phi of the batch means, unbiased;
+* affine in the averages: phi of the batch means, unbiased; all such terms are one matrix (`affine.py`);
 * of degree two (products, variances): two interleaved half batches A and B and the jackknife
   2 phi((m_A + m_B) / 2) - (phi(m_A) + phi(m_B)) / 2, which for a square is m_A m_B: unbiased for degree two,
   where the plain square of a batch mean is too large by its variance;
@@ -286,7 +286,8 @@ class Estimator(nn.Module):
         evaluator = self.evaluator
         self._read = evaluator.parameter_version
         size = sum(shape.numel() for _, shape in self.layout.values())
-        starts = {self.layout[position][0].start: root for position, root in self._roots.items()}
+        own = {position: root for position, root in self._roots.items() if self.kinds[position] in ESTIMATORS}
+        starts = {self.layout[position][0].start: root for position, root in own.items()}
         self._affine, found = affine_terms(evaluator, starts, self.shapes, size)
         affine = [position for position, (place, _) in self.layout.items() if place.start in found]
         self._curved = frozenset(self.layout) - set(affine)
