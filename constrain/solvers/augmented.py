@@ -13,9 +13,8 @@ A constraint per row relaxed at a cost with a kink, h(z) = a z + b/2 z^2 with a 
 here: minimized over its slack, its term of A is that above less max(0, |y + rho r| - a)^2 / (2 (b + rho)),
 which is smooth, and its multiplier is capped accordingly.
 
-Rates: the inner problem uses the differentiable surrogate, shifted by the difference to the exact rate at the
-    last
-outer iterate, so that at convergence the exact rate meets its bound.
+Rates: the inner problem uses the surrogate, shifted by the difference to the exact rate at the last outer
+iterate, so that at convergence the exact rate meets its bound.
 """
 
 from __future__ import annotations
@@ -187,7 +186,7 @@ class _Run:
         self.norms = [1.0 for _ in self.parts]
         self.exact = not (self.evaluator.program.has_rates or self.costs)
         self.good: tuple[float, NDArray[np.float64]] | None = None
-        self.level, self.worst = np.inf, 0.0
+        self.level, self.worst, self.costly = np.inf, 0.0, 0.0
         self.begun = False
         self.checkpoints = self.progress.checkpoints if isinstance(self.progress, Watched) else None
         self.place = _Place(np.inf)
@@ -240,8 +239,8 @@ class _Run:
             raise _Falling
         return value, flat_gradient
 
-    def _check_time(self) -> None:
-        if self.time_limit is not None and time.perf_counter() - self.start > self.time_limit:
+    def _check_time(self, ahead: float = 0.0) -> None:
+        if self.time_limit is not None and time.perf_counter() + ahead - self.start > self.time_limit:
             raise _Stop
 
     def _outer_term(self, outer: Outer) -> Tensor:
@@ -258,9 +257,8 @@ class _Run:
     def _augmented(self, i: int, residual: Tensor, y: Tensor, index: Tensor | slice = slice(None)) -> Tensor:
         scaled = residual / self.c_scale[i] + self.shift[i]
         part = self.parts[i]
-        if residual.numel():
-            off = residual.detach().abs() if part.kind == "==" else residual.detach()
-            self.worst = max(self.worst, float(off.amax()))
+        off = residual.detach().abs() if part.kind == "==" else residual.detach()
+        self.worst = max(self.worst, float(off.amax()) if off.numel() else 0.0)
         moved = y + self.rho * scaled
         reached = moved.abs() if part.kind == "==" else moved.clamp(min=0)
         total = (reached.square() - y.square()).sum() / (2 * self.rho)
@@ -477,14 +475,13 @@ class _Run:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """One inner problem: projected Newton where a dense Hessian is cheap, else L-BFGS-B."""
         flat = self.evaluator.decisions.get()
+        steps = min(self.options.inner, 200)
         if self.second_order:
-            steps = min(self.options.inner, 200)
             newton = projected_newton(
                 self.merit, self.hessian, flat, low, high, tolerance=tolerance, iterations=steps
             )
             return newton.x, newton.gradient
         if self.options.products:
-            steps = min(self.options.inner, 200)
             newton = truncated_newton(
                 self.merit, self.curvature, flat, low, high, tolerance=tolerance, iterations=steps
             )
@@ -511,11 +508,13 @@ class _Run:
         return times
 
     def hessian(self, flat: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Hessian of A(theta)."""
-        self._check_time()
+        """Hessian of A(theta); not begun where the last one took longer than what is left."""
+        self._check_time(self.costly)
+        begin = time.perf_counter()
         self.evaluator.decisions.set(flat)
         has_rows = any(part.rows is not None for part in self.parts)
         found = self.evaluator.hessian(self._outer_term, self._row_term if has_rows else None)
+        self.costly = time.perf_counter() - begin
         return found.detach().cpu().double().numpy()
 
     def _shift(self) -> None:

@@ -96,6 +96,7 @@ class Scaled:
         self.low, self.high = low[self.free], high[self.free]
         self.f_scale = 1.0
         self.deadline = np.inf
+        self.costly = 0.0
         self._index()
 
     def _index(self) -> None:
@@ -181,7 +182,10 @@ class Scaled:
         return gradient / self.f_scale, jacobian / self.c_scale[:, None]
 
     def hessian(self, x: Vector, y: Vector) -> Vector:
-        """Hessian of the scaled Lagrangian."""
+        """Hessian of the scaled Lagrangian; not begun where the last one took longer than what is left."""
+        begin = time.perf_counter()
+        if begin + self.costly > self.deadline:
+            raise _Late
         self.place(x)
         weights = self._spread(y / self.c_scale)
 
@@ -197,6 +201,7 @@ class Scaled:
 
         has_rows = any(part.rows is not None for part in self.parts)
         found = self.evaluator.hessian(lagrangian, per_row if has_rows else None)
+        self.costly = time.perf_counter() - begin
         return _array(found)[np.ix_(self.free, self.free)]
 
     def _spread(self, flat: Vector) -> list[Tensor]:
