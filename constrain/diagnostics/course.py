@@ -74,8 +74,8 @@ def _saddle(history: Sequence[Mapping[str, Any]]) -> list[Warn]:
             "W218",
             "saddle-point",
             "gradients balance, but the Lagrangian curves down along directions that keep the active "
-            f"constraints (least curvature {curvature:.2g} on the scaled problem): this is no local optimum, and "
-            "no step from it led to a better one; start elsewhere: x.value = ...",
+            f"constraints (least curvature {curvature:.2g} on the scaled problem): this is no local optimum, "
+            "and no step from it led to a better one; start elsewhere: x.value = ...",
         )
     ]
 

@@ -129,14 +129,13 @@ def build_solution(  # noqa: PLR0913  # one record of everything
     set_thresholds(evaluator)
     point = read_point(evaluator)
     raw, doubt = honest_bound(program.judged, _found(evaluator, raw, point, tolerance), point, tolerance)
-    convex = facts.certified_convex
-    record = kkt(evaluator, raw.multipliers, tolerance, convex=convex, bound=raw.bound, point=point)
+    convex, bound = facts.certified_convex, raw.bound
+    record = kkt(evaluator, raw.multipliers, tolerance, convex=convex, bound=bound, point=point)
     train = judge_sample(evaluator, point, tolerance=tolerance)
     other = None if holdout is None else judge_other(holdout, tolerance=tolerance)
     status = judge_status(record, raw, convex, tolerance, feasibility=program.feasibility)
     pointless = raw.ending == "infeasible" and _integers(program)
-    if pointless and _fractional(decisions, tolerance):
-        status = Status.INFEASIBLE
+    status = Status.INFEASIBLE if pointless and _fractional(decisions, tolerance) else status
     multipliers = _completed(evaluator, raw, record)
     reason = _uncertified(program, status, record)
     constraints = _constraints(evaluator, point, raw, multipliers, train, other, reason)

@@ -70,8 +70,9 @@ def _redundant(q: Qualification) -> Warn:
         return Warn(
             "W203",
             "redundant-constraints",
-            f"the gradient of {names} {where} along every decision that is not at its bound, so its multiplier "
-            f"and those of the bounds {word} not unique; leave out the constraint, or the bounds that imply it",
+            f"the gradient of {names} {where} along every decision that is not at its bound, so its "
+            f"multiplier and those of the bounds {word} not unique; leave out the constraint, or the bounds "
+            "that imply it",
         )
     if q.parallel:
         what = f"the gradients of {names} are parallel"

@@ -326,9 +326,10 @@ def register(atom: Atom) -> Atom:
     Raises:
         ValueError: when the name is taken.
     """
-    known, own = ATOMS.get(atom.name), atom.declared
-    again = known is not None and known.declared is not None and own is not None
-    if known is not None and not (again and known.declared.origin == own.origin):
+    known = ATOMS.get(atom.name)
+    before = None if known is None else known.declared
+    again = before is not None and atom.declared is not None and before.origin == atom.declared.origin
+    if known is not None and not again:
         raise ValueError(f"an atom named {atom.name!r} is already registered")
     ATOMS[atom.name] = atom
     return atom

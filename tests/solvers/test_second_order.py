@@ -205,7 +205,7 @@ def test_kinks_in_rows_stay_and_send_models_to_minibatches():
     smooth = cn.minimize(E((f(D.x).squeeze(-1) - D.y) ** 2)).subject_to(c=abs(E(f(D.x).squeeze(-1))) <= 1)
     assert kinks_left(lower(smooth)) is None
     assert without_kinks(lower(smooth))[1] == ()
-    assert smooth.explain().method == "lagrangian"  # a network: second derivatives are for models of few weights
+    assert smooth.explain().method == "lagrangian"  # a network
 
 
 # ------------------------------------------------------------------------------------------- named ends

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -63,8 +63,9 @@ def lowering_of(node: n.Apply) -> Lowering | None:
 
 
 def _term(like: Term, expression: Any) -> Any:
-    plain = isinstance(expression, (int, float, np.number))
-    return float(expression) if plain else Term(like.space, 0.0, {}, {}, expression)
+    if isinstance(expression, (int, float, np.number)):
+        return float(cast("float", expression))
+    return Term(like.space, 0.0, {}, {}, expression)
 
 
 def _mapped(function: Callable[[Any], Any], array: NDArray[Any]) -> NDArray[Any]:
