@@ -5,10 +5,11 @@ Torch and the BLAS of NumPy and SciPy have a pool each, whose idle threads wait 
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
+from threadpoolctl import threadpool_limits
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -23,10 +24,7 @@ _DECISIONS, _NUMBERS = 300, 300_000
 
 @contextmanager
 def threads_for(evaluator: Evaluator) -> Generator[None]:
-    """Runs a block with one thread where the problem is small and on the CPU, else with all of them.
-
-    The BLAS of NumPy is limited where `threadpoolctl` is installed (scikit-learn brings it).
-    """
+    """Runs a block with one thread where the problem is small and on the CPU, else with all of them."""
     size = evaluator.decisions.size
     rows = max([population.rows for population in evaluator.populations.values()], default=1)
     before = torch.get_num_threads()
@@ -36,15 +34,7 @@ def threads_for(evaluator: Evaluator) -> Generator[None]:
         return
     torch.set_num_threads(1)
     try:
-        with _one_blas_thread():
+        with threadpool_limits(1, user_api="blas"):
             yield
     finally:
         torch.set_num_threads(before)
-
-
-def _one_blas_thread() -> Any:
-    try:
-        from threadpoolctl import threadpool_limits  # noqa: PLC0415  # optional
-    except ModuleNotFoundError:
-        return nullcontext()
-    return threadpool_limits(1, user_api="blas")
