@@ -28,10 +28,10 @@ test: $(STAMP) ## run the tests, on all cores
 coverage: $(STAMP) ## run the tests with branch coverage
 	$(BIN)/python -m pytest --cov --cov-report=term
 
-examples: $(STAMP) ## run every example but the demo, and print what it measured
-	@set -e; for file in examples/*.py; do \
-	  case $$file in examples/adult.py|examples/adult_data.py) continue;; esac; \
-	  echo "== $$file"; $(BIN)/python -W error $$file; done
+examples: $(STAMP) ## run every example but the demo, on all cores, and print what it measured
+	@ls examples/*.py | grep -v -e /adult.py -e /adult_data.py | OMP_NUM_THREADS=1 xargs -n 1 \
+	  -P $$(getconf _NPROCESSORS_ONLN) sh -c \
+	  'out=$$($(BIN)/python -W error "$$0" 2>&1); code=$$?; printf "== %s\n%s\n" "$$0" "$$out"; exit $$code'
 
 lint: $(STAMP) ## style, format, types, import contracts, spelling
 	$(BIN)/ruff check .
