@@ -31,6 +31,9 @@ SWINGS = 4
 RELATED = 0.6
 """Autocorrelation at lag one, in size, below which a series is noise."""
 
+RELEVANT = 0.1
+"""Least effect of a bouncing multiplier (times the spread of the residual), as a share of the objective."""
+
 FALLING = 0.9
 """A violation whose mean falls to less than this share from one quarter to the next is on its way."""
 
@@ -90,8 +93,11 @@ def _series(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, NDArray[n
 def _cycles(tail: Sequence[Mapping[str, Any]], tolerance: float) -> list[Warn]:
     names: dict[str, int] = {}
     prices = _series(tail, "multiplier")
+    size = float(np.mean(np.abs([float(row["objective"]) for row in tail])))
     for key, residual in _series(tail, "residual").items():
         period = _period(residual)
+        if not period and float(np.mean(prices[key])) * float(np.std(residual)) > RELEVANT * size:
+            period = _bounces(prices[key])
         if period and float(np.std(residual)) > 10 * tolerance and not _settled(residual, prices[key]):
             names.setdefault(key.split("[")[0].split(":")[0], period)
     if not names:
@@ -121,6 +127,16 @@ def _period(values: NDArray[np.float64]) -> int:
     sides = np.sign(x[np.abs(x) > 0.5 * float(np.std(x))])
     swings = int((np.diff(sides) != 0).sum())
     return round(2 * values.size / swings) if swings >= SWINGS else 0
+
+
+def _bounces(multiplier: NDArray[np.float64]) -> int:
+    """Records per cycle of a multiplier that falls to 0 and comes back, faster than records; 0 without."""
+    middle = float(np.mean(multiplier))
+    if not middle > 0:
+        return 0
+    sides = np.where(multiplier < 0.1 * middle, -1, np.where(multiplier > 1.2 * middle, 1, 0))
+    swings = int((np.diff(sides[sides != 0]) != 0).sum())
+    return max(2, round(2 * multiplier.size / swings)) if swings >= 2 * SWINGS else 0
 
 
 def _settled(residual: NDArray[np.float64], multiplier: NDArray[np.float64]) -> bool:

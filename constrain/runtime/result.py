@@ -15,11 +15,24 @@ if TYPE_CHECKING:
     from constrain.language import nodes as n
     from constrain.language.symbols import Model
 
-__all__ = ["Answer", "Ending", "RawResult", "Support"]
+__all__ = ["Answer", "Ending", "RawResult", "Support", "put_back"]
 
 Ending = Literal[
     "converged", "limit", "diverged", "infeasible", "likely_infeasible", "unbounded", "interrupted", "error"
 ]
+
+
+def put_back(
+    values: Mapping[n.VariableSymbol, NDArray[Any]], weights: Mapping[Model, Mapping[str, NDArray[Any]]]
+) -> None:
+    """Puts values into `Variable`s and weights (by parameter name) into modules; dtype and device stay."""
+    for symbol, value in values.items():
+        symbol.value = value
+    with torch.no_grad():
+        for model, arrays in weights.items():
+            parameters = dict(model.module.named_parameters())
+            for name, array in arrays.items():
+                parameters[name].copy_(torch.as_tensor(array))
 
 
 @dataclass
@@ -83,13 +96,7 @@ class Answer:
 
     def write_back(self) -> None:
         """Puts the values into the `Variable`s and the weights into the modules; dtype and device stay."""
-        for symbol, value in self.values.items():
-            symbol.value = value
-        with torch.no_grad():
-            for model, arrays in self.weights.items():
-                parameters = dict(model.module.named_parameters())
-                for name, array in arrays.items():
-                    parameters[name].copy_(torch.as_tensor(array))
+        put_back(self.values, self.weights)
 
     def result(self) -> RawResult:
         """The record that solvers and backends share."""

@@ -85,7 +85,7 @@ def linear(**options):
 
 
 def test_oscillation():
-    message = named(linear(gain=0.0, rate=0.05, optimizer=sgd(0.1)), "C303")
+    message = named(linear(gain=0.0, rate=0.3, optimizer=sgd(0.3)), "C303")
     assert message.startswith("oscillation: ")
     assert "floor (about every" in message
     assert "C303" not in codes(linear(optimizer=sgd(0.1)))

@@ -15,7 +15,6 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
-import torch
 
 from constrain.backends.cvxpy.declared import without_lowering
 from constrain.backends.cvxpy.package import cp
@@ -24,7 +23,7 @@ from constrain.language import nodes as n
 from constrain.language.types import type_of
 from constrain.runtime.columns import read_column
 from constrain.runtime.coordinates import too_large
-from constrain.runtime.result import Ending, RawResult
+from constrain.runtime.result import Ending, RawResult, put_back
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -225,13 +224,7 @@ class RawSolution:
 
     def write_back(self) -> None:
         """Puts the values into the `Variable`s and the weights into the modules; dtype and device stay."""
-        for symbol, value in self.values.items():
-            symbol.value = value
-        with torch.no_grad():
-            for model, arrays in self.weights.items():
-                parameters = dict(model.module.named_parameters())
-                for name, array in arrays.items():
-                    parameters[name].copy_(torch.as_tensor(array))
+        put_back(self.values, self.weights)
 
     def result(self) -> RawResult:
         """The record that solvers and backends share."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from constrain.analysis.fact import shown
 from constrain.analysis.models import refusal_of
@@ -29,7 +28,7 @@ from constrain.errors import ConstrainError, RouteError
 from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS
 from constrain.language.types import type_of
-from constrain.runtime.result import RawResult
+from constrain.runtime.result import RawResult, put_back
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -302,13 +301,7 @@ class RawSolution:
 
     def write_back(self) -> None:
         """Puts the values into the `Variable`s and the weights into the modules; dtype and device stay."""
-        for symbol, value in self.values.items():
-            symbol.value = value
-        with torch.no_grad():
-            for model, arrays in self.weights.items():
-                parameters = dict(model.module.named_parameters())
-                for name, array in arrays.items():
-                    parameters[name].copy_(torch.as_tensor(array))
+        put_back(self.values, self.weights)
 
     def result(self) -> RawResult:
         """The record that solvers and backends share."""
