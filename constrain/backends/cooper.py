@@ -395,3 +395,7 @@ class _Training:
     def observe(self, residuals: Mapping[int, Tensor], moments: list[Tensor]) -> None:  # noqa: ARG002
         """Running averages become exact; Cooper's optimizers keep their own averages of residuals."""
         self.lagrangian.estimator.observe(moments)
+
+    def terminate(self) -> str:
+        """Runs take all their epochs."""
+        return ""

@@ -288,11 +288,25 @@ class Lagrangian(nn.Module):
         Returns:
             A scalar whose gradient is the primal gradient.
         """
+        return self.value(self.evaluate(batch))
+
+    def evaluate(self, batch: Batches, *, learn: bool = True) -> Estimate:
+        """Objective and residuals on a batch, which `value` weighs and `ascend` reads.
+
+        Args:
+            batch: as of `forward`.
+            learn: the running averages move towards those of the batch.
+        """
         self.evaluator.follow_parameters()
         seen = self._seen
         seen.batches = self.batches(batch)
         estimate = seen.estimate = self.estimator.forward(seen.batches)
-        self.estimator.learn(*estimate.moments)
+        if learn:
+            self.estimator.learn(*estimate.moments)
+        return estimate
+
+    def value(self, estimate: Estimate) -> Tensor:
+        """The Lagrangian of the last evaluation with the multipliers as they are now, a scalar."""
         total = torch.dot(self._weights(), estimate.terms)
         for i in self._tables:
             total = total + self._row_term(i, self.parts[i], estimate.rows[i])

@@ -1,15 +1,16 @@
 """Stochastic primal-dual training: minibatches, any `torch.optim` optimizer for the primal.
 
-Each step: gradient of the Lagrangian on a batch (surrogates for rates), optimizer step, projection on bounds,
-multiplier step from exact batch residuals (`Lagrangian.ascend`). Epochs, batches and the judgment of iterates
-are in `training.py`.
+`Training` owns what a step needs: optimizer, schedule, sampler, Lagrangian. A scheme (`schemes/`) makes the
+step of these pieces: gradient of the Lagrangian on a batch (surrogates for rates), optimizer step, projection
+on bounds, multiplier step from exact batch residuals (`Lagrangian.ascend`). Epochs, batches and the judgment
+of iterates are in `training.py`.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -20,16 +21,19 @@ from constrain.lowering.lower import EPIGRAPH
 from constrain.runtime.lagrangian import Lagrangian
 from constrain.runtime.multipliers import multiplier_functions
 from constrain.solvers.sampling import BatchSampler, Sampling
+from constrain.solvers.schemes import DescentAscent, Scheme
 from constrain.solvers.training import IterateJudge, default_optimizer, epochs_or_default, half_cosine, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from constrain.runtime.binding import Rows
     from constrain.runtime.evaluator import Evaluator
     from constrain.runtime.result import RawResult
     from constrain.solvers.progress import Progress
+    from constrain.solvers.schemes import State
 
-__all__ = ["PrimalDual"]
+__all__ = ["PrimalDual", "Training"]
 
 RATE = 1.2
 """Step of the multipliers times the square root of the number of steps, when none is asked for."""
@@ -69,6 +73,7 @@ class PrimalDual:
         seed: of batches and calibration.
         tolerance: violation (relative to a row's spread of the constraint) up to which an iterate counts as
             feasible.
+        scheme: the rule of a step (`constrain.solvers.schemes`).
     """
 
     epochs: int | None = None
@@ -86,6 +91,7 @@ class PrimalDual:
     refresh: int | None = None
     seed: int = 0
     tolerance: float = 1e-4
+    scheme: Scheme = field(default_factory=DescentAscent)
 
     minibatch = True
 
@@ -104,14 +110,30 @@ class PrimalDual:
     ) -> RawResult:
         """Trains from the current decisions (and multipliers, by part key)."""
         started = time.perf_counter()
-        method = _Training(self, evaluator)
+        method = Training(self, evaluator)
         method.prepare(multipliers)
         judge = IterateJudge(evaluator, method.epochs, self.tolerance)
         return train(method, judge, progress=progress, started=started, time_limit=time_limit)
 
 
-class _Training:
-    """The steps of one run."""
+class Training:
+    """One run: what its steps need, and the scheme that makes them.
+
+    Attributes:
+        options: as asked for.
+        evaluator: the compiled program with its data.
+        lagrangian: with the multipliers.
+        optimizer: of the decisions.
+        schedule: of its learning rates.
+        sampler: of batches.
+        generator: of everything random.
+        scheme: makes the steps.
+        state: what the scheme remembers.
+        steps: so far.
+        total: of the whole run.
+        rate: first integral step of the multipliers, dimensionless.
+        resting: multipliers rest, as in the epochs of the warm-up.
+    """
 
     def __init__(self, options: PrimalDual, evaluator: Evaluator) -> None:
         self.options = options
@@ -121,11 +143,10 @@ class _Training:
         rates = any(isinstance(x, n.Indicator) and x.surrogate for x in objective)
         self.warmup = int(not rates) if options.warmup is None else options.warmup
         self.generator = torch.Generator().manual_seed(options.seed)
-        gain = (
-            {"lagrangian": 0.3, "augmented": 4.0}[options.formulation]
-            if options.gain is None
-            else options.gain
-        )
+        self.scheme: Scheme = options.scheme
+        self.state: State = {}
+        self.resting = False
+        gain = self._gain()
         self.functions = functions = multiplier_functions(
             evaluator, options.multipliers or {}, options.multiplier_lr
         )
@@ -164,6 +185,13 @@ class _Training:
         if multipliers:
             self.warmup = 0
             self.lagrangian.set_multipliers(multipliers)
+        self.state = self.scheme.init(self)
+
+    def _gain(self) -> float:
+        """The proportional gain that was asked for, or else that of the scheme or the formulation."""
+        usual = {"lagrangian": 0.3, "augmented": 4.0}[self.options.formulation]
+        asked = self.options.gain, self.scheme.gain, usual
+        return next(gain for gain in asked if gain is not None)
 
     def _weights(self) -> dict[str, Tensor]:
         """Multipliers of a largest value as the objective: they sum to one, so they start equal.
@@ -178,17 +206,8 @@ class _Training:
     def epoch(self, epoch: int) -> None:
         """One pass over the largest sample, or what is left of it."""
         for _ in range(self.steps - epoch * self.sampler.per_epoch, self.sampler.per_epoch):
-            loss = self.lagrangian(self.sampler.draw())
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
-            self.evaluator.decisions.project()
-            if epoch >= self.warmup:
-                factor = max(LEAST_RATE, self._factor())
-                self.lagrangian.rate = self.rate * factor
-                for function in self.functions.values():
-                    function.pace(factor)
-                self.lagrangian.ascend()
+            self.resting = epoch < self.warmup
+            self.state = self.scheme.step(self, self.state)
             self.schedule.step()
             self.steps += 1
             if self.options.refresh is not None and self.steps % self.options.refresh == 0:
@@ -198,14 +217,54 @@ class _Training:
         if epoch < 4 or epoch % 4 == 0:
             self.lagrangian.calibrate(self.generator)
 
+    # ------------------------------------------------------------------------- the pieces of a step
+    def draw(self) -> dict[str, Rows]:
+        """The next batch of every sample."""
+        return self.sampler.draw()
+
+    def gradient(self, batch: Mapping[str, Rows]) -> None:
+        """Puts the gradient of the Lagrangian on a batch into the decisions' `grad`."""
+        self.gradient_of(self.lagrangian(batch))
+
+    def gradient_of(self, scalar: Tensor) -> None:
+        """Puts the gradient of a scalar into the decisions' `grad`."""
+        self.optimizer.zero_grad(set_to_none=True)
+        scalar.backward()
+
+    def descend(self) -> None:
+        """Moves the decisions along their `grad` by the optimizer, and back into their bounds."""
+        self.optimizer.step()
+        self.evaluator.decisions.project()
+
+    @torch.no_grad()
+    def look(self, batch: Mapping[str, Rows]) -> None:
+        """Evaluates a batch at the decisions as they are now, for the multipliers only."""
+        self.lagrangian.evaluate(batch, learn=False)
+
+    def ascend(self) -> None:
+        """Moves the multipliers along the residuals of the last evaluation, unless they rest."""
+        if self.resting:
+            return
+        factor = max(LEAST_RATE, self._factor())
+        self.lagrangian.rate = self.rate * factor
+        for function in self.functions.values():
+            function.pace(factor)
+        self.lagrangian.ascend()
+
+    # ----------------------------------------------------------------------------------------------------
     def _factor(self) -> float:
         """How far the learning rates have decayed."""
         return 0.5 * (1 + math.cos(math.pi * self.steps / self.total))
 
     def multipliers(self) -> dict[str, Tensor]:
         """Multipliers by part key."""
-        return self.lagrangian.multipliers()
+        return self.scheme.multipliers(self, self.state)
 
     def observe(self, residuals: Mapping[int, Tensor], moments: list[Tensor]) -> None:
         """Running residuals and averages become exact."""
         self.lagrangian.observe(residuals, moments)
+        self.state = self.scheme.observe(self, self.state, residuals)
+
+    def terminate(self) -> str:
+        """Why the run ends after this epoch, or an empty text."""
+        return self.scheme.terminate(self, self.state)

@@ -97,6 +97,10 @@ class Method(Protocol):
         """Is told the exact residuals (by part position) and averages on the full data after every epoch."""
         ...
 
+    def terminate(self) -> str:
+        """Why the run ends after the epoch that was observed last, or an empty text."""
+        ...
+
 
 @runtime_checkable
 class Stepwise(Protocol):
@@ -436,6 +440,8 @@ def _epochs(run: _Run, progress: Progress, time_limit: float | None) -> tuple[En
             return "converged", f"every constraint holds after {run.epoch} epochs"
         if run.epoch == judge.epochs:
             return "limit", f"{judge.epochs} epochs"
+        if run.epoch and (found := run.method.terminate()):
+            return "limit", f"{found} after {run.epoch} epochs"
         if run.epoch and time_limit is not None and time.perf_counter() - run.started > time_limit:
             return "limit", f"time limit after {run.epoch} epochs"
         run.advance()

@@ -309,7 +309,7 @@ STEP = {"0.lagrangian._seen.batches", "0.lagrangian._seen.estimate", "0.sampler.
 def test_snapshots_are_copies():
     """A stored state does not change when the run goes on, and can be put back more than once."""
     evaluator = _evaluator(rates())
-    method = training._Training(PrimalDual(), evaluator)
+    method = training.Training(PrimalDual(), evaluator)
     method.prepare(None)
     before = state(method), evaluator_state(evaluator)
     frozen = copy.deepcopy(before)
