@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from constrain.lowering.program import Part
+    from constrain.runtime.batches import Batches
     from constrain.runtime.binding import Rows
     from constrain.runtime.estimates import Estimate
     from constrain.runtime.evaluator import Evaluator
-    from constrain.runtime.lagrangian import Batches
     from constrain.runtime.result import RawResult
     from constrain.solvers.progress import Progress
 

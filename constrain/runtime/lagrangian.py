@@ -16,15 +16,15 @@ How large the steps are is measured on the data (`steps.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from constrain.errors import ModelingError
-from constrain.language.data import Batch
+from constrain.runtime.ascent import Move
+from constrain.runtime.batches import rows_by_sample
 from constrain.runtime.binding import Rows
 from constrain.runtime.estimates import Estimator
 from constrain.runtime.largest import WEIGHT_STEP, Largest, on_simplex
@@ -32,15 +32,17 @@ from constrain.runtime.slacks import Slacks
 from constrain.runtime.steps import FASTER, LEAST_PACE, SLOWER, Scales
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from constrain.lowering.program import Part
+    from constrain.runtime.ascent import Ascent
+    from constrain.runtime.batches import Batches
     from constrain.runtime.binding import Population
     from constrain.runtime.estimates import Estimate, RowValues
     from constrain.runtime.evaluator import Evaluator
     from constrain.runtime.multipliers import MultiplierFunction
 
 __all__ = ["Lagrangian"]
-
-Batches = Batch | Mapping[str, Any] | tuple[Batch, ...] | list[Batch]
 
 
 class Lagrangian(nn.Module):
@@ -50,7 +52,7 @@ class Lagrangian(nn.Module):
         evaluator: the compiled program with its data.
         rate: integral step of the multipliers, dimensionless, per call of `ascend`.
         gain: proportional gain, dimensionless; 0 gives plain gradient ascent.
-        memory: decay of the running residual, in (0, 1).
+        memory: decay of the running residual, in [0, 1); 0 takes the batch's own, which is no running one.
         estimator: minibatch estimator by term, or one for all (see `Estimator`).
         functions: by constraint name, the function that gives the multipliers of a constraint per row.
 
@@ -85,6 +87,9 @@ class Lagrangian(nn.Module):
         self.slacks.clear()
         self.largest = Largest(evaluator)
         self.follows = False
+        self.classical = False
+        self.rule: Ascent | None = None
+        self.past: dict[str, Tensor] = {}  # what the rule remembers
         self._share = 0.0
         self._layout(part_shapes(evaluator))
         self._turn = self.slacks.turn(self._place)
@@ -307,17 +312,21 @@ class Lagrangian(nn.Module):
 
     def value(self, estimate: Estimate) -> Tensor:
         """The Lagrangian of the last evaluation with the multipliers as they are now, a scalar."""
-        total = torch.dot(self._weights(), estimate.terms)
+        total = torch.dot(self._weights(estimate), estimate.terms)
         for i in self._tables:
             total = total + self._row_term(i, self.parts[i], estimate.rows[i])
         return total
 
-    def _weights(self) -> Tensor:
+    def _weights(self, estimate: Estimate) -> Tensor:
         """The weights of all terms: 1 for the objective, then the multipliers that the primal sees."""
         moved, low = self.values, self.low
         if self.gain and self._vector:  # integral plus proportional part
-            part = self.gain / max(self._seen.weight, 1e-8)
-            moved = torch.addcmul(moved, self.scales, self.running, value=part)
+            part, error = self.gain / max(self._seen.weight, 1e-8), self.running
+            if not self.memory:
+                part, error = self.gain, estimate.exact_terms[1:]
+            if self.classical:
+                error = torch.maximum(error, low)
+            moved = torch.addcmul(moved, self.scales, error, value=part)
             moved = torch.maximum(moved, low, out=moved)
             moved = self._turned(moved, self.gain * self.scales)
         return torch.cat([self.one, moved])
@@ -361,39 +370,7 @@ class Lagrangian(nn.Module):
         Raises:
             ModelingError: E140 when the batch has no rows of a sample of the problem.
         """
-        if isinstance(batch, Batch):
-            given: dict[str, Any] = {batch.data.name: batch}
-        elif isinstance(batch, Mapping):
-            given = dict(batch)
-        else:
-            given = {b.data.name: b for b in batch}
-        result: dict[str, Rows] = {}
-        for data, population in self.evaluator.populations.items():
-            if data.name not in given:
-                fix = f"lagrangian({data.name}.rows(index))"
-                if population.boundless:
-                    fix = f'lagrangian({{"{data.name}": 256}}), for so many fresh points'
-                raise ModelingError("E140", f"the batch has no rows of {data.name!r}", fix=fix)
-            found = given[data.name]
-            drawn = found if isinstance(found, Rows) else population.drawn(found)
-            result[data.name] = self._positions(population, found) if drawn is None else drawn
-        return result
-
-    def _positions(self, population: Population, given: Any) -> Rows:
-        """Rows by position: a batch, or an index."""
-        index, weight = (given.index, given.weight) if isinstance(given, Batch) else (given, None)
-        if isinstance(index, Tensor) and weight is None:
-            return population.take(_positions(index).to(self.evaluator.device))
-        if isinstance(index, Mapping):
-            return population.given(cast("Mapping[str, Any]", index), weight)
-        if weight is not None:
-            weight = torch.as_tensor(weight).to(device=self.evaluator.device, dtype=self.evaluator.dtype)
-        if isinstance(index, (slice, range)):
-            span = index if isinstance(index, range) else range(*index.indices(population.rows))
-            if span == range(population.rows):
-                return population.take(slice(0, population.rows), weight)
-            index = torch.arange(span.start, span.stop, span.step)
-        return population.take(_positions(torch.as_tensor(index)).to(self.evaluator.device), weight)
+        return rows_by_sample(self.evaluator, batch)
 
     # ----------------------------------------------------------------------------------------- ascent
     def ascend(self) -> None:
@@ -415,7 +392,11 @@ class Lagrangian(nn.Module):
             residual = estimate.exact_terms[1:]
             self.running.lerp_(residual, 1 - self.memory)
             values, steps = self.values, self.scales * self.pace
-            values.addcmul_(steps, residual, value=self.rate)
+            if self.rule is None:
+                values.addcmul_(steps, residual, value=self.rate)
+            else:
+                move = Move("averages", values, residual, steps, self.rate, self.units, None, self._weighted)
+                values.copy_(self.rule.moved(self.past, move))
             torch.maximum(values, self.low, out=values)
             if self._turn is not None or self._weighted is not None:
                 values.copy_(self._turned(values, self.rate * steps))
@@ -437,6 +418,15 @@ class Lagrangian(nn.Module):
         value = self.table(part)
         # a row is met once per epoch: its step is as large as an average's together
         scale = value.shape[0] / rows.count
+        if self.rule is not None:
+            error = _masked(_weighted(residual, rows), mask).to(value.dtype)
+            index, steps = rows.index, self.row_scales[i] * scale
+            assert index is not None  # checked in forward
+            units = self.row_scales[i] * self.spreads[part.key]
+            move = Move(part.key, value[index], error, steps, self.rate, units, index)
+            moved = self.rule.moved(self.past, move)
+            value[index] = moved.clamp(min=0) if part.kind == "<=" else moved
+            return
         change = _masked(_weighted(residual * (step * scale), rows), mask).to(value.dtype)
         if isinstance(rows.index, slice):
             value[rows.index] += change
@@ -479,7 +469,25 @@ class Lagrangian(nn.Module):
             self._share = 0.0
             self.refresh()
 
+    def use(self, rule: Ascent) -> None:
+        """Multipliers move by a rule from now on; those of a multiplier function keep their optimizer."""
+        self.rule = rule
+        rule.start(self.past, "averages", self.values)
+        for i in self._tables:
+            if self.parts[i].constraint not in self.functions:
+                rule.start(self.past, self.parts[i].key, self.table(self.parts[i]))
+
     # ---------------------------------------------------------------------------------------- scaling
+    @property
+    def units(self) -> Tensor:
+        """(entries,) sizes of the averages' multipliers that balance the gradient of the objective."""
+        found = torch.ones_like(self.scales)
+        for i in self._vector:
+            key = self.parts[i].key
+            place = self._place[key][0]
+            found[place] = self.scales[place] * self.spreads.get(key, 1.0)
+        return found
+
     def calibrate(self, generator: torch.Generator | None = None, rows: int = 4096, batches: int = 8) -> None:
         """Measures the scales of the steps on a sample of the data (`steps.Scales.measure`)."""
         if self.evaluator.device.type == "meta":
@@ -525,11 +533,6 @@ class _Seen:
     estimate: Estimate | None = None
     batches: dict[str, Rows] = field(default_factory=dict[str, Rows])
     weight: float = 0.0
-
-
-def _positions(index: Tensor) -> Tensor:
-    """Positions, also where a mask was given."""
-    return index.nonzero().reshape(-1) if index.dtype is torch.bool else index
 
 
 def _masked(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,0 +1,68 @@
+"""The rows of a batch, in any of the ways that a training loop may give them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from constrain.errors import ModelingError
+from constrain.language.data import Batch
+from constrain.runtime.binding import Rows
+
+if TYPE_CHECKING:
+    from constrain.runtime.binding import Population
+    from constrain.runtime.evaluator import Evaluator
+
+__all__ = ["Batches", "rows_by_sample"]
+
+Batches = Batch | Mapping[str, Any] | tuple[Batch, ...] | list[Batch]
+
+
+def rows_by_sample(evaluator: Evaluator, batch: Batches) -> dict[str, Rows]:
+    """The rows of a batch by sample name, on the device.
+
+    Raises:
+        ModelingError: E140 when the batch has no rows of a sample of the problem.
+    """
+    if isinstance(batch, Batch):
+        given: dict[str, Any] = {batch.data.name: batch}
+    elif isinstance(batch, Mapping):
+        given = dict(batch)
+    else:
+        given = {b.data.name: b for b in batch}
+    result: dict[str, Rows] = {}
+    for data, population in evaluator.populations.items():
+        if data.name not in given:
+            fix = f"lagrangian({data.name}.rows(index))"
+            if population.boundless:
+                fix = f'lagrangian({{"{data.name}": 256}}), for so many fresh points'
+            raise ModelingError("E140", f"the batch has no rows of {data.name!r}", fix=fix)
+        found = given[data.name]
+        drawn = found if isinstance(found, Rows) else population.drawn(found)
+        result[data.name] = _at_positions(evaluator, population, found) if drawn is None else drawn
+    return result
+
+
+def _at_positions(evaluator: Evaluator, population: Population, given: Any) -> Rows:
+    """Rows by position: a batch, or an index."""
+    index, weight = (given.index, given.weight) if isinstance(given, Batch) else (given, None)
+    if isinstance(index, Tensor) and weight is None:
+        return population.take(_positions(index).to(evaluator.device))
+    if isinstance(index, Mapping):
+        return population.given(cast("Mapping[str, Any]", index), weight)
+    if weight is not None:
+        weight = torch.as_tensor(weight).to(device=evaluator.device, dtype=evaluator.dtype)
+    if isinstance(index, (slice, range)):
+        span = index if isinstance(index, range) else range(*index.indices(population.rows))
+        if span == range(population.rows):
+            return population.take(slice(0, population.rows), weight)
+        index = torch.arange(span.start, span.stop, span.step)
+    return population.take(_positions(torch.as_tensor(index)).to(evaluator.device), weight)
+
+
+def _positions(index: Tensor) -> Tensor:
+    """Positions, also where a mask was given."""
+    return index.nonzero().reshape(-1) if index.dtype is torch.bool else index
