@@ -53,6 +53,8 @@ def sensitivity(system: System, params: Mapping[str, Any], name: str) -> Sensiti
     moments = evaluator.program.moments
     if any(m.given is not None and _reads(m.given, name) for m in moments):
         raise _refused(name, "it decides which rows count, so the optimum moves in steps")
+    if _steps(evaluator, name):
+        raise _refused(name, "it is the level of a quantile, which is the value of one row after the other")
     inverse = system.inverse()
     if isinstance(inverse, str):
         raise _refused(name, inverse)
@@ -88,6 +90,12 @@ def _reads(node: n.Node, name: str) -> bool:
     return any(isinstance(x, n.Knob) and x.symbol.name == name for x in n.postorder(node))
 
 
+def _steps(evaluator: Evaluator, name: str) -> bool:
+    """Whether a parameter is the level of a quantile of the sample."""
+    tails = (tail for tail in evaluator.program.tails if tail.kind == "Quantile")
+    return any(isinstance(tail.level, n.Knob) and tail.level.symbol.name == name for tail in tails)
+
+
 def _shifted(value: NDArray[np.float64], k: int, step: float) -> NDArray[np.float64]:
     moved = np.array(value, dtype=np.float64)
     moved.reshape(-1)[k] += step
@@ -113,7 +121,7 @@ def value_slope(
     parts, moments = evaluator.program.parts, evaluator.program.moments
     if multipliers is None or any(part.key not in multipliers for part in parts):
         return float("nan")
-    if any(m.given is not None and _reads(m.given, name) for m in moments):
+    if any(m.given is not None and _reads(m.given, name) for m in moments) or _steps(evaluator, name):
         return float("nan")
     weights = [np.asarray(multipliers[part.key], dtype=np.float64) for part in parts]
     value = np.asarray(params[name], dtype=np.float64)

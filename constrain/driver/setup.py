@@ -17,6 +17,7 @@ from constrain.lowering.lower import EPIGRAPH, lower
 from constrain.lowering.reach import refuse_unreachable
 from constrain.lowering.relaxation import check_weights
 from constrain.lowering.supports import warn_of_steps
+from constrain.lowering.tails import check_levels
 from constrain.runtime.binding import parameter_values
 from constrain.runtime.checks import check_left_out, check_rows
 from constrain.runtime.constants import Constants
@@ -141,7 +142,9 @@ def prepare(
         ModelingError: E112, E122, E127, E138, E157, E172, E173.
     """
     replaced = None if data is None else rebind(program, data)
-    check_weights(program, parameter_values(program.parameters, params))
+    values = parameter_values(program.parameters, params)
+    check_weights(program, values)
+    check_levels(program, values)
     if reach:
         refuse_unreachable(program, replaced, params)
     warn_of_steps(program)

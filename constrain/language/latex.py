@@ -128,7 +128,8 @@ class LatexNotation:
             case n.Moment(integrand=arg, given=given, columns=by):
                 return ATOM, self._average(r"\operatorname{mean}", [(arg, OPEN)], given, by)
             case n.Statistic(kind=kind, args=args, given=given, by=by, level=level):
-                word = rf"\operatorname{{{kind}}}" + ("" if level is None else f"_{{{_number(level)}}}")
+                own = self.name(level.symbol) if isinstance(level, n.Knob) else level and _number(level)
+                word = rf"\operatorname{{{kind}}}" + (f"_{{{own}}}" if own else "")
                 return ATOM, self._average(word, joined([(a, OPEN) for a in args]), given, by)
             case n.Indicator(event=event):
                 return ATOM, [r"\mathbf{1}\left[", (event, OPEN), r"\right]"]

@@ -352,14 +352,14 @@ class Rate(Node):
 class Statistic(Node):
     """`Var`, `Cov`, `Corr`, `CVaR` or `Quantile` of per-row expressions (`summaries.py`).
 
-    `level` is that of `CVaR` and `Quantile`, None for the others.
+    `level` is that of `CVaR` and `Quantile`, a number or a parameter; None for the others.
     """
 
     kind: StatisticKind
     args: tuple[Node, ...]
     given: Node | None = None
     by: tuple[Column, ...] = ()
-    level: float | None = None
+    level: float | Knob | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -506,8 +506,9 @@ def _averaged(node: Node) -> tuple[Node, ...]:
             return (arg, *(() if given is None else (given,)), *by)
         case Moment(integrand=arg, given=given, columns=columns):
             return (arg, *(() if given is None else (given,)), *columns)
-        case Statistic(args=args, given=given, by=by):
-            return (*args, *(() if given is None else (given,)), *by)
+        case Statistic(args=args, given=given, by=by, level=level):
+            named = (level,) if isinstance(level, Knob) else ()
+            return (*args, *(() if given is None else (given,)), *named, *by)
         case _:
             return ()
 
@@ -562,7 +563,9 @@ def _rebuild_closing(node: Node, new: tuple[Node, ...]) -> Node:
         case Statistic(kind=kind, args=args, given=given, level=level):
             rebuilt = tuple(next(it) for _ in args)
             event = None if given is None else next(it)
-            return Statistic(kind, rebuilt, event, _columns(it), level, loc=node.loc)
+            named = next(it) if isinstance(level, Knob) else None
+            own = named if isinstance(named, Knob) else level
+            return Statistic(kind, rebuilt, event, _columns(it), own, loc=node.loc)
         case ForAll(data=data, where=where):
             event = None if where is None else next(it)
             return ForAll(data, event, next(it), loc=node.loc)

@@ -230,7 +230,9 @@ class SourceNotation:
         """`cn.CVaR(g, 0.95, given=A, by=c)`; one argument of several may be a number or an array."""
         items = [self.operand(arg) for arg in node.args]
         if node.level is not None:
-            items.append([literal(node.level)])
+            items.append(
+                self.operand(node.level) if isinstance(node.level, n.Knob) else [literal(node.level)]
+            )
         return self.call("cn", node.kind, [*items, *_conditions(node.given, node.by)])
 
     # ---- pieces

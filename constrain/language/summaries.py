@@ -17,7 +17,9 @@ from constrain.language.statistics import conditions, population_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CVaR", "Corr", "Cov", "Quantile", "Var"]
+    from constrain.language.location import Location
+
+__all__ = ["CVaR", "Corr", "Cov", "Quantile", "Var", "check_level"]
 
 Given: TypeAlias = "Expr | Constraint | None"
 By: TypeAlias = "Expr | Sequence[Expr] | None"
@@ -33,22 +35,46 @@ def _argument(value: Any, word: str) -> Expr:
     return e
 
 
-def _level(level: Any, word: str) -> float:
-    number = isinstance(level, (int, float)) and not isinstance(level, bool)
-    if number and 0 < level < 1:
-        return float(level)
-    what = shown(level) if isinstance(level, (Expr, Constraint)) else repr(level)
+def _level(level: Any, word: str) -> float | n.Knob:
+    """A number in (0, 1), or a parameter whose value, if it has one, is such a number (E150)."""
+    if isinstance(level, Expr) and isinstance(level.node, n.Knob) and level.node.symbol.shape == ():
+        if level.node.symbol.value is not None:
+            check_level(level.node.symbol.value, word, level.node.symbol.name)
+        return level.node
+    check_level(level, word)
+    return float(level)
+
+
+def check_level(value: Any, word: str, parameter: str | None = None, at: Location | None = None) -> None:
+    """Refuses what is no level: a number between 0 and 1, both excluded.
+
+    Args:
+        value: a number, or what was given in its place.
+        word: `cn.CVaR` or `cn.Quantile`.
+        parameter: the name of the parameter with this value.
+        at: where the statistic was written; the line that runs by default.
+
+    Raises:
+        ModelingError: E150.
+    """
+    written = isinstance(value, (Expr, Constraint))
+    number = isinstance(value, (int, float)) or (not written and getattr(value, "shape", None) == ())
+    if number and not isinstance(value, bool) and 0 < value < 1:
+        return
+    what = shown(value) if written else repr(value)
     meaning = "the worst 5 % of the rows" if word == "cn.CVaR" else "95 % of the rows are not above it"
     fix = f"{word}(g, 0.95): {meaning}"
-    if isinstance(level, Expr) and isinstance(level.node, n.Knob):
-        fix = f"def problem(level): ... {word}(g, level) ..., and a problem for every level"
+    if parameter is not None:
+        what, fix = f"the Parameter {parameter!r} = {what}", f"{parameter}.value = 0.95: {meaning}"
+    elif isinstance(value, Expr) and n.mentions(value.node, n.Knob):
+        fix = f'{word}(g, level), level = cn.Parameter("level", 0.95): a parameter alone'
     raise ModelingError(
-        "E150", f"the level of {word} is a number between 0 and 1, got {what}", at=here(), fix=fix
+        "E150", f"the level of {word} is a number between 0 and 1, got {what}", at=at or here(), fix=fix
     )
 
 
 def _statistic(
-    kind: n.StatisticKind, args: tuple[Any, ...], given: Given, by: By, level: float | None = None
+    kind: n.StatisticKind, args: tuple[Any, ...], given: Given, by: By, level: float | n.Knob | None = None
 ) -> Expr:
     word = f"cn.{kind}"
     parts = [_argument(value, word) for value in args]
@@ -112,7 +138,7 @@ def Corr(first: Any, second: Any, given: Given = None, by: By = None) -> Expr:  
     return _statistic("Corr", (first, second), given, by)
 
 
-def CVaR(expr: Any, level: float, given: Given = None, by: By = None) -> Expr:
+def CVaR(expr: Any, level: float | Expr, given: Given = None, by: By = None) -> Expr:
     """The conditional value at risk: the average of the worst (1 - level) part of the rows.
 
     min_t t + E[(g - t)+] / (1 - level) (Rockafellar & Uryasev 2000, "Optimization of conditional
@@ -123,7 +149,7 @@ def CVaR(expr: Any, level: float, given: Given = None, by: By = None) -> Expr:
 
     Args:
         expr: one number per row, or an array per row (then entry by entry).
-        level: in (0, 1); 0.95 averages the worst 5 %.
+        level: in (0, 1); 0.95 averages the worst 5 %. A `Parameter` may change between solves.
         given: over the rows where this event holds.
         by: one CVaR per level of the column, each with its own threshold.
 
@@ -133,7 +159,7 @@ def CVaR(expr: Any, level: float, given: Given = None, by: By = None) -> Expr:
     return _statistic("CVaR", (expr,), given, by, _level(level, "cn.CVaR"))
 
 
-def Quantile(expr: Any, level: float, given: Given = None, by: By = None) -> Expr:  # noqa: N802
+def Quantile(expr: Any, level: float | Expr, given: Given = None, by: By = None) -> Expr:  # noqa: N802
     """The quantile of a per-row expression: the least value q with P(g <= q) >= level.
 
     This is the inverse of the empirical distribution function (`numpy.quantile` with
@@ -144,7 +170,7 @@ def Quantile(expr: Any, level: float, given: Given = None, by: By = None) -> Exp
 
     Args:
         expr: one number per row, or an array per row (then entry by entry).
-        level: in (0, 1); 0.5 is the median.
+        level: in (0, 1); 0.5 is the median. A `Parameter` may change between solves.
         given: over the rows where this event holds.
         by: one quantile per level of the column.
 

@@ -90,7 +90,8 @@ class TextNotation:
             case n.Moment(integrand=arg, given=given, by=by):
                 return ATOM, self._average("mean", [(arg, OPEN)], given, by)
             case n.Statistic(kind=kind, args=args, given=given, by=by, level=level):
-                items = joined([*((a, OPEN) for a in args), *([] if level is None else [literal(level)])])
+                last: Piece = (level, OPEN) if isinstance(level, n.Knob) else literal(level)
+                items = joined([*((a, OPEN) for a in args), *([] if level is None else [last])])
                 return ATOM, self._average(kind, items, given, by)
             case n.Indicator(event=event):
                 return ATOM, ["1[", (event, OPEN), "]"]

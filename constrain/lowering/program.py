@@ -136,7 +136,7 @@ class Tail:
         integrand: what is summarized, per row.
         given: the event that selects the rows that count; it may depend on decisions.
         by: columns of the levels.
-        level: of the quantile; None for a mean.
+        level: of the quantile, a number or a parameter; None for a mean.
         threshold: where the quantile or mean goes: a hidden decision, or a constant that is set.
         scale: of a hidden decision, its unit: the spread of the integrand.
         shares: of a quantile, the share of rows above it: exact, and by the surrogate.
@@ -151,7 +151,7 @@ class Tail:
     integrand: n.Node
     given: n.Node | None
     by: tuple[n.Column, ...]
-    level: float | None
+    level: float | n.Knob | None
     threshold: n.VariableSymbol | n.ArraySymbol
     scale: n.ArraySymbol | None = None
     shares: tuple[n.ArraySymbol, n.ArraySymbol] | None = None
@@ -241,8 +241,10 @@ class Program:
 
     @cached_property
     def parameters(self) -> tuple[n.ParameterSymbol, ...]:
-        """Parameters."""
-        return tuple(dict.fromkeys(x.symbol for x in n.postorder(*self.roots) if isinstance(x, n.Knob)))
+        """Parameters, those that are levels of tails included."""
+        levels = [tail.level for tail in self.tails if isinstance(tail.level, n.Knob)]
+        found = (x.symbol for x in (*n.postorder(*self.roots), *levels) if isinstance(x, n.Knob))
+        return tuple(dict.fromkeys(found))
 
     @cached_property
     def populations(self) -> tuple[Data, ...]:

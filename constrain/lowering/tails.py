@@ -14,6 +14,7 @@ import numpy as np
 from constrain._lazy import language_printing
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
+from constrain.language.summaries import check_level
 from constrain.language.surrogates import Sigmoid
 from constrain.language.types import type_of
 from constrain.lowering.dependence import depends_on_decisions
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 
     from constrain.analysis.fact import Fact
     from constrain.language.data import Data
-    from constrain.lowering.program import Trace
+    from constrain.lowering.program import Program, Trace
 
-__all__ = ["Tails", "sides_of"]
+__all__ = ["Tails", "check_levels", "sides_of"]
 
 
 # ------------------------------------------------------------------------------------------ positions
@@ -71,6 +72,30 @@ def _shape(node: n.Node, word: str) -> tuple[int, ...]:
 # ---------------------------------------------------------------------------------------------- rules
 def _apply(atom: str, *args: n.Node, at: n.Node, **options: Any) -> n.Apply:
     return n.Apply(atom, args, tuple(sorted(options.items())), loc=at.loc)
+
+
+def _above(node: n.Statistic) -> tuple[n.Node, str]:
+    """1 - level, the share of the rows above the threshold, and how the trace writes it."""
+    level = node.level or 0.0
+    if not isinstance(level, n.Knob):
+        return n.Constant(float(f"{1 - level:.12g}")), f"{1 - level:.6g}"
+    share = _apply("sub", n.Constant(1.0), level, at=node)
+    if level.symbol.value is None:  # its value is checked before a solve; the analysis needs the sign
+        share = _apply("relu", share, at=node)
+    return share, f"(1 - {level.symbol.name})"
+
+
+def check_levels(program: Program, values: Mapping[n.ParameterSymbol, Any]) -> None:
+    """Refuses parameters that are levels of tails and lie outside of (0, 1) (E150), before a solve.
+
+    Args:
+        program: the moment form.
+        values: of its parameters.
+    """
+    for tail in program.tails:
+        if isinstance(tail.level, n.Knob) and tail.level.symbol in values:
+            symbol = tail.level.symbol
+            check_level(values[symbol], f"cn.{tail.kind}", symbol.name, tail.level.loc)
 
 
 class Tails:
@@ -123,16 +148,16 @@ class Tails:
         gradient has the size of the others whatever the units of g. Else t is held at the quantile, where the
         gradient in g is that of the CVaR (Danskin's theorem).
         """
-        (g,), level = node.args, node.level or 0.0
+        (g,), (share, written) = node.args, _above(node)
         decided = decided and depends_on_decisions(g)
         tail = self._tail(node, "CVaR", g, target, "value-at-risk", decided=decided)
         held = "a hidden decision" if decided else "held at the exact quantile"
-        self.trace.add("cvar", target, f"CVaR(g) = min_t t + E[(g - t)+] / {1 - level:.6g}, t {held}")
+        self.trace.add("cvar", target, f"CVaR(g) = min_t t + E[(g - t)+] / {written}, t {held}")
         threshold = self._per_row(tail, tail.threshold)
         if tail.scale is not None:
             threshold = _apply("mul", self._per_row(tail, tail.scale), threshold, at=node)
         excess = _apply("relu", _apply("sub", g, threshold, at=node), at=node)
-        scaled = _apply("div", excess, n.Constant(float(f"{1 - level:.12g}")), at=node)
+        scaled = _apply("div", excess, share, at=node)
         return n.Mean(_apply("add", threshold, scaled, at=node), node.given, node.by, loc=node.loc)
 
     def _quantile(self, node: n.Statistic, target: str) -> n.Node:

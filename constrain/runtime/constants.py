@@ -194,7 +194,8 @@ class Constants:
         names = tuple(column.name for column in tail.by)
         codes = self.tensor(n.Codes(tail.data, names)) if names else None
         sample = Sample(self.tensor(tail.integrand), weight, codes, averaging.matrix.shape[0])
-        return numbers(sample, tail.kind, tail.level).threshold.reshape(symbol.shape)
+        level = float(self._parameters[tail.level.symbol]) if isinstance(tail.level, n.Knob) else tail.level
+        return numbers(sample, tail.kind, level).threshold.reshape(symbol.shape)
 
     # ---- nodes
     def _step(self, node: n.Node, parts: tuple[Tensor, ...]) -> Tensor:  # noqa: PLR0911, PLR0912  # one per kind

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from constrain.errors import DataError
 from constrain.language import nodes as n
+from constrain.language.summaries import check_level
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -170,13 +171,14 @@ def set_thresholds(evaluator: Evaluator, *, decisions: bool = True) -> None:
 
     Raises:
         DataError: E152 when the sample has more levels than the one that the problem was written with.
+        ModelingError: E150 when the level of a quantile is a parameter outside of (0, 1).
     """
     if evaluator.device.type == "meta":
         return
     for data in dict.fromkeys(tail.data for tail in evaluator.program.tails):
         tails = [tail for tail in evaluator.program.tails if tail.data is data]
         for tail, sample in zip(tails, _samples(evaluator, data, tails), strict=True):
-            found = numbers(sample, tail.kind, tail.level)
+            found = numbers(sample, tail.kind, _level(evaluator, tail))
             if isinstance(tail.threshold, n.VariableSymbol):
                 unit = None if tail.scale is None else evaluator.held(tail.scale)
                 assert unit is not None  # made so for hidden decisions
@@ -189,6 +191,15 @@ def set_thresholds(evaluator: Evaluator, *, decisions: bool = True) -> None:
                 target = None if symbol is None else evaluator.held(symbol)
                 if target is not None and value is not None:
                     _write(target, value, tail)
+
+
+def _level(evaluator: Evaluator, tail: Tail) -> float | None:
+    """The level of a tail now, checked where it is a parameter (E150)."""
+    if not isinstance(tail.level, n.Knob):
+        return tail.level
+    level = evaluator.constant(tail.level)
+    check_level(level, f"cn.{tail.kind}", tail.level.symbol.name, tail.level.loc)
+    return level
 
 
 def _pairs(

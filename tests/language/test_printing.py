@@ -255,6 +255,7 @@ forall(D, cn.between(-1, D.y * t, D.q)) ; forall(D, D.x @ w == D.y) ; f(D.x) * f
 f(D.x + rows) ; eps * t ; -eps ; E(D.y) / E(D.q) - eps ; cn.between(0, t, 1).scale(3).relax(cost=cn.squared())
 cn.Var(D.y * t) ; cn.Cov(D.y, D.q * t, given=D.q > 1) ; cn.Corr(D.y, D.q, by=D.sex) ; cn.Var(D.x, by=D.c)
 cn.CVaR(D.y * t, 0.9) <= eps ; cn.Quantile(f(D.x), 0.5, given=D.sex == 'F', by=(D.sex, D.c))
+cn.CVaR(D.y * t, eps, by=D.sex) ; 1 - cn.Quantile(f(D.x), eps, given=D.sex == 'F')
 P(D.y > 0, surrogate=cn.surrogate.Power(order=3.0)) ; cn.indicator(D.y > 0, surrogate='hinge')
 cn.diff(torch.sin(r * t), r) ; cn.diff(torch.sin(r * t), r, 2) ; -cn.diff(r**3 * t, r, 3) * 2
 cn.diff(cn.sum(s**2, axis=-1) * t, s[..., 0]) ; cn.grad(cn.sum(s**3, axis=-1), s) ; cn.jacobian(s**2, s)

@@ -83,6 +83,7 @@ CONSTRUCTS = {
     "indicators": lambda: cn.minimize(E(cn.indicator(f(D.x) > 0) * D.y) + E(frozen(D.x)[..., 0] * t)),
     "summaries": lambda: cn.minimize(cn.CVaR(f(D.x), 0.9) + cn.Var(D.y * t)).subject_to(
         rank=cn.Quantile(f(D.x), 0.5, given=D.q > 1) <= eps,
+        tail=cn.CVaR(D.y * t, eps, by=D.sex) <= 2,
         corr=cn.Corr(f(D.x), D.y, by=D.sex) <= 0.5,
         surrogate=P(f(D.x) > 0, surrogate=cn.surrogate.Power(order=3.0)) <= 0.5,
     ),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import constrain as cn
 from constrain import E
+from constrain.errors import ModelingError
 from constrain.lowering.lower import lower
 from constrain.runtime.decisions import Decisions
 from constrain.runtime.evaluator import Evaluator
@@ -134,6 +135,64 @@ def test_thresholds_follow_parameters():
     a.value = -2.0
     evaluator.follow_parameters()
     assert float(evaluator.sides()[0][0]) == -6.0
+
+
+@pytest.mark.parametrize("method", ["cvxpy", "augmented"])
+@pytest.mark.parametrize("by", [False, True])
+def test_a_level_that_is_a_parameter_is_the_level_it_has(method, by):
+    """The same program solves every level, as a problem written with the number does."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(80, 2))
+    D = cn.Data("d", x=x, y=x @ [1.0, -1.0] + rng.exponential(size=80), g=["a", "b"] * 40)
+    w, level = cn.Variable(2, "w"), cn.Parameter("level")
+    loss = (D.x @ w - D.y) ** 2
+
+    def problem(a):
+        tail = cn.CVaR(loss, a, by=D.g) if by else cn.CVaR(loss, a)
+        return cn.minimize((cn.max(tail) if by else tail) + 0.1 * cn.sum_squares(w))
+
+    written = problem(level)
+    for a in (0.5, 0.9)[: 2 if method == "cvxpy" else 1]:
+        expected = problem(a).solve("cvxpy", progress=False)
+        found = written.solve(method, params={"level": a}, progress=False)
+        assert found.objective == pytest.approx(expected.objective, rel=1e-6 if method == "cvxpy" else 1e-3)
+        assert found.value_at_risk == pytest.approx(expected.value_at_risk, rel=0.02)
+    level.value = 0.7
+    lagrangian = written.compile()
+    batch = D.rows(range(80))
+    worst, level.value = lagrangian(batch).item(), 0.5
+    assert lagrangian(batch).item() < worst  # the worst half is milder on average than the worst 30 %
+    level.value = 1.0
+    with pytest.raises(ModelingError, match="E150"):
+        lagrangian(batch)
+
+
+def test_the_value_moves_with_the_level_of_its_tail():
+    """dV / d level by the envelope theorem, against two solves; a quantile moves in steps and has none."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 3))
+    D = cn.Data("d", x=x, y=x @ [1.0, -1.0, 0.5] + rng.normal(size=200))
+    w, level = cn.Variable(3, "w"), cn.Parameter("level", 0.603)
+    loss = (D.x @ w - D.y) ** 2
+    problem = cn.minimize(cn.sum_squares(w)).subject_to(tail=cn.CVaR(loss, level) <= 3.0)
+    solution = problem.solve("cvxpy", progress=False)
+    up, down = (problem.solve("cvxpy", params={"level": 0.603 + h}, progress=False) for h in (1e-3, -1e-3))
+    slope = solution.live.slope("level", solution.multipliers)
+    assert slope == pytest.approx((up.objective - down.objective) / 2e-3, rel=5e-3)
+    steps = cn.minimize(cn.sum_squares(w)).subject_to(q=cn.Quantile(loss, level) <= 3.0)
+    with pytest.raises(ModelingError, match=r"E195.*level of a quantile"):
+        steps.solve("augmented", progress=False).sensitivity("level")
+
+
+def test_a_quantile_follows_its_level():
+    x = np.random.default_rng(1).normal(size=50)
+    D, a, w = cn.Data("d", x=x), cn.Parameter("a", 0.5), cn.Variable((), "w")
+    w.value = 1.0
+    evaluator, _ = compiled(cn.minimize(w).subject_to(q=cn.Quantile(D.x * w, a) <= 9))
+    for level in (0.5, 0.1, 0.93):
+        a.value = level
+        evaluator.follow_parameters()
+        assert float(evaluator.sides()[0][0]) == pytest.approx(np.quantile(x, level, method="inverted_cdf"))
 
 
 def test_continuous_populations_have_quantiles_by_their_weights():
