@@ -4,10 +4,14 @@ Solutions are written in plain torch, so that autograd differentiates the formul
 
 - `Separable`: weights·(x - y)^2 under lower <= x <= upper and at most one of a·x <= b, a·x == b. Boxes,
   half-spaces, the simplex, the capped simplex, weighted budgets. The multiplier of the constraint is the zero
-  of a piecewise linear monotone function, found exactly by a search among its 2n breakpoints (Kiwiel, Math.
-  Program. 112 (2008) 473).
+  of a piecewise linear monotone function. Newton's method within a bracket finds its piece in a few steps;
+  where it does not, a search among the 2n breakpoints does (Kiwiel, Math. Program. 112 (2008) 473). On its
+  piece the multiplier is a formula.
 - `Ball`: |x - y|^2 under |x - c| <= r in the norm of order 2 or 1, or |x - c|^2 <= r. The norm of order 1 is
   the simplex with signs (Duchi et al., ICML 2008).
+
+`knapsack`, `ball` and `affine_set` are the formulas; problems that are solved on their own use them, too
+(`constrain.solvers.nearest`).
 """
 
 from __future__ import annotations
@@ -27,9 +31,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from constrain.inner.functions import Functions
-    from constrain.inner.structure import Structure
+    from constrain.inner.structure import Structure, Term
 
-__all__ = ["Ball", "Closed", "Separable", "closed_form", "knapsack"]
+__all__ = ["Ball", "Closed", "Separable", "affine_set", "ball", "closed_form", "knapsack"]
+
+NEWTON = 12
+"""Newton steps for the multiplier of a budget before the breakpoints are searched."""
 
 
 @dataclass
@@ -55,12 +62,12 @@ def knapsack(
     """minimize sum(p x^2 / 2 + q x) subject to a·x <= b (or == b), lower <= x <= upper; exact gradients.
 
     Args:
-        p: (n,) positive.
+        p: (n,) or (B, n), positive.
         q: (B, n).
         a: (B or 1, n).
         b: (B,).
-        lower: (n,), -inf where open.
-        upper: (n,), inf where open.
+        lower: (n,) or (B, n), -inf where open.
+        upper: (n,) or (B, n), inf where open.
         equality: whether the constraint is an equality.
 
     Returns:
@@ -95,9 +102,60 @@ def _multiplier(
     p: Tensor, q: Tensor, a: Tensor, b: Tensor, lower: Tensor, upper: Tensor, *, equality: bool
 ) -> tuple[Tensor, Tensor]:
     """The multiplier (B,) up to the interval between two breakpoints, and whether a point exists (B,)."""
+    given = p, q, a, b, lower, upper
+    nu, found = _newton(*given)
+    if not bool(found.all()):
+        rest = (~found).nonzero()[:, 0]
+        searched = _searched(*(_rows(v, rest, len(b)) for v in given))
+        nu = nu.index_copy(0, rest, searched)
+    missed = (_used(nu, p, q, a, lower, upper) - b).abs() > 1e-8 * (1 + b.abs())
+    if equality:
+        return nu, ~missed
+    idle = _used(torch.zeros_like(nu), p, q, a, lower, upper) <= b
+    return torch.where(idle, torch.zeros_like(nu), nu), idle | ~missed
+
+
+def _rows(value: Tensor, chosen: Tensor, batch: int) -> Tensor:
+    """Some rows of what has rows."""
+    return value[chosen] if value.shape[0] == batch and (value.dim() == 2 or batch > 1) else value
+
+
+def _used(nu: Tensor, p: Tensor, q: Tensor, a: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """a·x (B,) of the minimizer at a multiplier: piecewise linear, nonincreasing."""
+    return (a * ((-q - nu[:, None] * a) / p).clamp(lower, upper)).sum(-1)
+
+
+def _newton(
+    p: Tensor, q: Tensor, a: Tensor, b: Tensor, lower: Tensor, upper: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The multiplier (B,) by Newton's method within a bracket, and whether its piece was found (B,)."""
+    slopes, start, turn = a * a / p, -a * q / p, a / p
+    nu = (start.sum(-1) - b) / slopes.sum(-1).clamp_min(1e-300)
+    left, right = torch.full_like(nu, -torch.inf), torch.full_like(nu, torch.inf)
+    found = torch.zeros_like(nu, dtype=torch.bool)
+    base = -q / p
+    for _ in range(NEWTON):
+        loose = base - nu[:, None] * turn
+        x = loose.clamp(lower, upper)
+        off = (a * x).sum(-1) - b
+        slope = torch.where(x == loose, slopes, 0.0).sum(-1)
+        left, right = torch.where(off >= 0, nu, left), torch.where(off <= 0, nu, right)
+        step = nu + off / slope
+        # off its piece by rounding only: the piece is that of the zero
+        found = found | ((slope > 0) & ((step - nu).abs() <= 1e-14 * (1 + nu.abs())))
+        if bool(found.all()):
+            break
+        inside = (step > left) & (step < right) & (slope > 0)
+        middle = torch.where(torch.isfinite(left) & torch.isfinite(right), (left + right) / 2, nu)
+        nu = torch.where(found, nu, torch.where(inside, step, middle))
+    return nu, found
+
+
+def _searched(p: Tensor, q: Tensor, a: Tensor, b: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """The multiplier (B,) by a search among the sorted breakpoints."""
 
     def total(nu: Tensor) -> Tensor:
-        return (a * ((-q - nu[:, None] * a) / p).clamp(lower, upper)).sum(-1)
+        return _used(nu, p, q, a, lower, upper)
 
     safe = torch.where(a == 0, torch.ones_like(a), a)
     ends = torch.cat([-(q + p * lower) / safe, -(q + p * upper) / safe], -1)
@@ -122,24 +180,67 @@ def _multiplier(
     at_first, at_last = total(first), total(last)
     slope = (at_last - at_first) / (last - first)
     flat = slope.abs() <= 1e-14 * (1 + at_first.abs())
-    nu = torch.where(
+    return torch.where(
         flat, (first + last) / 2, first + (b - at_first) / torch.where(flat, -torch.ones_like(slope), slope)
     )
-    missed = (total(nu) - b).abs() > 1e-8 * (1 + b.abs())
-    if equality:
-        return nu, ~missed
-    idle = total(torch.zeros_like(nu)) <= b
-    return torch.where(idle, torch.zeros_like(nu), nu), idle | ~missed
+
+
+def ball(y: Tensor, center: Tensor, radius: Tensor, *, order: float) -> tuple[Tensor, Tensor, Tensor]:
+    """minimize |x - y|^2 / 2 subject to |x - center| <= radius in the norm of this order; exact gradients.
+
+    Args:
+        y: (B, n).
+        center: (B, n).
+        radius: (B,), not negative.
+        order: 2 or 1.
+
+    Returns:
+        x (B, n), the multiplier of the constraint (B,), whether there is a kink (B,).
+    """
+    if order == 1.0:
+        none = torch.zeros_like(y[0])
+        size, price, _, kinked = knapsack(
+            torch.ones_like(none), -(y - center).abs(), torch.ones_like(y[:1]), radius, none,
+            none + torch.inf, equality=False,
+        )  # fmt: skip
+        return center + torch.sign(y - center) * size, price, kinked
+    distance: Tensor = linalg.vector_norm(y - center, dim=-1)
+    outside = distance > radius
+    factor = torch.where(outside, radius / torch.where(outside, distance, torch.ones_like(distance)), 1.0)
+    price = torch.where(outside, distance - radius, torch.zeros_like(distance))
+    kinked = (distance - radius).abs() <= 1e-9 * (1 + distance)
+    return center + factor[:, None] * (y - center), price, kinked
+
+
+def affine_set(p: Tensor, q: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """minimize sum(p x^2 / 2 + q x) subject to a x == b.
+
+    Args:
+        p: (n,) positive.
+        q: (B, n).
+        a: (B or 1, k, n); rows may depend on each other.
+        b: (B, k).
+
+    Returns:
+        x (B, n), the multipliers of least norm (B, k), whether a point exists (B,).
+    """
+    scaled = a / p.sqrt()
+    y = -(linalg.pinv(scaled @ scaled.mT, hermitian=True) @ (b + (a @ (q / p)[..., None])[..., 0])[..., None])
+    x = -(q + (a.mT @ y)[..., 0]) / p
+    missed = ((a @ x[..., None])[..., 0] - b).abs().amax(-1)
+    return x, y[..., 0], missed <= 1e-8 * (1 + b.abs().amax(-1))
 
 
 class Separable:
     """Diagonal curvature, bounds, and at most one linear constraint."""
 
-    def __init__(self, functions: Functions, weights: Tensor, key: str | None, *, equality: bool) -> None:
+    def __init__(self, functions: Functions, weights: Tensor, piece: Term | None, *, equality: bool) -> None:
         self.functions = functions
         self.weights = weights
-        self.key = key
+        self.piece = piece
+        self.key = key = None if piece is None else piece.key
         self.equality = equality
+        self._fixed: dict[tuple[int, torch.device], Tensor] = {}
         lower = torch.as_tensor(functions.low)
         self.name = "box" if key is None else "box and budget"
         if (
@@ -161,14 +262,35 @@ class Separable:
             kinked = edge <= 1e-9 * (1 + q.abs().amax(-1))
             return Closed(loose.clamp(low, high), {}, torch.ones_like(kinked), kinked)
 
-        def residual(x: Tensor, *theta: Tensor) -> Tensor:
-            below, equal = functions.residuals(x, *theta)
-            return (equal if self.equality else below)[0]
-
-        b = -functions.batch(residual, batched)(zero, *parameters)
-        a = functions.batch(grad(residual), batched)(zero, *parameters)
+        b = -self._coefficients(0, self._residual, parameters, batched, zero)
+        a = self._coefficients(1, grad(self._residual), parameters, batched, zero)
         x, multiplier, feasible, kinked = knapsack(self.weights, q, a, b, low, high, equality=self.equality)
         return Closed(x, {self.key: multiplier[:, None]}, feasible, kinked)
+
+    def _residual(self, x: Tensor, *parameters: Tensor) -> Tensor:
+        """Of the constraint, in one row."""
+        below, equal = self.functions.residuals(x, *parameters)
+        return (equal if self.equality else below)[0]
+
+    def _coefficients(
+        self,
+        degree: int,
+        function: Callable[..., Tensor],
+        parameters: Sequence[Tensor],
+        batched: Sequence[bool],
+        zero: Tensor,
+    ) -> Tensor:
+        """Coefficients of one degree of the constraint; those that no parameter moves are kept."""
+        assert self.piece is not None  # there is a constraint
+        moved = self.piece.terms is None or self.piece.terms.get(degree, False)
+        key = degree, zero.device
+        if moved:
+            return self.functions.batch(function, batched)(zero, *parameters)
+        if key not in self._fixed:
+            one = [t[0] if many else t for t, many in zip(parameters, batched, strict=True)]
+            with torch.no_grad():
+                self._fixed[key] = function(zero[0], *one).detach()[None]
+        return self._fixed[key].expand(len(zero), *self._fixed[key].shape[1:])
 
 
 class Ball:
@@ -199,30 +321,12 @@ class Ball:
         feasible = radius >= 0
         bound = radius.clamp_min(0).sqrt() if self.power == 2 else radius
         reach = bound / abs(self.scale)
-        y = -q / self.curve
-        if self.order == 1.0:
-            ones, none = torch.ones_like(y[:1]), torch.zeros_like(y[0])
-            size, price, _, kinked = knapsack(
-                torch.ones_like(none),
-                -(y - center).abs(),
-                ones,
-                reach,
-                none,
-                none + torch.inf,
-                equality=False,
-            )
-            x = center + torch.sign(y - center) * size
-            x = torch.cat([x, zero[:, functions.own :]], 1)
-            return Closed(x, {self.key: self.curve * price[:, None] / abs(self.scale)}, feasible, kinked)
-        distance: Tensor = linalg.vector_norm(y - center, dim=-1)
-        outside = distance > reach
-        factor = torch.where(outside, reach / torch.where(outside, distance, torch.ones_like(distance)), 1.0)
-        x = center + factor[:, None] * (y - center)
-        price = self.curve * (distance - reach) / abs(self.scale)
+        x, price, kinked = ball(-q / self.curve, center, reach, order=self.order)
+        price = self.curve * price / abs(self.scale)
         if self.power == 2:
-            price = price / (2 * abs(self.scale) * torch.where(outside, reach, torch.ones_like(reach)))
-        price = torch.where(outside, price, torch.zeros_like(price))
-        kinked = (distance - reach).abs() <= 1e-9 * (1 + distance)
+            active = price > 0
+            price = price / torch.where(active, 2 * abs(self.scale) * reach, torch.ones_like(reach))
+        x = torch.cat([x, zero[:, functions.own :]], 1)
         return Closed(x, {self.key: price[:, None]}, feasible, kinked)
 
 
@@ -249,8 +353,8 @@ def closed_form(structure: Structure, functions: Functions) -> Separable | Ball 
     if len(pieces) > 1 or any(term.size != 1 for term in pieces):
         return None
     if not pieces or degree(pieces[0].terms) == 1:
-        key = pieces[0].key if pieces else None
-        return Separable(functions, weights, key, equality=bool(structure.equalities))
+        piece = pieces[0] if pieces else None
+        return Separable(functions, weights, piece, equality=bool(structure.equalities))
     return _ball(structure, functions, zero, some)
 
 
