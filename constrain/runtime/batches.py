@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from constrain.runtime.binding import Population
     from constrain.runtime.evaluator import Evaluator
 
-__all__ = ["Batches", "rows_by_sample"]
+__all__ = ["Batches", "masked", "rows_by_sample", "weighted"]
 
 Batches = Batch | Mapping[str, Any] | tuple[Batch, ...] | list[Batch]
 
@@ -25,14 +25,9 @@ def rows_by_sample(evaluator: Evaluator, batch: Batches) -> dict[str, Rows]:
     """The rows of a batch by sample name, on the device.
 
     Raises:
-        ModelingError: E140 when the batch has no rows of a sample of the problem.
+        ModelingError: E140 when the batch is none, or has no rows of a sample of the problem.
     """
-    if isinstance(batch, Batch):
-        given: dict[str, Any] = {batch.data.name: batch}
-    elif isinstance(batch, Mapping):
-        given = dict(batch)
-    else:
-        given = {b.data.name: b for b in batch}
+    given = _by_name(evaluator, batch)
     result: dict[str, Rows] = {}
     for data, population in evaluator.populations.items():
         if data.name not in given:
@@ -44,6 +39,22 @@ def rows_by_sample(evaluator: Evaluator, batch: Batches) -> dict[str, Rows]:
         drawn = found if isinstance(found, Rows) else population.drawn(found)
         result[data.name] = _at_positions(evaluator, population, found) if drawn is None else drawn
     return result
+
+
+def _by_name(evaluator: Evaluator, batch: Any) -> dict[str, Any]:
+    """What was given for each sample (E140 for what is no batch)."""
+    if isinstance(batch, Mapping):
+        return dict(cast("Mapping[str, Any]", batch))
+    listed: list[Any] = [*batch] if isinstance(batch, (list, tuple)) else [batch]  # type: ignore[reportUnknownVariableType]
+    if all(isinstance(item, Batch) for item in listed):
+        return {item.data.name: item for item in listed}
+    name = next((data.name for data in evaluator.populations), "D")
+    other = next(item for item in listed if not isinstance(item, Batch))
+    raise ModelingError(
+        "E140",
+        f"{type(other).__name__} is no batch: it does not say which rows of which sample it has",
+        fix=f'lagrangian({name}.rows(index)), or lagrangian({{"{name}": index}})',
+    )
 
 
 def _at_positions(evaluator: Evaluator, population: Population, given: Any) -> Rows:
@@ -66,3 +77,18 @@ def _at_positions(evaluator: Evaluator, population: Population, given: Any) -> R
 def _positions(index: Tensor) -> Tensor:
     """Positions, also where a mask was given."""
     return index.nonzero().reshape(-1) if index.dtype is torch.bool else index
+
+
+def masked(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Values per row, 0 for those that a constraint does not select."""
+    if mask is None:
+        return values
+    wide = mask.reshape(-1, *(1 for _ in range(values.dim() - 1)))
+    return torch.where(wide, values, 0.0)
+
+
+def weighted(values: Tensor, rows: Rows) -> Tensor:
+    """Values per row times the rows' importance weights."""
+    if rows.weight is None:
+        return values
+    return values * rows.weight.to(values.dtype).reshape(-1, *(1 for _ in range(values.dim() - 1)))

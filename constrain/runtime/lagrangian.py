@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from constrain.errors import ModelingError
 from constrain.runtime.ascent import Move
-from constrain.runtime.batches import rows_by_sample
+from constrain.runtime.batches import masked, rows_by_sample, weighted
 from constrain.runtime.binding import Rows
 from constrain.runtime.estimates import Estimator
 from constrain.runtime.largest import WEIGHT_STEP, Largest, on_simplex
@@ -158,6 +158,13 @@ class Lagrangian(nn.Module):
         if part.rows is not None:
             return self.low.new_tensor(self.row_scales[self.parts.index(part)])
         return self.scales[self._place[part.key][0]][:1].reshape(())
+
+    def steps(self, part: Part) -> Tensor:
+        """The scales of the steps of all entries of a part, of its shape; a number for one per row."""
+        if part.rows is not None:
+            return self.step(part)
+        place, shape = self._place[part.key]
+        return self.scales[place].view(shape)
 
     def _function_values(self, part: Part) -> Tensor:
         """A multiplier function on all rows of a sample."""
@@ -347,7 +354,7 @@ class Lagrangian(nn.Module):
         multipliers = self._with_penalty(i, part, multipliers, exact)
         if mask is None and rows.weight is None and residual.dim() == 1:
             return torch.dot(multipliers, residual) / rows.count
-        return _masked(_weighted(multipliers * residual, rows), mask).sum() / rows.count
+        return masked(weighted(multipliers * residual, rows), mask).sum() / rows.count
 
     def _rows(self, part: Part) -> Rows:
         assert part.rows is not None  # constraints per row only
@@ -391,19 +398,24 @@ class Lagrangian(nn.Module):
         if self._vector:
             residual = estimate.exact_terms[1:]
             self.running.lerp_(residual, 1 - self.memory)
-            values, steps = self.values, self.scales * self.pace
-            if self.rule is None:
-                values.addcmul_(steps, residual, value=self.rate)
-            else:
-                move = Move("averages", values, residual, steps, self.rate, self.units, None, self._weighted)
-                values.copy_(self.rule.moved(self.past, move))
-            torch.maximum(values, self.low, out=values)
-            if self._turn is not None or self._weighted is not None:
-                values.copy_(self._turned(values, self.rate * steps))
+            self.move(residual)
         for i in self._tables:
             self._ascend_rows(i, self.parts[i], estimate.rows[i])
         if self.follows:
             self._follow()
+
+    @torch.no_grad()
+    def move(self, residual: Tensor) -> None:
+        """One step of the averages' multipliers along residuals: (entries,), in the order of the parts."""
+        values, steps = self.values, self.scales * self.pace
+        if self.rule is None:
+            values.addcmul_(steps, residual, value=self.rate)
+        else:
+            move = Move("averages", values, residual, steps, self.rate, self.units, None, self._weighted)
+            values.copy_(self.rule.moved(self.past, move))
+        torch.maximum(values, self.low, out=values)
+        if self._turn is not None or self._weighted is not None:
+            values.copy_(self._turned(values, self.rate * steps))
 
     def _ascend_rows(self, i: int, part: Part, values: RowValues) -> None:
         """A step of the multipliers of the rows in the batch; no other row is touched."""
@@ -411,7 +423,7 @@ class Lagrangian(nn.Module):
         rows = self._rows(part)
         step = self.rate * self.row_scales[i]
         if part.constraint in self.functions:
-            change = _masked(_weighted(residual * step, rows), mask)
+            change = masked(weighted(residual * step, rows), mask)
             function: Any = self.functions[part.constraint]
             function.ascend(rows.columns, change / rows.count)
             return
@@ -419,7 +431,7 @@ class Lagrangian(nn.Module):
         # a row is met once per epoch: its step is as large as an average's together
         scale = value.shape[0] / rows.count
         if self.rule is not None:
-            error = _masked(_weighted(residual, rows), mask).to(value.dtype)
+            error = masked(weighted(residual, rows), mask).to(value.dtype)
             index, steps = rows.index, self.row_scales[i] * scale
             assert index is not None  # checked in forward
             units = self.row_scales[i] * self.spreads[part.key]
@@ -427,7 +439,7 @@ class Lagrangian(nn.Module):
             moved = self.rule.moved(self.past, move)
             value[index] = moved.clamp(min=0) if part.kind == "<=" else moved
             return
-        change = _masked(_weighted(residual * (step * scale), rows), mask).to(value.dtype)
+        change = masked(weighted(residual * (step * scale), rows), mask).to(value.dtype)
         if isinstance(rows.index, slice):
             value[rows.index] += change
             if part.kind == "<=":
@@ -533,20 +545,6 @@ class _Seen:
     estimate: Estimate | None = None
     batches: dict[str, Rows] = field(default_factory=dict[str, Rows])
     weight: float = 0.0
-
-
-def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is None:
-        return values
-    wide = mask.reshape(-1, *(1 for _ in range(values.dim() - 1)))
-    return torch.where(wide, values, 0.0)
-
-
-def _weighted(values: Tensor, rows: Rows) -> Tensor:
-    """Values per row times the rows' importance weights."""
-    if rows.weight is None:
-        return values
-    return values * rows.weight.to(values.dtype).reshape(-1, *(1 for _ in range(values.dim() - 1)))
 
 
 def part_shapes(evaluator: Evaluator) -> list[tuple[int, ...]]:
