@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from constrain import plugins
 from constrain._lazy import backend, language_printing
 from constrain.analysis.models import affine_model
+from constrain.driver.searched import SECONDS, few_events
 from constrain.errors import ModelingError, RouteError
 from constrain.language.regions import Region
 from constrain.language.types import type_of
@@ -196,8 +197,9 @@ def choose(
     asked = [name for name in TRAINING if options.get(name) is not None]
     if asked and answers["lagrangian"].open:
         return "lagrangian", f"{asked[0]}= asks for minibatch training"
-    if answers["pyomo"].open and backend("pyomo").discrete(program):
-        return "pyomo", answers["pyomo"].reason
+    search = _search(program, answers["pyomo"], options)
+    if search:
+        return "pyomo", search
     own = any(options.get(name) is not None for name in EXACT)
     if answers["newton"].open and facts.problem_class == "cone" and _work(program) > CONE_WORK and not own:
         return "newton", f"{facts.certificate}; {answers['newton'].reason}: less work than a cone program"
@@ -224,6 +226,17 @@ def choose(
         return "augmented", f"{why}; {answers['augmented'].reason}"
     listed = "; ".join(f"{r.method}: {r.reason}" for r in answers.values())
     raise RouteError("E125", f"no method takes the problem: {listed}")
+
+
+def _search(program: Program, pyomo: Route, options: Mapping[str, Any]) -> str:
+    """Why a search over integers is worth it, or an empty text."""
+    if not pyomo.open:
+        return ""
+    if backend("pyomo").discrete(program):
+        return pyomo.reason
+    count = few_events(program, options)
+    how = f"exact rates of {count} events for at most {SECONDS:.0f} s, then training from the best point"
+    return f"{pyomo.reason}; {how}" if count else ""
 
 
 def _deep(program: Program) -> bool:

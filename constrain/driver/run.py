@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,12 +19,14 @@ from constrain.driver.margins import solve_with_margin
 from constrain.driver.options import check_options, check_parameters, check_start, check_starts
 from constrain.driver.polish import polish as finish
 from constrain.driver.routes import choose, make_solver, routes
+from constrain.driver.searched import few_events, search_seconds, the_better
 from constrain.driver.setup import Setup, floating_type, lowered, place, prepare, refuse_infinite
 from constrain.errors import ConstrainError, ModelingError, RouteError
 from constrain.language.data import suggest
 from constrain.lowering.classify import Facts, classify
 from constrain.runtime.decisions import precision
 from constrain.solution import Status
+from constrain.solvers.primal_dual import PrimalDual
 from constrain.solvers.progress import Silent, TerminalProgress, Watched
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from constrain.language.data import Data
     from constrain.language.problem import Problem
     from constrain.lowering.program import Program
-    from constrain.runtime.result import RawResult
+    from constrain.runtime.result import Ending, RawResult
     from constrain.solution import Solution
     from constrain.solvers.checkpoint import Checkpoint
     from constrain.solvers.progress import Progress, Round
@@ -43,6 +46,8 @@ __all__ = ["solve"]
 CONVEX_TOLERANCE = 1e-6
 TRAINING_TOLERANCE = 1e-3
 """Tolerance of the judgment: of deterministic methods, and of minibatch training."""
+_STEPS = ("checkpoint", "resume", "callbacks", "polish")
+"""What only methods with steps have: who asks for it asks for training."""
 SOLVER_SHARE = 1e-2
 """Tolerance at which full-data methods stop, as a share of that of the judgment."""
 
@@ -172,7 +177,8 @@ def _dispatch(
         if not refusal.open:
             text = f"{method} cannot take the problem: {refusal.reason}"
             raise RouteError("E125", text, fix='solve(method="auto")')
-    chosen, why = choose(program, facts, asked) if method == "auto" else (method, "asked for")
+    wishes = {**asked, **{key: getattr(request, key) or None for key in _STEPS}}
+    chosen, why = choose(program, facts, wishes) if method == "auto" else (method, "asked for")
     name = chosen if isinstance(chosen, str) else getattr(chosen, "name", type(chosen).__name__)
     by_name = name in ("lagrangian", "cooper") or any(asked[k] is not None for k in ("batch", "epochs"))
     minibatch = getattr(chosen, "minibatch", by_name)
@@ -184,6 +190,8 @@ def _dispatch(
     refuse_without_steps(name, request.checkpoint, request.resume)
     if own is not None:
         return run.installed(name, own, asked)
+    if chosen == "pyomo" and method == "auto" and not facts.integer and few_events(program, wishes):
+        return run.searched(asked, multipliers)
     if chosen in ("cvxpy", "pyomo"):
         return run.exact(chosen, asked, supported=method == "auto")
     if chosen == "cooper":
@@ -221,6 +229,7 @@ class _Run:
         self.polish = request.polish
         self.asked = request.tolerance
         self.request = request
+        self.ending: Ending | None = None  # of the last exact backend
 
     # --------------------------------------------------------------------------------------- routes
     def exact(self, method: str, options: Mapping[str, Any], *, supported: bool) -> Solution:
@@ -241,6 +250,21 @@ class _Run:
                 "E125", f"{method} cannot take the problem: {answer.reason}", fix='solve(method="auto")'
             )
         return self._whole(method, package, options, ("solver", "options", "verbose"))
+
+    def searched(self, options: Mapping[str, Any], multipliers: Mapping[str, Any] | None) -> Solution:
+        """Exact rates by a search over integers; where its time runs out, training goes on from there."""
+        started, whole = time.perf_counter(), self.time_limit
+        self.time_limit = search_seconds(whole)
+        found = self.exact("pyomo", options, supported=True)
+        if self.ending not in ("limit", "error", "likely_infeasible"):
+            return found
+
+        def train() -> Solution:
+            self.time_limit = None if whole is None else max(whole - (time.perf_counter() - started), 1.0)
+            self.tolerance = TRAINING_TOLERANCE if self.asked is None else self.asked
+            return self.loop(PrimalDual(seed=self.seed), multipliers, minibatch=True)
+
+        return the_better(found, train, CONVEX_TOLERANCE)
 
     def installed(self, method: str, package: Any, options: Mapping[str, Any]) -> Solution:
         """The program of all rows by a backend that another package registered."""
@@ -276,6 +300,7 @@ class _Run:
                 if isinstance(error, ConstrainError) or "NaN or Inf" not in str(error):
                     raise
                 refuse_infinite(setup.evaluator)
+            self.ending = raw.result().ending
             if raw.values or raw.weights:
                 raw.write_back()
                 fresh = {s: raw.values[s] for s in setup.decisions.variables if s in raw.values}

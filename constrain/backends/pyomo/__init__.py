@@ -5,6 +5,7 @@ solver and returns values and multipliers in the signs of the language. `from_py
 """
 
 from constrain.backends.pyomo.build import Built, build
+from constrain.backends.pyomo.events import events
 from constrain.backends.pyomo.imports import Imported, from_pyomo, imported
 from constrain.backends.pyomo.plugin import register
 from constrain.backends.pyomo.solve import RawSolution, Support, discrete, solve, support
@@ -16,6 +17,7 @@ __all__ = [
     "Support",
     "build",
     "discrete",
+    "events",
     "from_pyomo",
     "imported",
     "register",

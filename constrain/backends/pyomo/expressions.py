@@ -12,9 +12,19 @@ from constrain.analysis.fact import is_square
 from constrain.analysis.models import affine_model, refusal_of, trainable
 from constrain.backends.pyomo.atoms import LOWERINGS, Arguments
 from constrain.backends.pyomo.declared import lowering_of
+from constrain.backends.pyomo.events import asked_rows
 from constrain.backends.pyomo.integers import Pieces
 from constrain.backends.pyomo.package import pyo
-from constrain.backends.pyomo.term import Space, combine, lifted, mapped, mapped_all, named, squared_rows
+from constrain.backends.pyomo.term import (
+    Space,
+    Term,
+    combine,
+    lifted,
+    mapped,
+    mapped_all,
+    named,
+    squared_rows,
+)
 from constrain.errors import RouteError
 from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS
@@ -80,6 +90,7 @@ class Lowerer:
         }
         self.pieces = Pieces(model, self.space)
         self._sides = sides(program)
+        self._asked = asked_rows(program, self.constants)
         self._lowered: dict[n.Node, NDArray[Any]] = {}
         self._moving: dict[int, bool] = {}
         self._kept: list[n.Node] = []
@@ -164,7 +175,7 @@ class Lowerer:
             case n.Moment():
                 return self._moment(node)
             case n.Indicator():
-                return self._event(node.event, self._sides.get(id(node), 0))
+                return self._event(node.event, self._sides.get(id(node), 0), self._asked[node])
             case n.Apply(atom=atom) if atom in LOWERINGS or lowering_of(node) is not None:
                 values = tuple(self._lowered[x] for x in node.args)
                 numbers = tuple(self.constants.array(x) if self.fixed(x) else None for x in node.args)
@@ -203,40 +214,44 @@ class Lowerer:
         return shaped if averaging.leveled else lifted(shaped[0])
 
     # ---- events
-    def _event(self, event: n.Node, side: int) -> NDArray[Any]:
-        """Binary variables, one per row, for an event of decisions."""
+    def _event(self, event: n.Node, side: int, rows: NDArray[np.bool_]) -> NDArray[Any]:
+        """Binary variables for an event of decisions, one for each of these rows; 0 in the others."""
         if self.fixed(event):
             return lifted(self.constants.array(event))
         match event:
             case n.Comparison(op="<=" | "<", lhs=lhs, rhs=rhs):
-                return self._compared(event, rhs, lhs, side, strict=event.op == "<")
+                return self._compared(event, (rhs, lhs), side, rows)
             case n.Comparison(op=">=" | ">", lhs=lhs, rhs=rhs):
-                return self._compared(event, lhs, rhs, side, strict=event.op == ">")
+                return self._compared(event, (lhs, rhs), side, rows)
             case n.Logic(op="not", args=(inner,)):
-                return mapped(_complement, self._event(inner, -side))
+                return mapped(_complement, self._event(inner, -side, rows))
             case n.Logic(op=op, args=args):
-                parts = [self._event(x, side) for x in args]
+                parts = [self._event(x, side, rows) for x in args]
                 return self._joined(parts, union=op == "or")
             case _:
                 raise RouteError("E125", "pyomo takes events of <=, >=, <, > and their logic", at=event.loc)
 
     def _compared(
-        self, event: n.Node, large: n.Node, small: n.Node, side: int, *, strict: bool
+        self, event: n.Comparison, order: tuple[n.Node, n.Node], side: int, rows: NDArray[np.bool_]
     ) -> NDArray[Any]:
-        margin = n.Apply("sub", (large, small), loc=event.loc)
+        """The switches of `order[0] >= order[1]`."""
+        margin = n.Apply("sub", order, loc=event.loc)
         self._kept.append(margin)
         terms = self.expression(margin)
-
-        def switch(margin: Any) -> Any:
-            return self.pieces.event(margin, side, event, strict=strict)
-
-        return mapped(switch, terms)
+        result = np.zeros(terms.shape, dtype=object)
+        for k in np.flatnonzero(rows):
+            result[k : k + 1] = mapped(
+                lambda x: self.pieces.event(x, side, event, strict=event.op in "<>"), terms[k : k + 1]
+            )
+        return result
 
     def _joined(self, parts: list[NDArray[Any]], *, union: bool) -> NDArray[Any]:
         """`and` as a switch below all of its parts and above their sum less k - 1; `or` by its complement."""
 
         def both(*switches: Any) -> Any:
             each = [1.0 - z for z in switches] if union else list(switches)
+            if not any(isinstance(z, Term) for z in each):
+                return 1.0 - min(each) if union else min(each)
             z = self.pieces.switch()
             for one in each:
                 self.pieces.below(z - one)

@@ -66,6 +66,7 @@ _CLASSES = {
 }
 RESTRICTED = "multipliers are those of the program with its integers fixed"
 NO_ROOM = "no proof: events have to hold, or not, with some room"
+ROOMY = "no point is better whose events hold, or not, with some room"
 
 
 # --------------------------------------------------------------------------------------------- support
@@ -386,6 +387,8 @@ def _solution(
         if ending == "infeasible" and built.program.has_rates:  # w = 0 meets no w > 0, and needs no room
             ending, message = "likely_infeasible", f"{NO_ROOM}; {message}"
         return RawSolution(ending, None, {}, {}, None, solver, seconds, None, message, steps)
+    if outcome.ending == "converged" and built.integer and built.program.has_rates:
+        message = f"{message}; {ROOMY}"
     x = np.array([_finite(outcome.values.get(v, v.value)) for v in built.space.variables])
     place = {id(v): k for k, v in enumerate(built.space.variables)}
     for variable, value in zip(built.discrete, integers, strict=False):

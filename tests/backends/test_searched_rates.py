@@ -1,0 +1,130 @@
+"""Rates on few rows: `auto` searches over integers, and trains from its best point when the time is over."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import constrain as cn
+from constrain import E, P
+from constrain.backends.pyomo import build, events
+from constrain.lowering.lower import lower
+
+torch.set_num_threads(1)
+
+
+def points(rows, seed=0, noise=1.0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, 2))
+    y = (x.sum(axis=1) + noise * rng.normal(size=rows) > 0).astype(float)
+    return cn.Data("points", x=x, y=y, g=list(np.where(rng.random(rows) < 0.5, "a", "b")))
+
+
+def neyman_pearson(D, alpha=0.1, width=3.0):
+    w, c = cn.Variable(2, "w", bounds=(-1, 1)), cn.Variable((), "c", bounds=(-width, width))
+    alarm = D.x @ w - c > 0
+    missed = P(~alarm, given=D.y == 1)
+    return cn.minimize(missed).subject_to(false_alarms=P(alarm, given=D.y == 0) <= alpha), w, c
+
+
+def fewest_misses(x, y, alpha):
+    """Over all linear rules in the plane: lines through pairs of rows, moved and turned a little."""
+    best = 1.0
+    allowed = int(np.floor(alpha * np.sum(y == 0) + 1e-9))
+    for i, j in itertools.combinations(range(len(x)), 2):
+        edge = x[j] - x[i]
+        normal = np.array([-edge[1], edge[0]])
+        for turn in (-1e-7, 1e-7):
+            score = x @ (normal + turn * edge)
+            for own in (score, -score):
+                barred = np.sort(own[y == 0])[::-1]
+                best = min(best, float(np.mean(own[y == 1] <= barred[allowed])))
+    return best
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_auto_finds_the_best_linear_rule_on_few_rows(seed):
+    """The best of all linear rules, by enumeration; decisions are bounded, so the search is exact."""
+    D = points(40, seed)
+    problem, w, c = neyman_pearson(D)
+    assert problem.explain().method == "pyomo"
+    assert "exact rates of 40 events for at most 30 s" in problem.explain().reason
+    solution = problem.solve(progress=False)
+    x, y = np.asarray(D.values("x")), np.asarray(D.values("y"))
+    assert solution.objective == pytest.approx(fewest_misses(x, y, 0.1), abs=1e-12)
+    alarm = x @ w.value - c.value > 0
+    assert np.mean(~alarm[y == 1]) == pytest.approx(solution.objective)
+    assert np.mean(alarm[y == 0]) <= 0.1
+    assert "no point is better whose events hold, or not, with some room" in solution.message
+
+
+def test_only_rows_that_are_asked_get_a_switch():
+    """Each rate of a condition needs switches on its own rows, whatever the number of conditions."""
+    D = points(30)
+    problem, _, _ = neyman_pearson(D)
+    assert events(lower(problem)) == 30
+    assert build(lower(problem)).switches == 30
+    w = cn.Variable(2, "w", bounds=(-1, 1))
+    few = cn.maximize(P(D.x @ w > 0.1, given=(D.y == 1) & (D.g == "a")))
+    rows = int(np.sum((np.asarray(D.values("y")) == 1) & (np.asarray(D.values("g")) == "a")))
+    assert events(lower(few)) == build(lower(few)).switches == rows < 30
+
+
+@pytest.mark.parametrize(
+    "options", [{"epochs": 3}, {"batch": 10}, {"checkpoint": "run.ckpt"}, {"polish": True}, {"lr": 0.1}]
+)
+def test_who_asks_for_training_gets_it(options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    problem, _, _ = neyman_pearson(points(20))
+    solution = problem.solve(progress=False, time_limit=1.0, **options)
+    assert solution.provenance.route.startswith("lagrangian: ")
+
+
+def test_many_events_and_models_without_bounds_are_trained():
+    problem, _, _ = neyman_pearson(points(230))
+    assert problem.explain().method == "lagrangian"
+    D = points(30)
+    f = cn.Model(torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Flatten(0)).double(), "f")
+    unbounded = cn.minimize(E((f(D.x) - D.y) ** 2)).subject_to(rate=P(f(D.x) > 0, given=D.y == 0) <= 0.2)
+    explanation = unbounded.explain()
+    assert explanation.method == "lagrangian"
+    pyomo = next(r for r in explanation.routes if r.method == "pyomo")
+    assert "these need bounds, which the weights of f lack" in pyomo.reason
+
+
+def test_when_the_time_is_over_the_better_point_is_kept():
+    """The point is never worse than that of the search alone, and the variables hold it."""
+    D = points(190, noise=2.0)
+    problem, w, c = neyman_pearson(D)
+    alone = problem.solve("pyomo", time_limit=1.5, progress=False)
+    w.value = c.value = None
+    solution = problem.solve(time_limit=3.0, progress=False)
+    assert solution.provenance.route.startswith("pyomo: ")
+    assert "limit of time" in solution.message
+    assert "training" in solution.message or "before it, a search" in solution.message
+    assert solution["false_alarms"].value <= 0.1 + 1e-9
+    assert solution.objective <= alone.objective + 0.05  # timing decides how far either got
+    x, y = np.asarray(D.values("x")), np.asarray(D.values("y"))
+    assert np.mean(x[y == 1] @ w.value <= c.value) == pytest.approx(solution.objective)
+
+
+def test_a_point_without_room_is_found_by_training():
+    """w = 0 is the only feasible point: the search, which needs room, finds none and proves nothing."""
+    ends = cn.Data("ends", x=np.array([[1.0], [-1.0]] * 5))
+    w = cn.Variable(1, "w", bounds=(-3, 3))
+    w.value = np.array([0.0])
+    problem = cn.find().subject_to(few=P(ends.x @ w > 0) <= 0.1)
+    solution = problem.solve(progress=False, time_limit=4.0)
+    assert solution.status.value == "optimal"
+    assert w.value == pytest.approx(0.0, abs=1e-12)
+    assert "no proof: events have to hold" in solution.message
+
+
+def test_rates_that_no_point_reaches_stay_likely_infeasible():
+    D = points(20)
+    w = cn.Variable(2, "w", bounds=(-1, 1))
+    score = D.x @ w
+    problem = cn.find().subject_to(all_up=P(score > 0.01) >= 0.99, all_down=P(score < 0) >= 0.5)
+    solution = problem.solve(progress=False, time_limit=2.0)
+    assert solution.status.value == "likely_infeasible"
