@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import inspect
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from constrain._lazy import language_printing
+from constrain._lazy import attribute, language_printing
+from constrain.driver.formulas import formula_of
 from constrain.driver.installed import installed_routes
-from constrain.driver.routes import Route, choose, routes
-from constrain.errors import RouteError
+from constrain.driver.options import ALIASES, check_options, check_parameters
+from constrain.driver.routes import BUILT_IN, EXACT, Route, asks_otherwise, choose, routes
+from constrain.driver.setup import lowered
+from constrain.errors import ModelingError, RouteError
+from constrain.language.data import suggest
 from constrain.lowering.classify import classify
-from constrain.lowering.lower import lower
 from constrain.runtime.estimates import ESTIMATORS, estimators
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from constrain.language.problem import Problem
     from constrain.lowering.classify import Facts
     from constrain.lowering.program import Program
@@ -145,14 +151,51 @@ class Explanation:
 
 
 def explain(problem: Problem, **options: Any) -> Explanation:
-    """Analyzes a problem without solving it; `options` as in `solve`, where they change the choice."""
-    program = lower(problem)
+    """Analyzes a problem without solving it.
+
+    Args:
+        problem: what to explain.
+        options: as in `solve`. Some change the choice of `method="auto"`, such as `epochs=`, and `data=`
+            replaces the samples; the others are checked and have no effect here.
+
+    Raises:
+        ModelingError: E141 for an option that `solve` does not have or a value that it refuses, E127 for an
+            unknown parameter, and others about the problem.
+    """
+    _check_named(options)
+    check_options(options)
+    program = lowered(problem, options.get("data"))
+    check_parameters(program, options.get("params"))
     facts = classify(program)
     answers = routes(program, facts)
+    form = formula_of(program, options.get("data"), options.get("params"))
+    if not isinstance(form, str):
+        answers = (Route("closed", True, form.reason), *answers)
     try:
-        method, reason = choose(program, facts, options, answers)
+        if isinstance(form, str) or asks_otherwise(options):
+            method, reason = choose(program, facts, options, answers)
+        else:
+            method, reason = "closed", form.reason
     except RouteError as error:
         method, reason = None, str(error).splitlines()[0]
     text = str(language_printing().problem_text(problem))
     answers += installed_routes(program, facts)
     return Explanation(text, facts, answers, method, reason, program)
+
+
+def _check_named(options: Mapping[str, Any]) -> None:
+    """E141 for an option that neither `solve` nor a method of this package has."""
+    general = [x for x in inspect.signature(attribute("constrain.driver.run:solve")).parameters]
+    own = [x for x in general if x not in ("problem", "method", "options")]
+    known = dict.fromkeys([*own, *EXACT, *(f.name for kind in BUILT_IN.values() for f in fields(kind))])
+    for name in options:
+        if name == "method":
+            fix = 'p.explain(), or solve(method="...")'
+            raise ModelingError("E141", "explain() answers for every method and takes none", fix=fix)
+        if name not in known and name not in ALIASES:
+            hint = suggest(name, known)
+            raise ModelingError(
+                "E141",
+                f"explain() has no option {name!r}{hint}",
+                fix=f"one of {', '.join(own)}, or an option of a method",
+            )

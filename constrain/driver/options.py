@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
     from constrain.lowering.program import Program
 
-__all__ = ["check_numbers", "check_options", "check_parameters", "check_start", "check_starts", "named"]
+__all__ = [
+    "ALIASES",
+    "check_numbers",
+    "check_options",
+    "check_parameters",
+    "check_start",
+    "check_starts",
+    "named",
+]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -61,7 +69,7 @@ _RANGES: dict[str, _Range] = {
     "rate": _NONNEGATIVE,
     "gain": _NONNEGATIVE,
 }
-_ALIASES = {
+ALIASES = {
     "learning_rate": "lr",
     "batch_size": "batch",
     "num_epochs": "epochs",
@@ -92,8 +100,8 @@ def check_options(options: Mapping[str, Any]) -> None:
         ModelingError: E141.
     """
     for name, value in options.items():
-        if name in _ALIASES:
-            own = _ALIASES[name]
+        if name in ALIASES:
+            own = ALIASES[name]
             raise ModelingError(
                 "E141", f"there is no option {name!r}; it is called {own!r}", fix=f"{own}=..."
             )
@@ -126,7 +134,7 @@ def named(function: Callable[_P, _T]) -> Callable[_P, _T]:
         for name in options:
             if name not in known:
                 own = [word for word in known if word != "problem"]
-                alias = _ALIASES.get(name)
+                alias = ALIASES.get(name)
                 hint = f"; it is called {alias!r}" if alias in known else suggest(name, own)
                 fix = f"one of {', '.join(own)}"
                 if name in _OF_STEPS and function.__name__ == "compile":
