@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from constrain.lowering.classify import Facts
     from constrain.lowering.program import Part, Program
 
-__all__ = ["BUILT_IN", "METHODS", "Route", "choose", "make_solver", "routes"]
+__all__ = ["BUILT_IN", "METHODS", "Route", "asks_otherwise", "choose", "make_solver", "routes"]
 
 BUILT_IN: dict[str, Any] = {"newton": Newton, "augmented": AugmentedLagrangian, "lagrangian": PrimalDual}
-METHODS = ("auto", "cvxpy", "pyomo", "newton", "augmented", "lagrangian", "cooper")
+METHODS = ("auto", "closed", "cvxpy", "pyomo", "newton", "augmented", "lagrangian", "cooper")
 TRAINING = ("batch", "epochs", "optimizer", "estimator", "sampling", "multipliers")
 """Options that only minibatch training has."""
 NEWTON_SIZE, NEWTON_NUMBERS = 2_000, 10_000_000
@@ -174,6 +174,11 @@ def _cooper(program: Program, facts: Facts) -> Route:
 def routes(program: Program, facts: Facts) -> tuple[Route, ...]:
     """Every method's answer."""
     return tuple(ask(program, facts) for ask in (_cvxpy, _pyomo, _newton, _augmented, _lagrangian, _cooper))
+
+
+def asks_otherwise(options: Mapping[str, Any]) -> bool:
+    """Whether options ask for minibatches, or for a solver of another package."""
+    return any(options.get(name) is not None for name in (*TRAINING, *EXACT))
 
 
 def choose(

@@ -13,12 +13,13 @@ from constrain.diagnostics.alive import rebind
 from constrain.diagnostics.judge import Facts as JudgeFacts
 from constrain.diagnostics.judge import build_solution
 from constrain.driver.checkpoints import checkpoints_of, places, refuse_without_steps
+from constrain.driver.formulas import asked_for_formula, formula_of
 from constrain.driver.infeasible import with_conflict
 from constrain.driver.installed import backend_options, installed_backend, installed_solver
 from constrain.driver.margins import solve_with_margin
 from constrain.driver.options import check_options, check_parameters, check_start, check_starts
 from constrain.driver.polish import polish as finish
-from constrain.driver.routes import choose, make_solver, routes
+from constrain.driver.routes import asks_otherwise, choose, make_solver, routes
 from constrain.driver.searched import few_events, search_seconds, the_better
 from constrain.driver.setup import Setup, floating_type, lowered, place, prepare, refuse_infinite
 from constrain.errors import ConstrainError, ModelingError, RouteError
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from constrain.runtime.result import Ending, RawResult
     from constrain.solution import Solution
     from constrain.solvers.checkpoint import Checkpoint
+    from constrain.solvers.closed import ClosedForm
     from constrain.solvers.progress import Progress, Round
 
 __all__ = ["solve"]
@@ -178,6 +180,9 @@ def _dispatch(
             text = f"{method} cannot take the problem: {refusal.reason}"
             raise RouteError("E125", text, fix='solve(method="auto")')
     wishes = {**asked, **{key: getattr(request, key) or None for key in _STEPS}}
+    found = _by_formula(program, facts, method, request, start, wishes, asked)
+    if found is not None:
+        return found
     chosen, why = choose(program, facts, wishes) if method == "auto" else (method, "asked for")
     name = chosen if isinstance(chosen, str) else getattr(chosen, "name", type(chosen).__name__)
     by_name = name in ("lagrangian", "cooper") or any(asked[k] is not None for k in ("batch", "epochs"))
@@ -200,6 +205,32 @@ def _dispatch(
     if chosen in ("augmented", "newton") and not minibatch and request.tolerance is not None:
         extra["tolerance"] = SOLVER_SHARE * request.tolerance
     return run.loop(make_solver(chosen, {**asked, **extra}), multipliers, minibatch=minibatch)
+
+
+def _by_formula(
+    program: Program,
+    facts: Facts,
+    method: Any,
+    request: _Request,
+    start: Solution | Mapping[str, Any] | None,
+    wishes: Mapping[str, Any],
+    asked: Mapping[str, Any],
+) -> Solution | None:
+    """The solution of a problem that has a formula; None for other problems and methods."""
+    if method == "closed":
+        form = asked_for_formula(program, asked, request.data, request.params)
+    elif method == "auto" and not asks_otherwise(wishes):
+        form = formula_of(program, request.data, request.params)
+    else:
+        return None
+    if isinstance(form, str):
+        return None
+    refuse_without_steps("closed", request.checkpoint, request.resume)
+    multipliers = _start(start)
+    check_start(program, multipliers)
+    tolerance = CONVEX_TOLERANCE if request.tolerance is None else request.tolerance
+    found = _Run(program, facts, f"closed: {form.reason}", request, tolerance).formula(form, multipliers)
+    return found if method == "closed" or found.status is not Status.LIMIT else None
 
 
 def _start(start: Solution | Mapping[str, Any] | None) -> Mapping[str, Any] | None:
@@ -323,6 +354,13 @@ class _Run:
             setup = self._prepare(self._double())
             raw = self._with(bar, solver, setup, multipliers)
             return self._judge(setup, raw, _options_of(solver))
+
+    def formula(self, form: ClosedForm, multipliers: Mapping[str, Any] | None) -> Solution:
+        """A problem that was recognized."""
+        setup = self._prepare(torch.float64, check=False)
+        bar = Watched(Silent(), self.request.callbacks, None)
+        raw = form.solve(setup.evaluator, progress=bar, multipliers=multipliers, time_limit=self.time_limit)
+        return self._judge(setup, raw, {})
 
     def cooper(self, options: Mapping[str, Any], multipliers: Mapping[str, Any] | None) -> Solution:
         """Cooper's primal-dual optimizers on the compiled estimates."""

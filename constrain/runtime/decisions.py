@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from constrain.language import nodes as n
     from constrain.lowering.program import Program
 
-__all__ = ["Block", "Decisions", "precision"]
+__all__ = ["Block", "Decisions", "limits", "precision"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,13 @@ def _bounds(symbol: n.VariableSymbol) -> tuple[NDArray[Any] | None, NDArray[Any]
     if lower is not None and upper is not None and (lower > upper).any():
         raise ModelingError("E136", f"Variable {symbol.name!r} has a lower bound above its upper bound")
     return lower, upper
+
+
+def limits(symbol: n.VariableSymbol) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Lower and upper bounds of every entry of a variable, infinite where there are none (E136)."""
+    lower, upper = _bounds(symbol)
+    open_ends = np.full(symbol.shape, -np.inf), np.full(symbol.shape, np.inf)
+    return open_ends[0] if lower is None else lower, open_ends[1] if upper is None else upper
 
 
 def _start(symbol: n.VariableSymbol, lower: NDArray[Any] | None, upper: NDArray[Any] | None) -> NDArray[Any]:
