@@ -313,6 +313,9 @@ def _balance(
 
     near = max(1e-6, 10 * tolerance)
     own = any(m is not None for m in aligned)
+    largest = [i for i, p in enumerate(parts) if own and p.constraint == EPIGRAPH and aligned[i] is None]
+    for i in largest:  # whoever gave the others' does not know of these: they follow from the balance
+        aligned[i] = np.zeros(point.residuals[i].shape)
     priced = row_prices(evaluator, point, aligned, [near * scale for scale in scales])
     for i, price in priced.items():
         aligned[i] = price.values
@@ -335,10 +338,12 @@ def _balance(
         entries = [replace(e, multiplier=float(x)) for e, x in zip(entries, fitted, strict=True)]
         aligned = [np.nan_to_num(f) for f in fit]
     else:
-        entries = _determined(found, entries, priced, at_lower, at_upper)
+        entries = _determined(found, entries, priced, largest, at_lower, at_upper)
         for e in entries:
             if e.part in priced:
                 priced[e.part].values.reshape(-1)[e.index] = e.multiplier
+            elif e.part in largest and (values := aligned[e.part]) is not None:
+                values.reshape(-1)[e.index] = e.multiplier
     left = float(np.max(np.abs(rest), initial=0.0))
     truncated = sum(int(active.sum()) for active in actives) - sum(e.active for e in entries)
     return _Forces(entries, found, aligned, origin, fit, left, at_lower, at_upper, ties, truncated, scales)
@@ -399,16 +404,27 @@ def _determined(
     found: Gradients,
     entries: list[Entry],
     priced: Mapping[int, Priced],
+    largest: Sequence[int],
     at_lower: NDArray[np.bool_],
     at_upper: NDArray[np.bool_],
 ) -> list[Entry]:
-    """The entries; multipliers that a kink of their cost leaves open are taken from the balance of forces."""
-    open_ones = [e.part in priced and bool(priced[e.part].unknown.flat[e.index]) for e in entries]
+    """The entries; multipliers that are open are taken from the balance of forces.
+
+    Open are those that a kink of their cost leaves open, and those of `largest`, the parts of a largest value
+    for which none were given.
+    """
+    open_ones = [
+        (e.part in priced and bool(priced[e.part].unknown.flat[e.index])) or (e.part in largest and e.active)
+        for e in entries
+    ]
     chosen = np.array(open_ones, dtype=bool)
     if not chosen.any():
         return entries
     values = np.zeros(len(entries))
     values[chosen], _ = _fitted(found, found.lagrangian(entries), entries, chosen, at_lower, at_upper)
+    bound = [k for k, e in enumerate(entries) if e.part in largest and e.active]
+    if bound:  # the slopes of a largest value are averages of those of the entries that reach it
+        values[bound] /= values[bound].sum() or 1.0
     return [
         replace(e, multiplier=float(x)) if c else e for e, x, c in zip(entries, values, chosen, strict=True)
     ]
