@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from constrain.inner.program import Inner
     from constrain.inner.quadratic import Solved
 
-__all__ = ["Solution", "Value"]
+__all__ = ["Solution", "Value", "gradients", "several"]
 
 
 class Solution(torch.autograd.Function):
@@ -59,14 +59,14 @@ class Solution(torch.autograd.Function):
         tensors: Sequence[Tensor] = ctx.saved_tensors
         given = [torch.zeros_like(t) if g is None else g for t, g in zip(tensors[:3], upstream, strict=True)]
         again = torch.is_grad_enabled()
-        if any(_several(g) for g in given):
+        if any(several(g) for g in given):
             return (None, None, None, None, *_dense(ctx, tensors, needed, solved.system.solve(*given)))
         with torch.enable_grad():
             own = _leaves(tensors[3:], needed, again=again)
             points = [t if again else t.detach() for t in tensors[:3]]
             steps = _differentiable(ctx, points, own, given) if again else solved.system.solve(*given)
             total = -_product(inner.functions, ctx.batched, points, own, steps)
-            grads = _gradients(total, own, again=again)
+            grads = gradients(total, own, again=again)
         return (None, None, None, None, *grads)
 
 
@@ -94,11 +94,11 @@ class Value(torch.autograd.Function):
             x, z, y = (t if again else t.detach() for t in tensors[:3])
             value, below, equal = functions.batch(functions.everything, ctx.batched)(x, *own)
             each = value + (z * below).sum(1) + (first(y, equal.shape[1]) * equal).sum(1)
-            grads = _gradients((each * upstream[0]).sum(), own, again=again)
+            grads = gradients((each * upstream[0]).sum(), own, again=again)
         return (None, None, None, None, None, None, *grads)
 
 
-def _several(t: Tensor) -> bool:
+def several(t: Tensor) -> bool:
     """Whether a gradient is several at once: `torch.autograd.grad(..., is_grads_batched=True)`."""
     functorch: Any = vars(torch._C).get("_functorch")  # pyright: ignore[reportPrivateUsage]
     known = getattr(functorch, "is_legacy_batchedtensor", None)
@@ -145,7 +145,8 @@ def _leaves(parameters: Sequence[Tensor], needed: Sequence[bool], *, again: bool
     ]
 
 
-def _gradients(total: Tensor, own: Sequence[Tensor], *, again: bool) -> list[Tensor | None]:
+def gradients(total: Tensor, own: Sequence[Tensor], *, again: bool) -> list[Tensor | None]:
+    """Of a sum in the tensors that require one, zeros where it does not depend on them; None for others."""
     wanted = [t for t in own if t.requires_grad]
     if not wanted or not total.requires_grad:
         return [torch.zeros_like(t) if t.requires_grad else None for t in own]

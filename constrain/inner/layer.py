@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -12,11 +11,11 @@ from torch import Tensor, nn
 from constrain.errors import ModelingError
 from constrain.inner.gradients import Value
 from constrain.inner.program import Answer, Inner, compiled
+from constrain.inner.rows import Given
 from constrain.language import nodes as n
 from constrain.language.expr import Expr, as_number
 from constrain.language.location import here
 from constrain.language.types import type_of
-from constrain.runtime.binding import as_array
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,21 +56,15 @@ class Call:
         """
         if any(isinstance(t, Expr) for t in tensors):
             return self.recorded(tensors)
-        given = [t if isinstance(t, Tensor) else torch.as_tensor(as_array(t).copy()) for t in tensors]
-        lead = self._lead(given)
-        kind = torch.get_default_dtype() if not given else given[0].dtype
-        for t in given:
-            kind = torch.promote_types(kind, t.dtype)
-        kind = kind if kind.is_floating_point else torch.get_default_dtype()
-        device = given[0].device if given else torch.device("cpu")
-        if any(t.device.type == "meta" for t in given):
+        given = Given.of(self.name, self.inputs, tensors)
+        lead, kind = given.lead, given.kind
+        if any(t.device.type == "meta" for t in given.tensors):
             return self._packed([torch.empty((*lead, *s), dtype=kind, device="meta") for s in self._shapes()])
-        home = torch.device("cpu") if device.type == "mps" else device
         inner = compiled(self.problem, solution=self.outputs != ("value",))
-        parameters, batched, batch = self._parameters(inner, given, lead, home)
-        found = self._outputs(inner, parameters, batched, batch) if batch else self._empty(given, home)
+        parameters, batched, batch = given.flattened(inner.functions.parameters)
+        found = self._outputs(inner, parameters, batched, batch) if batch else self._empty(given)
         shaped = [v.reshape((*lead, *s)) for v, s in zip(found, self._shapes(), strict=True)]
-        return self._packed([v.to(device=device, dtype=kind) for v in shaped])
+        return self._packed([v.to(device=given.device, dtype=kind) for v in shaped])
 
     def recorded(self, tensors: Sequence[Any]) -> Expr:
         """The call as an expression.
@@ -93,54 +86,6 @@ class Call:
     def _packed(found: list[Tensor]) -> Any:
         return found[0] if len(found) == 1 else tuple(found)
 
-    def _lead(self, given: Sequence[Tensor]) -> tuple[int, ...]:
-        """The axes in front of the shapes of the inputs, which have to broadcast."""
-        if len(given) != len(self.inputs):
-            names = ", ".join(symbol.name for symbol in self.inputs)
-            raise ModelingError(
-                "E112", f"the {self.name} takes {len(self.inputs)} tensors ({names}), got {len(given)}"
-            )
-        leads: list[tuple[int, ...]] = []
-        for symbol, t in zip(self.inputs, given, strict=True):
-            cut = t.dim() - len(symbol.shape)
-            if cut < 0 or tuple(t.shape[cut:]) != symbol.shape:
-                raise ModelingError(
-                    "E112",
-                    f"Parameter {symbol.name!r} of the inner problem has shape {symbol.shape}, "
-                    f"its tensor {tuple(t.shape)}",
-                    fix=f"a tensor of shape {symbol.shape}, or (rows, *{symbol.shape})",
-                )
-            leads.append(tuple(t.shape[:cut]))
-        try:
-            return tuple(torch.broadcast_shapes(*leads))
-        except RuntimeError:
-            listed = ", ".join(f"{s.name} {lead}" for s, lead in zip(self.inputs, leads, strict=True))
-            raise ModelingError("E112", f"the rows of the inputs differ in number: {listed}") from None
-
-    def _parameters(
-        self, inner: Inner, given: Sequence[Tensor], lead: tuple[int, ...], home: torch.device
-    ) -> tuple[list[Tensor], list[bool], int]:
-        """All parameters of the problem in float64, those with rows flattened to one axis."""
-        batch = math.prod(lead)
-        own = dict(zip(self.inputs, given, strict=True))
-        tensors: list[Tensor] = []
-        batched: list[bool] = []
-        for symbol in inner.functions.parameters:
-            t = own.get(symbol)
-            if t is None:
-                if symbol.value is None:
-                    raise ModelingError(
-                        "E127",
-                        f"Parameter {symbol.name!r} of the inner problem has no value and is no input",
-                        fix=f"{symbol.name}.value = ..., or an input: at={{{symbol.name}: ...}}",
-                    )
-                t = torch.as_tensor(as_array(symbol.value).copy())
-            t = t.to(device=home, dtype=torch.float64)
-            many = t.dim() > len(symbol.shape)
-            tensors.append(t.expand((*lead, *symbol.shape)).reshape((batch, *symbol.shape)) if many else t)
-            batched.append(many)
-        return tensors, batched, batch
-
     def _outputs(
         self, inner: Inner, parameters: list[Tensor], batched: list[bool], batch: int
     ) -> list[Tensor]:
@@ -156,10 +101,11 @@ class Call:
                 found.append(_multiplier(inner, answer, wanted))
         return found
 
-    def _empty(self, given: Sequence[Tensor], home: torch.device) -> list[Tensor]:
+    def _empty(self, given: Given) -> list[Tensor]:
         """Of no rows: nothing is solved, and the gradient of every input is zero."""
-        link = sum((0.0 * t.sum().to(device=home, dtype=torch.float64) for t in given), torch.zeros(()))
-        return [torch.zeros((0, *s), dtype=torch.float64, device=home) + link for s in self._shapes()]
+        home, kind = given.home, torch.float64
+        link = sum((0.0 * t.sum().to(device=home, dtype=kind) for t in given.tensors), torch.zeros(()))
+        return [torch.zeros((0, *s), dtype=kind, device=home) + link for s in self._shapes()]
 
     def _shapes(self) -> list[tuple[int, ...]]:
         shapes: list[tuple[int, ...]] = []

@@ -1,4 +1,4 @@
-"""Problems inside of problems: `value`, `argmin` and `layer`.
+"""Problems inside of problems: `value`, `argmin` and `layer`; equations inside of them: `fixed_point`.
 
 With expressions they are recorded as a function of the parameters, with tensors they are computed at once.
 """
@@ -12,15 +12,17 @@ from constrain._lazy import attribute
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.data import suggest
-from constrain.language.expr import shown
+from constrain.language.expr import Constraint, Expr, shown
 from constrain.language.location import here
 from constrain.language.problem import Problem
 from constrain.language.symbols import Parameter, Variable
+from constrain.language.types import type_of
 
 if TYPE_CHECKING:
-    from constrain.inner import Layer
+    from constrain.inner import FixedPoint, Layer
+    from constrain.language.symbols import Model
 
-__all__ = ["argmin", "layer", "value"]
+__all__ = ["argmin", "fixed_point", "layer", "value"]
 
 
 def value(problem: Problem, at: Any = None, *, track: str | None = None) -> Any:
@@ -97,6 +99,74 @@ def layer(
     return attribute("constrain.inner:layer")(call)  # type: ignore[no-any-return]
 
 
+def fixed_point(
+    equation: Constraint, inputs: Sequence[Parameter | str] | Parameter | str | None = None
+) -> FixedPoint:
+    """The solution of an equation `z == F(z, x)` as a `torch.nn.Module`, by implicit differentiation.
+
+    Args:
+        equation: a variable on one side; on the other a function of it, of parameters and of models, whose
+            weights are those of the module where they are not frozen. The value of the variable is the start.
+        inputs: parameters, in the order of the arguments of `forward`; all of them when left out. Those that
+            are no inputs keep their own values.
+
+    Returns:
+        A module; each argument has any number of axes of rows in front of the shape of its parameter. Called
+        with expressions it is recorded, and its trained models are decisions.
+
+    Raises:
+        ModelingError: E188 (no equation of this form), E112 (shapes), E194 (inputs it does not have).
+        RouteError: E193 (no fixed point found in a row), when it is computed.
+    """
+    unknown, image = _sides(equation)
+    models = tuple(
+        dict.fromkeys(
+            x.model
+            for x in n.postorder(image)
+            if isinstance(x, (n.Call, n.Weights)) and not x.model.frozen and _trained(x.model)
+        )
+    )
+    found = attribute("constrain.inner.fixed:Equation")(unknown, image, models)
+    given = [inputs] if isinstance(inputs, (Parameter, str)) else inputs
+    symbols: tuple[n.ParameterSymbol, ...] = found.parameters
+    chosen = symbols if given is None else tuple(_named(symbols, key, "the equation") for key in given)
+    call = attribute("constrain.inner.implicit:Implicit")(found, chosen)
+    return attribute("constrain.inner.implicit:FixedPoint")(call)  # type: ignore[no-any-return]
+
+
+def _trained(model: Model) -> bool:
+    return any(p.requires_grad for p in model.module.parameters())
+
+
+def _sides(equation: Any) -> tuple[n.VariableSymbol, n.Node]:
+    """z and F of `z == F(z)` (E188)."""
+    node = equation.node if isinstance(equation, (Constraint, Expr)) else None
+    fix = "cn.fixed_point(z == torch.tanh(W @ z + x)), with a Variable z and a Parameter x"
+    if not isinstance(node, n.Comparison) or node.op != "==":
+        raise ModelingError(
+            "E188", f"a fixed point is an equation z == F(z), got {shown(equation)}", at=here(), fix=fix
+        )
+    pairs = [(node.lhs, node.rhs), (node.rhs, node.lhs)]
+    sides = next(((z.symbol, image) for z, image in pairs if isinstance(z, n.Decision)), None)
+    if sides is None:
+        raise ModelingError("E188", f"no side of {shown(equation)} is a Variable alone", at=here(), fix=fix)
+    for x in n.postorder(sides[1]):
+        if isinstance(x, n.Decision) and x.symbol is not sides[0]:
+            what, instead = f"Variable {x.symbol.name!r}", "a cn.Parameter"
+        elif isinstance(x, (n.Column, n.Moment, n.Mean)):
+            what, instead = f"{shown(Expr(x))}, of rows", "a cn.Parameter, one per row when it is called"
+        else:
+            continue
+        raise ModelingError(
+            "E188", f"the equation of a fixed point holds {what}", at=here(), fix=f"{instead} in its place"
+        )
+    shape = type_of(sides[1]).shape
+    if shape != sides[0].shape:
+        text = f"Variable {sides[0].name!r} has shape {sides[0].shape}, and what it equals {shape}"
+        raise ModelingError("E112", text, at=here(), fix="a Variable of the shape of F(z)")
+    return sides
+
+
 def _applied(
     problem: Problem, at: Mapping[n.ParameterSymbol, Any], outputs: tuple[Any, ...], name: str
 ) -> Any:
@@ -145,6 +215,10 @@ def _check_problem(problem: Any) -> None:
 
 def _parameter(problem: Problem, key: Any) -> n.ParameterSymbol:
     _check_problem(problem)
+    return _named(problem.parameters, key, "the inner problem")
+
+
+def _named(symbols: Sequence[n.ParameterSymbol], key: Any, what: str) -> n.ParameterSymbol:
     if not isinstance(key, (Parameter, str)):
         raise ModelingError(
             "E194",
@@ -153,14 +227,14 @@ def _parameter(problem: Problem, key: Any) -> n.ParameterSymbol:
             fix="at={demand: ...}, with demand = cn.Parameter(...)",
         )
     name = key if isinstance(key, str) else key.name
-    for symbol in problem.parameters:
+    for symbol in symbols:
         if symbol.name == name and (isinstance(key, str) or symbol is key.symbol):
             return symbol
-    known = [symbol.name for symbol in problem.parameters]
+    known = [symbol.name for symbol in symbols]
     listed = ", ".join(known) or "none"
     raise ModelingError(
         "E194",
-        f"the inner problem has no Parameter {name!r}{suggest(name, known)}",
+        f"{what} has no Parameter {name!r}{suggest(name, known)}",
         at=here(),
         fix=f"one of its parameters: {listed}",
     )

@@ -155,12 +155,15 @@ def _check_alignment(node: n.Node, args: Sequence[n.Node], parts: Sequence[Type]
     rank = ranks.pop()
     for arg, part in zip(args, parts, strict=True):
         if not part.lead and len(part.shape or ()) > rank:
+            fix = "reduce the array to that shape, or add the axis with [..., None]"
+            if what == "level" and not leading[0][1].shape:
+                fix = 'one bound for all levels, or a constraint for each: E(e, given=D.sex == "F") <= 0.1'
             raise ModelingError(
                 "E112",
                 f"{_show(arg)} has shape {part.shape} but the other side has only shape "
                 f"{leading[0][1].shape} per {what}",
                 at=node.loc,
-                fix="reduce the array to that shape, or add the axis with [..., None]",
+                fix=fix,
             )
 
 
@@ -239,7 +242,12 @@ def _elementwise(node: n.Node, parts: list[Type], *, event: bool) -> Type:
     return Type(rows=rows, levels=levels, shape=shape, event=event)
 
 
-_NUMBERS = frozenset({"quad_form", "trace", "logdet", "cross_entropy"})
+_NUMBERS = frozenset(
+    {
+        *("quad_form", "trace", "logdet", "cross_entropy"),
+        *("lambda_max", "lambda_min", "spectral_norm", "nuclear_norm"),
+    }
+)
 
 
 def _apply(node: n.Apply, parts: list[Type]) -> Type:
@@ -281,4 +289,6 @@ def _opaque(node: n.Opaque, parts: list[Type]) -> Type:
     shape = None
     if all(p.shape is not None for p in parts):
         shape = probe().opaque_shape(node, [p.shape for p in parts], [p.lead for p in parts], _show(node))
+    else:
+        shape = getattr(node.function, "row_shape", None)  # of a fixed point, which has weights as arguments
     return Type(rows=rows, levels=levels, shape=shape)
