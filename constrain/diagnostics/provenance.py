@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,12 @@ def fingerprint(population: Population) -> str:
     return digest.hexdigest()[:16]
 
 
+@cache
+def _version(package: str) -> str:
+    """Of an installed package: read once, since small problems are solved faster than its files are read."""
+    return metadata.version(package)
+
+
 def provenance_of(
     attached: Attached,
     holdout: Evaluator | None,
@@ -74,7 +81,7 @@ def provenance_of(
 ) -> Provenance:
     """The record of a solve."""
     versions = {"constrain": constrain.__version__, "python": platform.python_version()}
-    versions.update((name, metadata.version(name)) for name in _PACKAGES)
+    versions.update((name, _version(name)) for name in _PACKAGES)
     data: dict[str, dict[str, Any]] = {}
     for split, source in (("train", attached.evaluator), ("holdout", holdout)):
         for population in source.populations.values() if source is not None else ():

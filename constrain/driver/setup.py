@@ -60,10 +60,16 @@ class Setup:
 def lowered(problem: Problem, data: Data | Mapping[str, Data] | None = None) -> Program:
     """The moment form of a problem, of which these samples replace its own.
 
+    That of a problem over `Variable`s alone is kept with it, which is immutable: nothing in it changes by a
+    solve, as thresholds of statistics do.
+
     Raises:
         ModelingError: those of `lower`, and E146.
     """
-    program = lower(problem)
+    kept: Program | None = vars(problem).get("_lowered")
+    program = lower(problem) if kept is None else kept
+    if not (program.populations or program.models or program.auxiliary or program.tails):
+        vars(problem)["_lowered"] = program
     return program if data is None else lower(problem, data=rebind(program, data))
 
 
@@ -152,6 +158,8 @@ def prepare(
     decisions = Decisions(program, device, dtype)
     evaluator = Evaluator(program, decisions, dtype=dtype, data=replaced, params=params)
     check_left_out(evaluator)
+    if reach:
+        _refuse_missed(evaluator)
     if check:
         check_rows(evaluator)
         check_derivatives(evaluator)
@@ -187,6 +195,35 @@ def _refuse_constants(
                 "deviation is 0, and the correlation divides by it",
                 at=node.loc,
                 fix="a column that varies (in every group); or cn.Cov, which is 0 here",
+            )
+
+
+def _refuse_missed(evaluator: Evaluator) -> None:
+    """E172 for a constraint without decisions that does not hold: no training changes that."""
+    program = evaluator.program
+    fixed = [
+        form.name
+        for form in program.forms
+        if form.rows is None
+        and form.relaxation is None
+        and not any(depends_on_decisions(side) for side in (form.lhs, *form.rhs))
+    ]
+    if not fixed or evaluator.device.type == "meta":
+        return
+    residuals = evaluator.full("exact").residuals
+    room = 1e3 * torch.finfo(evaluator.dtype).eps
+    for part, residual in zip(program.parts, residuals, strict=True):
+        if part.constraint not in fixed or residual is None:
+            continue
+        worst = float((residual.abs() if part.kind == "==" else residual).max())
+        if worst > room * (1 + worst):
+            relation = next(form.relation for form in program.forms if form.name == part.constraint)
+            raise ModelingError(
+                "E172",
+                f"the constraint {part.constraint!r}, {language_printing().text(relation, limit=80)}, cannot "
+                f"hold: no decision is in it, and it is missed by {worst:.3g}",
+                at=relation.loc,
+                fix="an expression of a model or variable on one side, or a bound that the data meets",
             )
 
 

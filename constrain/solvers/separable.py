@@ -289,6 +289,9 @@ class Reader:
 
     def _alike(self, operands: Sequence[Sums]) -> list[Sums]:
         """Operands in one shape: axes of one row broadcast, those of rows or levels stay in front."""
+        first = operands[0]
+        if all(e.lead == first.lead and e.constant.shape == first.constant.shape for e in operands):
+            return list(operands)
         lead = max(e.lead for e in operands)
         rank = max(e.constant.ndim - e.lead for e in operands)
         grown = [(*e.constant.shape[: e.lead], *([1] * (rank - e.constant.ndim + e.lead)),
