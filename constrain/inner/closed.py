@@ -102,22 +102,16 @@ def _multiplier(
     p: Tensor, q: Tensor, a: Tensor, b: Tensor, lower: Tensor, upper: Tensor, *, equality: bool
 ) -> tuple[Tensor, Tensor]:
     """The multiplier (B,) up to the interval between two breakpoints, and whether a point exists (B,)."""
-    given = p, q, a, b, lower, upper
-    nu, found = _newton(*given)
+    nu, found = _newton(p, q, a, b, lower, upper)
     if not bool(found.all()):
         rest = (~found).nonzero()[:, 0]
-        searched = _searched(*(_rows(v, rest, len(b)) for v in given))
-        nu = nu.index_copy(0, rest, searched)
+        own = [v[rest] if v.dim() == 2 and len(v) > 1 else v for v in (p, a, lower, upper)]
+        nu = nu.index_copy(0, rest, _searched(own[0], q[rest], own[1], b[rest], own[2], own[3]))
     missed = (_used(nu, p, q, a, lower, upper) - b).abs() > 1e-8 * (1 + b.abs())
     if equality:
         return nu, ~missed
     idle = _used(torch.zeros_like(nu), p, q, a, lower, upper) <= b
     return torch.where(idle, torch.zeros_like(nu), nu), idle | ~missed
-
-
-def _rows(value: Tensor, chosen: Tensor, batch: int) -> Tensor:
-    """Some rows of what has rows."""
-    return value[chosen] if value.shape[0] == batch and (value.dim() == 2 or batch > 1) else value
 
 
 def _used(nu: Tensor, p: Tensor, q: Tensor, a: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
