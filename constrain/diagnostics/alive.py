@@ -185,11 +185,18 @@ class Attached:
         finally:
             self.decisions.restore(now)
 
-    def kkt(self, multipliers: Mapping[str, Any] | None, tolerance: float, order: int = 1) -> KKT:
+    def kkt(
+        self,
+        multipliers: Mapping[str, Any] | None,
+        tolerance: float,
+        order: int = 1,
+        batches: int | None = None,
+    ) -> KKT:
         """KKT quantities at the solution."""
         with self.at_point():
             given = by_part(self.evaluator, multipliers)
-            return kkt(self.evaluator, given, tolerance, convex=self.convex, bound=self.bound, order=order)
+            how: dict[str, Any] = {"convex": self.convex, "bound": self.bound, "batches": batches}
+            return kkt(self.evaluator, given, tolerance, order=order, **how)
 
     def sensitivity(
         self, parameter: str, multipliers: Mapping[str, Any] | None, tolerance: float

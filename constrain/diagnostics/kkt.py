@@ -18,7 +18,17 @@ import numpy as np
 import torch
 
 from constrain.diagnostics.fit import best_fit, bounded_fit, projected
-from constrain.diagnostics.jacobian import Entry, Gradients, Qualification, choose, gradients, qualify
+from constrain.diagnostics.jacobian import (
+    Entry,
+    Gradients,
+    Qualification,
+    at_bounds,
+    choose,
+    gradients,
+    inside,
+    qualify,
+)
+from constrain.diagnostics.noise import BATCHES, boundless, gradient_noise
 from constrain.diagnostics.point import Point, align, bound_scale, read_point, user_objective
 from constrain.diagnostics.regularity import mangasarian_fromovitz
 from constrain.diagnostics.relaxed import judged, row_prices
@@ -37,8 +47,8 @@ if TYPE_CHECKING:
 
     from constrain.diagnostics.relaxed import Priced
     from constrain.diagnostics.ties import Ties
-    from constrain.runtime.decisions import Decisions
     from constrain.runtime.evaluator import Evaluator
+    from constrain.solution.noise import GradientNoise
 
 __all__ = ["CERTIFIED", "ESTIMATE", "kkt", "largest_violation", "system_at"]
 
@@ -47,9 +57,6 @@ STEPS = 30
 
 NOTHING = 1e-9
 """Forces below this are rounding: nothing pulls."""
-
-NEAR_BOUND = 1e-6
-"""A decision this close to its bound, relative to 1 + |bound|, is at it."""
 
 CERTIFIED = "certified"
 ESTIMATE = "estimate, not a bound"
@@ -64,6 +71,7 @@ def kkt(
     bound: float | None = None,
     point: Point | None = None,
     order: int = 1,
+    batches: int | None = None,
 ) -> KKT:
     """Judges the current decisions.
 
@@ -76,6 +84,7 @@ def kkt(
         bound: proven lower bound of the program's optimal value.
         point: values at the decisions, if they are known already.
         order: 2 for curvature and standard errors of multipliers as well.
+        batches: for an estimate of |grad L|^2 from so many batches; by default where a population has no end.
     """
     view = judged(evaluator)
     point = read_point(evaluator) if point is None else point
@@ -86,6 +95,7 @@ def kkt(
     holds = values.scaled <= tolerance and values.dual >= -tolerance
     certified = holds and (bound is not None or (convex and min(pull.absolute, pull.scaled) <= tolerance))
     record = _record(view, point, forces, values, pull, gap, certified, tolerance)
+    record = replace(record, noise=_noise(view, forces, batches))
     if order < 2:
         return record
     system = _system(evaluator, view, forces, record)
@@ -94,6 +104,16 @@ def kkt(
     return replace(
         record, second_order=verdict, curvature=curvature, standard_errors=errors, no_errors=reason
     )
+
+
+def _noise(view: Evaluator, forces: _Forces, batches: int | None) -> GradientNoise | None:
+    """What batches say about the gradient; None where it is not asked for, at kinks, and without a batch."""
+    wanted = (BATCHES if boundless(view) else 0) if batches is None else batches
+    if not wanted or len(forces.ties.lower) or forces.ties.note or not view.jobs:
+        return None
+    if any(job.parts and view.populations[job.data].boundless for job in view.jobs):
+        return None  # multipliers belong to the points of the quadrature
+    return gradient_noise(view, forces.multipliers, forces.free, batches=wanted)
 
 
 def system_at(evaluator: Evaluator, multipliers: Mapping[str, Any] | None, tolerance: float = 1e-6) -> System:
@@ -256,49 +276,6 @@ def _independence(evaluator: Evaluator, forces: _Forces) -> Qualification:
     return qualify(forces.entries, forces.gradients.rows, forces.free, single=single)
 
 
-def _at_bounds(decisions: Decisions) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    lower, upper = decisions.bounds()
-    x = decisions.get()
-    finite_lower, finite_upper = np.isfinite(lower), np.isfinite(upper)
-    low, high = np.where(finite_lower, lower, 0.0), np.where(finite_upper, upper, 0.0)
-    at_lower = finite_lower & (x - low <= NEAR_BOUND * (1 + np.abs(low)))
-    at_upper = finite_upper & (high - x <= NEAR_BOUND * (1 + np.abs(high)))
-    return at_lower, at_upper
-
-
-def _inside(
-    evaluator: Evaluator,
-    entries: Sequence[Entry],
-    multipliers: Sequence[NDArray[np.float64] | None],
-    found: Gradients,
-    at_lower: NDArray[np.bool_],
-    at_upper: NDArray[np.bool_],
-) -> Gradients:
-    """The gradients, with the coordinates at a bound taken a little inside of it (approximate KKT).
-
-    The slope of an entropy is infinite at 0: a solver's 1e-12 in the place of 1e-11 there is no error worth
-    the name, though the gradients differ by log 10.
-    """
-    moved = at_lower | at_upper
-    if not moved.any():
-        return found
-    decisions = evaluator.decisions
-    lower, upper = decisions.bounds()
-    x = decisions.get()
-    inside = np.where(at_lower, lower + NEAR_BOUND * (1 + np.abs(np.where(at_lower, lower, 0.0))), x)
-    inside = np.where(at_upper, upper - NEAR_BOUND * (1 + np.abs(np.where(at_upper, upper, 0.0))), inside)
-    decisions.set(inside)
-    try:
-        other = gradients(evaluator, entries, multipliers)
-    finally:
-        decisions.set(x)
-    return Gradients(
-        np.where(moved, other.objective, found.objective),
-        np.where(moved, other.rows, found.rows),
-        np.where(moved, other.rest, found.rest),
-    )
-
-
 def _balance(
     evaluator: Evaluator,
     point: Point,
@@ -321,8 +298,8 @@ def _balance(
         aligned[i] = price.values
     entries, actives = choose(evaluator, point, aligned, scales, near, priced)
     found = gradients(evaluator, entries, aligned)
-    at_lower, at_upper = _at_bounds(evaluator.decisions)
-    found = _inside(evaluator, entries, aligned, found, at_lower & ~at_upper, at_upper & ~at_lower)
+    at_lower, at_upper = at_bounds(evaluator.decisions)
+    found = inside(evaluator, entries, aligned, found, at_lower & ~at_upper, at_upper & ~at_lower)
     active = np.array([e.active for e in entries], dtype=bool)
     fitted = np.zeros(len(entries))
     base = found.objective + found.rest

@@ -212,7 +212,7 @@ def _kkt_lines(k: KKT) -> list[str]:
         second += "  nonsmooth point"
     if k.surrogate:
         second += "  gradients of rates: surrogates"
-    return [first, second]
+    return [first, second, *([] if k.noise is None else [f"on batches: {k.noise}"])]
 
 
 def status_text(s: Solution) -> str:
@@ -389,8 +389,8 @@ def text_report(s: Solution) -> str:
         lines += wrapped("tails", at_risk)
     for text in margin_lines(s):
         lines += wrapped("margin", text)
-    first, second = _kkt_lines(s.record)
-    lines += [*wrapped("KKT", first), *wrapped("", second)]
+    for k, text in enumerate(_kkt_lines(s.record)):
+        lines += wrapped("" if k else "KKT", text)
     for text in uncertified_lines(s):
         lines += wrapped("multipliers", text)
     for warning in s.warnings:
@@ -460,6 +460,8 @@ def kkt_text(k: KKT) -> str:
     if k.qualified is False:
         rows.append(("qualification", "fails (Mangasarian-Fromovitz): multipliers need not be bounded"))
     rows.append(("multipliers", _origin(k)))
+    if k.noise is not None:
+        rows.append(("on batches", str(k.noise)))
     if k.standard_errors:
         rows += [("± standard error", text) for text in _errors(k)]
     if k.no_errors:

@@ -101,6 +101,7 @@ def kkt(
     params: Mapping[str, Any] | None = None,
     tolerance: float = 1e-6,
     order: int = 1,
+    batches: int | None = None,
 ) -> KKT:
     """KKT diagnostics at any point.
 
@@ -115,6 +116,8 @@ def kkt(
         params: values of parameters by name.
         tolerance: below which residuals count as zero.
         order: 2 for curvature and standard errors of multipliers as well.
+        batches: for an estimate of |grad L| from so many batches, with what they cannot tell from 0; by
+            default where a population is a distribution.
 
     Raises:
         ModelingError: E137 for an unknown name in `point`, E139 for one in `multipliers`.
@@ -136,7 +139,8 @@ def kkt(
             _set_point(decisions, _by_name(point))
             settle(setup.evaluator)
             given, certified = by_part(setup.evaluator, multipliers), facts.convex and not facts.integer
-            return kkt_of(setup.evaluator, given, tolerance, convex=certified, order=order)
+            how: dict[str, Any] = {"convex": certified, "order": order, "batches": batches}
+            return kkt_of(setup.evaluator, given, tolerance, **how)
         finally:
             if decisions is not None and before is not None:
                 decisions.restore(before)

@@ -236,6 +236,8 @@ def _words(k: KKT) -> list[tuple[str, str]]:
         )
     if k.qualified is not None:
         found.append(("Qualification", "holds" if k.qualified else "fails: multipliers need not be bounded"))
+    if k.noise is not None:
+        found.append(("On batches", str(k.noise)))
     origin = {"given": "the solver's", "best fit": "best fit", "none": "none"}[k.origin]
     apart = "" if math.isnan(k.fit_distance) else f"; best fit differs by {short(k.fit_distance)}"
     found.append(("Multipliers", origin + apart))

@@ -38,7 +38,13 @@ class Live(Protocol):
         """The problem as written."""
         ...
 
-    def kkt(self, multipliers: Mapping[str, Any] | None, tolerance: float, order: int = 1) -> KKT:
+    def kkt(
+        self,
+        multipliers: Mapping[str, Any] | None,
+        tolerance: float,
+        order: int = 1,
+        batches: int | None = None,
+    ) -> KKT:
         """KKT quantities at the solution's point."""
         ...
 
@@ -199,7 +205,11 @@ class Solution:
 
     # ---- diagnostics
     def kkt(
-        self, multipliers: Mapping[str, Any] | None = None, tolerance: float | None = None, order: int = 1
+        self,
+        multipliers: Mapping[str, Any] | None = None,
+        tolerance: float | None = None,
+        order: int = 1,
+        batches: int | None = None,
     ) -> KKT:
         """Optimality conditions at this point.
 
@@ -207,15 +217,17 @@ class Solution:
             multipliers: per part key (`parity:upper`) others than the solver's; recomputes.
             tolerance: of the judgment; recomputes when it differs from that of the solve.
             order: 2 for curvature and standard errors of multipliers as well; recomputes.
+            batches: for an estimate of |grad L| from so many batches (`noise`), with what they cannot tell
+                from 0; recomputes. By default where a population is a distribution.
 
         Raises:
             ModelingError: E129 when it has to be recomputed and the problem is not at hand.
         """
-        if multipliers is None and tolerance in (None, self.record.tolerance) and order < 2:
+        if multipliers is None and tolerance in (None, self.record.tolerance) and order < 2 and not batches:
             return self.record
         given = self.multipliers if multipliers is None else multipliers
         used = self.record.tolerance if tolerance is None else tolerance
-        return self._need("kkt()").kkt(given, used, order)
+        return self._need("kkt()").kkt(given, used, order, batches)
 
     def sensitivity(self, parameter: Any) -> Sensitivity:
         """Derivatives of the optimal value, the decisions and the multipliers in a parameter.

@@ -13,6 +13,7 @@ from constrain.errors import DataError
 from constrain.language.problem import from_json
 from constrain.solution.answer import Evaluation, History, Solution
 from constrain.solution.constraint import ConstraintResult, PartResult
+from constrain.solution.noise import GradientNoise
 from constrain.solution.paths import ParametricPath
 from constrain.solution.records import KKT, Estimate, Provenance, Status, Warn
 from constrain.solution.storage import SCHEMA
@@ -29,7 +30,7 @@ _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         *(KKT, Estimate, Provenance, Warn, ConstraintResult, PartResult, Evaluation, ParametricPath),
-        Tightening,
+        *(Tightening, GradientNoise),
     )
 }
 

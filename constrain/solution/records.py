@@ -13,6 +13,8 @@ from constrain._lazy import diagnostics_report
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from constrain.solution.noise import GradientNoise
+
 __all__ = ["KKT", "Estimate", "Number", "Provenance", "Sensitivity", "Status", "Warn", "plain"]
 
 Number: TypeAlias = "float | NDArray[np.float64]"
@@ -231,6 +233,7 @@ class KKT:
         standard_errors: with `order=2`, per part key the standard errors of multipliers; NaN where none is
             valid, and empty where there are none at all.
         no_errors: why standard errors are missing, or some of them.
+        noise: what independent batches say about |grad L|; None where it was not asked for.
     """
 
     stationarity: float
@@ -270,6 +273,7 @@ class KKT:
     curvature: float = float("nan")
     standard_errors: dict[str, NDArray[np.float64]] = field(default_factory=dict[str, "NDArray[np.float64]"])
     no_errors: str = ""
+    noise: GradientNoise | None = None
 
     def interval(self, key: str, z: float = 1.959964) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Normal interval of the multipliers of a part; NaN where there is no standard error.
