@@ -122,12 +122,18 @@ def _options(solver: Any) -> dict[str, Any]:
     names = [f.name for f in fields(solver)] if is_dataclass(solver) else []
     found: dict[str, Any] = {}
     for name in names:
-        value: Any = getattr(solver, name)
-        function = getattr(value, "__qualname__", None)
-        known = (bool, int, float, str, dict, type(None))
-        shown = repr(cast("Any", value)) if isinstance(value, known) else type(value).__name__
-        found[name] = shown if function is None else f"the function {function}"
+        found[name] = _shown(getattr(solver, name))
     return found
+
+
+def _shown(value: Any) -> str:
+    """An option as text."""
+    function = getattr(value, "__qualname__", None)
+    if function is not None:
+        return f"the function {function}"
+    known = (bool, int, float, str, dict, type(None))
+    text, kind = repr(value), type(value).__name__
+    return text if isinstance(value, known) or is_dataclass(value) else kind
 
 
 def _parameters(evaluator: Evaluator) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import numpy as np
 
@@ -14,12 +15,13 @@ from constrain.language.data import suggest
 from constrain.runtime.binding import as_array
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from constrain.lowering.program import Program
 
 __all__ = [
     "ALIASES",
+    "callbacks_of",
     "check_numbers",
     "check_options",
     "check_parameters",
@@ -59,6 +61,9 @@ _RANGES: dict[str, _Range] = {
     "epochs": _COUNT,
     "refresh": _COUNT,
     "starts": _COUNT,
+    "outer": _COUNT,
+    "inner": _COUNT,
+    "iterations": _COUNT,
     "solves": _COUNT,
     "warmup": _Range("a whole number >= 0", whole=True, least=0, example=1),
     "seed": _Range("a whole number", whole=True, example=0),
@@ -68,6 +73,9 @@ _RANGES: dict[str, _Range] = {
     "time_limit": _Range("a positive number of seconds", least=0.0, open=True, example=60),
     "rate": _NONNEGATIVE,
     "gain": _NONNEGATIVE,
+    "penalty": _POSITIVE,
+    "max_penalty": _POSITIVE,
+    "growth": _Range("a number > 1", least=1.0, open=True, example=5.0),
 }
 ALIASES = {
     "learning_rate": "lr",
@@ -88,9 +96,19 @@ _OF_STEPS = {
 }
 """Where a loop of one's own has what is an option of `solve`."""
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "formulation": ("lagrangian", "augmented"),
+    "formulation": ("lagrangian", "augmented", "classical"),
     "sampling": ("auto", "shuffle", "stratified"),
 }
+_KINDS: dict[str, tuple[type | tuple[type, ...], str, str]] = {
+    "solver": (str, "the name of a solver", 'solver="CLARABEL"'),
+    "options": (Mapping, "a mapping of options of the solver", 'options={"max_iter": 100}'),
+    "multipliers": (Mapping, "a mapping by constraint", 'multipliers={"fit": lam(D.x)}'),
+    "estimator": ((str, Mapping), "a name, or names by term", 'estimator={"share": "running"}'),
+    "progress": (bool, "True or False", "progress=False"),
+    "polish": (bool, "True or False", "polish=True"),
+    "verbose": (bool, "True or False", "verbose=True"),
+}
+"""What else a value must be: its type, in words, and a good one."""
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -107,22 +125,43 @@ def check_options(options: Mapping[str, Any]) -> None:
             )
         if value is None:
             continue
-        if name in _RANGES and not _within(value, _RANGES[name]):
+        by_sample = name == "batch" and isinstance(value, Mapping)
+        values: list[Any] = [*cast("Mapping[str, Any]", value).values()] if by_sample else [value]
+        if name in _RANGES and not all(_within(x, _RANGES[name]) for x in values):
             wanted = _RANGES[name]
             raise ModelingError(
                 "E141", f"{name}={_shown(value)} is not {wanted.what}", fix=f"{name}={wanted.example}"
             )
+        if name in _KINDS and not isinstance(value, _KINDS[name][0]):
+            _, what, example = _KINDS[name]
+            raise ModelingError("E141", f"{name}={_shown(value)} is not {what}", fix=example)
         if name in _CHOICES and value not in _CHOICES[name]:
             known = _CHOICES[name]
             hint = suggest(value, known) if isinstance(value, str) else ""
             listed = ", ".join(map(repr, known))
             raise ModelingError("E141", f"no {name} is called {_shown(value)}{hint}", fix=f"one of {listed}")
-        if name == "optimizer" and not callable(value):
+        if name == "optimizer" and not callable(cast("Any", value)):
             raise ModelingError(
                 "E141",
                 f"optimizer={_shown(value)} is not a function of the parameters",
                 fix="optimizer=torch.optim.SGD, or lambda ps: torch.optim.AdamW(ps, lr=1e-3)",
             )
+
+
+def callbacks_of(callback: Any) -> tuple[Callable[[Any], Any], ...]:
+    """`callback=` as functions.
+
+    Raises:
+        ModelingError: E141 for what is none.
+    """
+    if callback is None or callable(callback):
+        return () if callback is None else (callback,)
+    listed: list[Any] = [*callback] if isinstance(callback, (list, tuple)) else [callback]  # type: ignore[reportUnknownVariableType]
+    for item in listed:
+        if not callable(item):
+            fix = "callback=lambda round: print(round)"
+            raise ModelingError("E141", f"callback={_shown(item)} is not a function of a round", fix=fix)
+    return tuple(listed)
 
 
 def named(function: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -171,6 +210,11 @@ def check_parameters(program: Program, params: Mapping[str, Any] | None) -> None
         )
     symbols = {symbol.name: symbol for symbol in program.parameters}
     for name, value in params.items():
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            own = getattr(getattr(name, "symbol", None), "name", "alpha")
+            raise ModelingError(
+                "E127", "params= has the names of parameters as its keys", fix=f'params={{"{own}": 0.05}}'
+            )
         if name not in symbols:
             raise ModelingError("E127", f"no Parameter is named {name!r}{suggest(name, symbols)}")
         array = as_array(value)

@@ -15,7 +15,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Ascent", "Mirror", "Move", "NuPI", "hypentropy"]
+__all__ = ["Ascent", "Mirror", "Move", "NuPI", "Paced", "hypentropy"]
 
 LEAST_WEIGHT = 1e-12
 """Weight from which an entry on the simplex can come back."""
@@ -97,6 +97,21 @@ class NuPI:
         else:
             past[move.name][move.index] = after
         return move.values + move.steps * (move.rate * error + gain * (after - before))
+
+
+@dataclass(frozen=True)
+class Paced:
+    """lambda + pace rate step e, with one pace for all, which a scheme sets in `past["pace"]`."""
+
+    def start(self, past: dict[str, Tensor], name: str, values: Tensor) -> None:
+        """Full pace."""
+        del name
+        past["pace"] = values.new_ones(())
+
+    def moved(self, past: dict[str, Tensor], move: Move) -> Tensor:
+        """The multipliers after a step."""
+        change = move.residual.to(move.values.dtype) * (move.steps * move.rate)
+        return move.values + past["pace"] * change
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -21,12 +21,13 @@ from constrain.lowering.lower import EPIGRAPH
 from constrain.runtime.lagrangian import Lagrangian
 from constrain.runtime.multipliers import multiplier_functions
 from constrain.solvers.sampling import BatchSampler, Sampling
-from constrain.solvers.schemes import DescentAscent, Scheme
-from constrain.solvers.training import IterateJudge, default_optimizer, epochs_or_default, half_cosine, train
+from constrain.solvers.schemes import Scheme, dual_of, scheme_of
+from constrain.solvers.training import IterateJudge, epochs_or_default, half_cosine, schedule_of, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from constrain.runtime.ascent import Ascent
     from constrain.runtime.binding import Rows
     from constrain.runtime.evaluator import Evaluator
     from constrain.runtime.result import RawResult
@@ -37,6 +38,8 @@ __all__ = ["PrimalDual", "Training"]
 
 RATE = 1.2
 """Step of the multipliers times the square root of the number of steps, when none is asked for."""
+MEMORY = 0.95
+"""Decay of the running residual, when none is asked for."""
 LEAST_RATE = 0.05
 """Least step of the multipliers, as a fraction of `rate`: they slow down with the weights."""
 
@@ -51,9 +54,11 @@ class PrimalDual:
             sample.
         optimizer: `optimizer(parameters)` makes the primal optimizer; None is Adam with `lr`.
         lr: learning rate of the default optimizer; decays to zero along a half cosine with every optimizer.
-        formulation: `"lagrangian"` or `"augmented"`. The augmented one adds a penalty: its gradient is that
-            of multiplier + penalty * residual, with the running residual in the place of the batch's own,
-            whose product with its own gradient would be biased.
+        formulation: `"lagrangian"`, `"augmented"` or `"classical"`. The augmented ones add a penalty: their
+            gradient is that of max(0, multiplier + penalty * residual) (`"augmented"`: Hestenes, Powell and
+            Rockafellar), or of multiplier + penalty * max(0, residual) for inequalities (`"classical"`), with
+            the running residual in the place of the batch's own, whose product with its own gradient would be
+            biased.
         rate: integral step of the multipliers, dimensionless, per step; None takes 1.2 / sqrt(steps of the
             run). It decays with the learning rate to a twentieth: at rest, noise in the multipliers moves
             rare groups most.
@@ -73,14 +78,23 @@ class PrimalDual:
         seed: of batches and calibration.
         tolerance: violation (relative to a row's spread of the constraint) up to which an iterate counts as
             feasible.
-        scheme: the rule of a step (`constrain.solvers.schemes`).
+        scheme: the rule of a step: `"simultaneous"`, `"alternating"`, `"dual-first"`, `"extragradient"`,
+            `"optimistic"`, `"penalty"`, `"dual-descent"`, `"switching"`, `"tiada"`, or one of
+            `constrain.solvers.schemes` with options of its own.
+        dual: the rule of the multipliers: `"pi"` (with `gain` and `memory`; what None means for most
+            schemes), `"plain"`, `"nupi"` (the recursive form, projected as a whole), `"optimistic"`,
+            `"mirror"`, or `NuPI(...)`, `Mirror(...)` of `constrain.solvers.schemes`.
+        memory: decay of the running residual of the proportional part, in [0, 1); None takes 0.95. 0 takes
+            the batch's own residual, which is exact on whole samples and biased on batches.
+        scheduler: `scheduler(optimizer)` makes a `torch.optim.lr_scheduler` that steps after every batch, in
+            the place of the half cosine; the steps of the multipliers follow the learning rate.
     """
 
     epochs: int | None = None
     batch: Mapping[str, int] | int | None = None
     optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer] | None = None
     lr: float = 3e-3
-    formulation: Literal["lagrangian", "augmented"] = "lagrangian"
+    formulation: Literal["lagrangian", "augmented", "classical"] = "lagrangian"
     rate: float | None = None
     gain: float | None = None
     warmup: int | None = None
@@ -91,7 +105,10 @@ class PrimalDual:
     refresh: int | None = None
     seed: int = 0
     tolerance: float = 1e-4
-    scheme: Scheme = field(default_factory=DescentAscent)
+    scheme: Scheme | str = "simultaneous"
+    dual: Ascent | str | None = None
+    memory: float | None = None
+    scheduler: Callable[[torch.optim.Optimizer], Any] | None = None
 
     minibatch = True
 
@@ -123,11 +140,14 @@ class Training:
         options: as asked for.
         evaluator: the compiled program with its data.
         lagrangian: with the multipliers.
+        tensors: the decisions that move.
         optimizer: of the decisions.
         schedule: of its learning rates.
         sampler: of batches.
         generator: of everything random.
         scheme: makes the steps.
+        dual: rule of the multipliers, None for the Lagrangian's own.
+        dual_name: as asked for, None where nothing was.
         state: what the scheme remembers.
         steps: so far.
         total: of the whole run.
@@ -143,17 +163,26 @@ class Training:
         rates = any(isinstance(x, n.Indicator) and x.surrogate for x in objective)
         self.warmup = int(not rates) if options.warmup is None else options.warmup
         self.generator = torch.Generator().manual_seed(options.seed)
-        self.scheme: Scheme = options.scheme
+        self.scheme: Scheme = scheme_of(options.scheme)
+        self.dual, self.dual_name = dual_of(options.dual, options.gain, options.memory)
         self.state: State = {}
         self.resting = False
-        gain = self._gain()
         self.functions = functions = multiplier_functions(
             evaluator, options.multipliers or {}, options.multiplier_lr
         )
-        self.lagrangian = Lagrangian(evaluator, gain=gain, estimator=options.estimator, functions=functions)
-        tensors = self.lagrangian.moved(evaluator.decisions.tensors)
+        self.lagrangian = Lagrangian(
+            evaluator,
+            gain=self._gain(),
+            memory=MEMORY if options.memory is None else options.memory,
+            estimator=options.estimator,
+            functions=functions,
+        )
+        self.lagrangian.classical = options.formulation == "classical"
+        self.tensors = self.lagrangian.moved(evaluator.decisions.tensors)
         make = options.optimizer
-        self.optimizer = default_optimizer(tensors, options.lr) if make is None else make(tensors)
+        self.optimizer = (
+            self.scheme.optimizer(self.tensors, options.lr) if make is None else make(self.tensors)
+        )
         tables = [p for p in evaluator.program.parts if p.rows is not None and p.constraint not in functions]
         rows = [p.rows.name for p in tables if p.rows is not None]
         halves = "halves" in self.lagrangian.estimator.kinds
@@ -162,14 +191,23 @@ class Training:
         )
         self.epochs = epochs_or_default(options.epochs, self.sampler.per_epoch)
         self.total = max(self.epochs * self.sampler.per_epoch, 1)
-        self.schedule = half_cosine(self.optimizer, self.total)
-        self.rate = RATE / math.sqrt(self.total) if options.rate is None else options.rate
+        own = options.scheduler
+        self.schedule: Any = (
+            half_cosine(self.optimizer, self.total) if own is None else schedule_of(own, self.optimizer)
+        )
+        self._first_lr = self._lr()
+        asked = options.rate, self.scheme.rate, RATE / math.sqrt(self.total)
+        self.rate = next(rate for rate in asked if rate is not None)
         self.after_step: Callable[[], None] = lambda: None
 
     @property
     def solver(self) -> str:
         """Name and version, for the report."""
         kind = "primal-dual" if self.options.formulation == "lagrangian" else "minibatch augmented Lagrangian"
+        if self.options.scheme != "simultaneous":
+            kind = self.scheme.name
+        if self.dual_name is not None:
+            kind += f" with {self.dual_name} multipliers"
         return f"{kind} ({type(self.optimizer).__name__}, torch {torch.__version__.split('+')[0]})"
 
     @property
@@ -185,13 +223,21 @@ class Training:
         if multipliers:
             self.warmup = 0
             self.lagrangian.set_multipliers(multipliers)
+        if self.dual is not None:
+            self.lagrangian.use(self.dual)
         self.state = self.scheme.init(self)
 
     def _gain(self) -> float:
         """The proportional gain that was asked for, or else that of the scheme or the formulation."""
-        usual = {"lagrangian": 0.3, "augmented": 4.0}[self.options.formulation]
-        asked = self.options.gain, self.scheme.gain, usual
-        return next(gain for gain in asked if gain is not None)
+        if self.dual is not None:
+            return 0.0
+        if self.options.gain is not None:
+            return self.options.gain
+        if self.options.formulation != "lagrangian":
+            return 4.0
+        if self.dual_name == "plain":
+            return 0.0
+        return 0.3 if self.scheme.gain is None else self.scheme.gain
 
     def _weights(self) -> dict[str, Tensor]:
         """Multipliers of a largest value as the objective: they sum to one, so they start equal.
@@ -241,12 +287,16 @@ class Training:
         """Evaluates a batch at the decisions as they are now, for the multipliers only."""
         self.lagrangian.evaluate(batch, learn=False)
 
-    def ascend(self) -> None:
-        """Moves the multipliers along the residuals of the last evaluation, unless they rest."""
+    def ascend(self, *, moving: bool = True) -> None:
+        """Moves the multipliers along the residuals of the last evaluation, unless they rest.
+
+        Args:
+            moving: without it only the running residuals move.
+        """
         if self.resting:
             return
         factor = max(LEAST_RATE, self._factor())
-        self.lagrangian.rate = self.rate * factor
+        self.lagrangian.rate = self.rate * factor * moving
         for function in self.functions.values():
             function.pace(factor)
         self.lagrangian.ascend()
@@ -254,7 +304,13 @@ class Training:
     # ----------------------------------------------------------------------------------------------------
     def _factor(self) -> float:
         """How far the learning rates have decayed."""
+        if self.options.scheduler is not None:
+            return self._lr() / self._first_lr if self._first_lr > 0 else 1.0
         return 0.5 * (1 + math.cos(math.pi * self.steps / self.total))
+
+    def _lr(self) -> float:
+        """The largest learning rate now."""
+        return max(float(group["lr"]) for group in self.optimizer.param_groups)
 
     def multipliers(self) -> dict[str, Tensor]:
         """Multipliers by part key."""

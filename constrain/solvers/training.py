@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from constrain.errors import ModelingError
 from constrain.runtime.largest import Largest
 from constrain.runtime.result import Ending, RawResult
 from constrain.runtime.slacks import Slacks
@@ -51,6 +52,7 @@ __all__ = [
     "default_optimizer",
     "epochs_or_default",
     "half_cosine",
+    "schedule_of",
     "train",
 ]
 
@@ -130,6 +132,28 @@ def half_cosine(optimizer: torch.optim.Optimizer, total: int) -> torch.optim.lr_
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / max(total, 1), 1.0)))
     )
+
+
+def schedule_of(make: Callable[[torch.optim.Optimizer], Any], optimizer: torch.optim.Optimizer) -> Any:
+    """The user's schedule of learning rates, which steps after every batch.
+
+    Raises:
+        ModelingError: E141 for one that needs a value at every step, or something that is no schedule.
+    """
+    found = make(optimizer)
+    if isinstance(found, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise ModelingError(
+            "E141",
+            "scheduler= makes a ReduceLROnPlateau, which needs a value at every step",
+            fix="scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=1000)",
+        )
+    if not callable(getattr(found, "step", None)):
+        raise ModelingError(
+            "E141",
+            f"scheduler= makes a {type(found).__name__}, which is no schedule of learning rates",
+            fix="scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 100)",
+        )
+    return found
 
 
 @dataclass

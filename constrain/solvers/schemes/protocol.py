@@ -9,16 +9,20 @@ that went wrong goes back to an earlier one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from constrain.errors import ModelingError
+from constrain.solvers.training import default_optimizer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    import torch
     from torch import Tensor
 
     from constrain.solvers.primal_dual import Training
 
-__all__ = ["Scheme", "State"]
+__all__ = ["Scheme", "State", "need_duals", "refuse_functions", "refuse_games"]
 
 State = dict[str, Any]
 """Tensors, numbers, texts, and lists and dictionaries of these, by name."""
@@ -30,20 +34,26 @@ class Scheme(ABC):
     Attributes:
         gain: proportional gain of the multipliers when the user asks for none (`PrimalDual.gain`); None
             leaves it to the formulation.
+        rate: integral step of the multipliers when the user asks for none; None takes 1.2 / sqrt(steps).
     """
 
-    gain: float | None = None
+    gain: ClassVar[float | None] = None
+    rate: ClassVar[float | None] = None
 
     @property
     def name(self) -> str:
         """For the report."""
         return type(self).__name__
 
+    def optimizer(self, tensors: Sequence[Tensor], lr: float) -> torch.optim.Optimizer:
+        """The optimizer of the decisions when the user asks for none."""
+        return default_optimizer(tensors, lr)
+
     def init(self, run: Training) -> State:
         """What is remembered before the first step.
 
         Args:
-            run: with everything ready but the start of its multipliers.
+            run: with everything ready.
 
         Raises:
             ModelingError: E188 when the scheme cannot take the problem or the options.
@@ -66,6 +76,43 @@ class Scheme(ABC):
         return ""
 
     def multipliers(self, run: Training, state: State) -> dict[str, Tensor]:
-        """Copies of the multipliers by part key, where they are not those of the Lagrangian."""
+        """Copies of the multipliers by part key; overridden where they are not those of the Lagrangian."""
         del state
         return run.lagrangian.multipliers()
+
+
+# ------------------------------------------------------------------------------- what a scheme cannot take
+def need_duals(run: Training, scheme: str, *allowed: str) -> None:
+    """E188 for a rule of the multipliers that a scheme does not combine with."""
+    asked = run.dual_name
+    if asked is not None and asked not in allowed:
+        own = " or ".join(f'dual="{name}"' for name in allowed)
+        raise ModelingError(
+            "E188",
+            f"the scheme {scheme!r} moves multipliers by a rule of its own, not by dual={asked!r}",
+            fix=f"{own}, or no dual=" if own else "no dual=",
+        )
+
+
+def refuse_functions(run: Training, scheme: str) -> None:
+    """E188 for multipliers that are values of a model, which a scheme has no step for."""
+    if run.functions:
+        name = next(iter(run.functions))
+        raise ModelingError(
+            "E188",
+            f"the scheme {scheme!r} has no step for a model that gives the multipliers of {name!r}",
+            fix='scheme="simultaneous", or no multipliers=',
+        )
+
+
+def refuse_games(run: Training, scheme: str) -> None:
+    """E188 for relaxed averages and a largest value as the objective, whose multipliers are constrained."""
+    lagrangian = run.lagrangian
+    relaxed = [group.relaxation for group in lagrangian.slacks.groups]
+    if lagrangian.largest.parts or relaxed:
+        what = "a largest value in the objective" if lagrangian.largest.parts else "relaxed constraints"
+        raise ModelingError(
+            "E188",
+            f"the scheme {scheme!r} has no multipliers that {what} could move",
+            fix='scheme="simultaneous"',
+        )
