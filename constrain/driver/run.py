@@ -17,7 +17,7 @@ from constrain.driver.formulas import asked_for_formula, formula_of
 from constrain.driver.infeasible import with_conflict
 from constrain.driver.installed import backend_options, installed_backend, installed_solver
 from constrain.driver.margins import solve_with_margin
-from constrain.driver.options import check_options, check_parameters, check_start, check_starts
+from constrain.driver.options import callbacks_of, check_options, check_parameters, check_start, check_starts
 from constrain.driver.polish import polish as finish
 from constrain.driver.routes import asks_otherwise, choose, make_solver, routes
 from constrain.driver.searched import few_events, search_seconds, the_better
@@ -122,7 +122,7 @@ def solve(  # noqa: PLR0913  # the public options
         RouteError: E125, the method cannot take the problem; the message says why.
     """
     to, source = places(checkpoint, resume)
-    callbacks = () if callback is None else (callback,) if callable(callback) else tuple(callback)
+    callbacks = callbacks_of(callback)
     request = _Request(
         data, holdout, params, seed, time_limit, tolerance, device, progress, polish, to, source, callbacks
     )

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, cast
 from constrain._lazy import attribute, language
 from constrain.errors import DataError, ModelingError
 from constrain.language import nodes as n
-from constrain.language.frames import as_series, declared_levels, entry_shape, frame_columns, refusal
+from constrain.language.frames import (
+    as_series,
+    declared_levels,
+    entry_shape,
+    frame_columns,
+    in_another_order,
+    refusal,
+)
 from constrain.language.location import here
 
 if TYPE_CHECKING:
@@ -112,7 +119,8 @@ class Data:
         columns: array-likes whose first axis is the row axis.
 
     Raises:
-        DataError: E112 when the columns differ in length or one has no rows.
+        DataError: E112 when the columns differ in length or one has no rows, E205 when columns of pandas have
+            indexes that name their rows differently.
     """
 
     def __init__(self, name: str, /, *unnamed: Any, **columns: Any) -> None:
@@ -147,9 +155,19 @@ class Data:
             raise DataError("E112", f"the columns of data {name!r} differ in length: {listed}", at=here())
         if lengths == {0}:
             raise DataError("E124", f"data {name!r} has no rows", at=here())
+        apart = in_another_order(columns)
+        if apart is not None:
+            first, second = apart
+            raise DataError(
+                "E205",
+                f"the indexes of the columns {first!r} and {second!r} of data {name!r} name other rows, or "
+                "in another order, and columns are put together by position",
+                at=here(),
+                fix=f"{second}.loc[{first}.index] for the same rows, or .reset_index(drop=True) for both",
+            )
 
     @classmethod
-    def from_frame(cls, name: str, frame: Any, /, **roles: str | Sequence[str]) -> Data:
+    def from_frame(cls, name: str, frame: Any = None, /, **roles: str | Sequence[str]) -> Data:
         """A sample out of a data frame of pandas, polars or arrow, or of another that narwhals reads.
 
         Args:
@@ -160,7 +178,11 @@ class Data:
 
         Raises:
             DataError: E106 when the frame has no such column, E168 for what is no frame.
+            ModelingError: E117 when the name is missing.
         """
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            fix = 'cn.Data.from_frame("train", frame)'
+            raise ModelingError("E117", "a sample has a name, before its frame", at=here(), fix=fix)
         return cls(name, **frame_columns(frame, roles))
 
     @classmethod

@@ -245,6 +245,16 @@ class Expr:
     def __xor__(self, other: Any) -> Expr:
         raise _refusals().no_operator(self, "^")
 
+    # ---- matrix inequalities: A >> B says that A - B is positive semidefinite
+    def __rshift__(self, other: Any) -> Expr | Constraint:
+        return compare(">=", apply("lambda_min", _difference(self, other)), 0.0)
+
+    def __lshift__(self, other: Any) -> Expr | Constraint:
+        return compare(">=", apply("lambda_min", _difference(other, self)), 0.0)
+
+    __rrshift__ = __lshift__
+    __rlshift__ = __rshift__
+
     def __neg__(self) -> Expr:
         return apply("neg", self)
 
@@ -386,6 +396,9 @@ class Expr:
         """Records a torch function, with its arguments in the order they were written."""
         return language("record").record(func, args, kwargs or {})
 
+    __pandas_priority__ = 10_000
+    """Series and frames leave operations with expressions to the expression."""
+
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Expr:
         return language("record").record_ufunc(ufunc, method, inputs, kwargs)
 
@@ -488,6 +501,21 @@ class Constraint:
         )
 
     __and__ = __rand__ = __or__ = __ror__ = __invert__ = _joined
+
+
+def _difference(large: Any, small: Any) -> Expr:
+    """`large - small`; a zero is left out, and no other number stands for a matrix."""
+    for number, other, sign in ((small, large, 1.0), (large, small, -1.0)):
+        if isinstance(number, (int, float)):
+            if number:
+                raise ModelingError(
+                    "E112",
+                    f"a matrix is compared with the number {number}",
+                    at=here(),
+                    fix=f"A >> {number} * np.eye(n), or cn.lambda_min(A) >= {number}",
+                )
+            return as_expr(other) if sign > 0 else -as_expr(other)
+    return as_expr(large) - small
 
 
 def compare(op: n.CompareOp, lhs: Any, rhs: Any) -> Expr | Constraint:

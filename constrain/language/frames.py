@@ -6,6 +6,7 @@ libraries themselves are only used through the objects that the user made with t
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, cast
 
 from constrain._lazy import attribute, loaded
@@ -17,7 +18,15 @@ if TYPE_CHECKING:
 
     import narwhals.stable.v2 as nw
 
-__all__ = ["as_frame", "as_series", "declared_levels", "entry_shape", "frame_columns", "refusal"]
+__all__ = [
+    "as_frame",
+    "as_series",
+    "declared_levels",
+    "entry_shape",
+    "frame_columns",
+    "in_another_order",
+    "refusal",
+]
 
 _OWN = frozenset(("builtins", "torch", "numpy", "constrain"))
 """Packages whose objects are no columns of a frame."""
@@ -53,6 +62,28 @@ def as_series(value: Any) -> nw.Series[Any] | None:
         value = arrow.chunked_array([value])
     found = _native(value)
     return found if isinstance(found, attribute("narwhals.stable.v2:Series")) else None
+
+
+def in_another_order(columns: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Two columns of pandas whose indexes label their rows differently, so that row i of them is not one row.
+
+    An index that only counts (0, 1, 2, ...) beside one with other labels says nothing about the order.
+
+    Args:
+        columns: of one sample, of equal length.
+    """
+    pandas = loaded("pandas")
+    if pandas is None:
+        return None
+    kinds = (pandas.Series, pandas.DataFrame)
+    labeled = [(name, value.index) for name, value in columns.items() if isinstance(value, kinds)]
+    for (first, own), (second, other) in itertools.pairwise(labeled):
+        if own.equals(other):
+            continue
+        counts = any(x.equals(pandas.RangeIndex(len(x))) for x in (own, other))
+        if not counts or own.sort_values().equals(other.sort_values()):
+            return first, second
+    return None
 
 
 def as_frame(value: Any) -> nw.DataFrame[Any] | nw.LazyFrame[Any] | None:

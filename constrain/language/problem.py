@@ -59,6 +59,9 @@ class Problem:
         """
         if unnamed:
             raise _unnamed(unnamed[0])
+        blank = next((name for name in relations if not name.strip()), None)
+        if blank is not None:
+            raise _unnamed(relations[blank])
         added = {name: _constraint(name, relation) for name, relation in relations.items()}
         taken = sorted(set(added) & set(self.constraints))
         if taken:
@@ -305,14 +308,38 @@ def _objective(expr: Any, word: str) -> n.Node:
     return e.node if e.shape != (1,) else e.reshape(()).node
 
 
-def minimize(objective: Any) -> Problem:
-    """The problem of making `objective` (a single deterministic number) as small as possible."""
+def minimize(objective: Any, *others: Any, **named: Any) -> Problem:
+    """The problem of making `objective` (a single deterministic number) as small as possible.
+
+    Constraints are added by `.subject_to(name=relation)`; others here are refused (E117).
+    """
+    _no_constraints("minimize", others, named)
     return Problem("minimize", _objective(objective, "minimize"), {})
 
 
-def maximize(objective: Any) -> Problem:
-    """The problem of making `objective` (a single deterministic number) as large as possible."""
+def maximize(objective: Any, *others: Any, **named: Any) -> Problem:
+    """The problem of making `objective` (a single deterministic number) as large as possible.
+
+    Constraints are added by `.subject_to(name=relation)`; others here are refused (E117).
+    """
+    _no_constraints("maximize", others, named)
     return Problem("maximize", _objective(objective, "maximize"), {})
+
+
+def _no_constraints(word: str, others: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    """E117 for constraints among the arguments of an objective."""
+    if not others and not named:
+        return
+    first = others[0] if others else next(iter(named.values()))
+    listed: list[Any] = [*first] if isinstance(first, (list, tuple)) else [first]  # type: ignore[reportUnknownVariableType]
+    name, relation = next(iter(named), "limit"), listed[0] if listed else "e <= b"
+    written = code(relation) if isinstance(relation, (Expr, Constraint)) else "e <= b"
+    raise ModelingError(
+        "E117",
+        f"cn.{word} takes the objective alone; constraints have names and are added to the problem",
+        at=here(),
+        fix=f"cn.{word}(objective).subject_to({name}={written})",
+    )
 
 
 from_json = Problem.from_json

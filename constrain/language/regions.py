@@ -176,7 +176,13 @@ class Uniform(Coordinate):
     __slots__ = ()
 
     def __init__(
-        self, name: str, lower: float, upper: float, *, size: int | None = None, rule: Rule | None = None
+        self,
+        name: str,
+        lower: float = 0.0,
+        upper: float = 1.0,
+        *,
+        size: int | None = None,
+        rule: Rule | None = None,
     ) -> None:
         checked = checked_name(name, "Uniform", 'cn.Uniform("x", 0.0, 1.0)')
         law = Law("uniform", _numbers(lower, "lower", 1), _numbers(upper, "upper", 1))

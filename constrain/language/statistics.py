@@ -10,7 +10,7 @@ from constrain.language.data import Data, Subset, as_list, hidden_column
 from constrain.language.expr import Constraint, Expr, as_event, as_expr, as_number, code, is_flag, shown
 from constrain.language.location import here
 from constrain.language.refusals import first_text
-from constrain.language.regions import Coordinate
+from constrain.language.regions import Coordinate, Region
 from constrain.language.surrogates import DEFAULT, surrogate_of
 from constrain.language.types import type_of
 
@@ -48,6 +48,13 @@ def conditions(
                 f"{word}(..., by=) needs columns with one value per row, got {shown(item)}",
                 at=here(),
                 fix=hidden_column(item) or "by=D.sex, or by=(D.sex, D.race) for their combinations",
+            )
+        if isinstance(node.data, Region) and node.data.law.kind != "grid":
+            raise ModelingError(
+                "E118",
+                f"{word}(..., by=) needs columns with levels; {shown(item)} is continuous",
+                at=here(),
+                fix=f"a condition: given=({shown(item)} > 0.5)",
             )
         if node.data is not population:
             raise ModelingError(

@@ -528,7 +528,11 @@ def refuse_unknown_columns(data: Data, used: Sequence[str]) -> None:
     """E106 for a column that a sample lacks."""
     for name in used:
         if name not in data.columns:
-            raise DataError("E106", f"data {data.name!r} has no column {name!r}{suggest(name, data.columns)}")
+            raise DataError(
+                "E106",
+                f"data {data.name!r} has no column {name!r}{suggest(name, data.columns)}",
+                fix=f"the columns that the problem uses: {', '.join(used)}",
+            )
 
 
 def _on_device(raw: Any) -> bool:

@@ -69,6 +69,7 @@ def names():
             "F": F,
             "nn": nn,
             "np": np,
+            "pd": pd,
             "math": math,
         },
         **{"D": D, "O": cn.Data("other", x=x, y=y), "f": f, "g": cn.Model(nn.Linear(3, 1), "g")},

@@ -111,6 +111,8 @@ def run(
     verbose: bool = False,
 ) -> Outcome:
     """Solves a model. Its variables keep their values: what was found is in the outcome."""
+    if engine not in _OPTIONS:
+        raise RouteError("E125", f"pyomo has no solver {engine!r} here", fix=f"one of {', '.join(_OPTIONS)}")
     own = {**_OPTIONS[engine], **(options or {})}
     outcome = _once(engine, model, time_limit, own, verbose)
     if outcome.message == _ENDINGS["infeasibleOrUnbounded"][1] and engine == LINEAR:
