@@ -256,6 +256,10 @@ def _symmetric(node: n.Node) -> bool:
                 or (isinstance(a, n.Apply) and a.atom == "transpose" and a.args[0] == b)
             )
             return mirrored or (_symmetric(a) and _symmetric(b))
+        case n.Decision(symbol=symbol):
+            return symbol.symmetric
+        case n.Apply(atom="symmetric_part"):
+            return True
         case n.Apply(atom="neg", args=(a,)):
             return _symmetric(a)
         case n.Apply(atom="div", args=(a, b)):

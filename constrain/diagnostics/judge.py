@@ -17,13 +17,15 @@ from constrain.diagnostics.alive import Attached, evaluation_of, judge_other
 from constrain.diagnostics.confidence import Judgment, judge_sample
 from constrain.diagnostics.course import read_course
 from constrain.diagnostics.kkt import CERTIFIED, kkt, largest_violation
+from constrain.diagnostics.mixture import offered
 from constrain.diagnostics.names import level_axis
 from constrain.diagnostics.point import Point, align, read_point, reduce_to
 from constrain.diagnostics.provenance import Facts, provenance_of
 from constrain.diagnostics.relaxed import cost_of, shares
 from constrain.diagnostics.traps import honest_bound
+from constrain.language import nodes as n
 from constrain.language.types import type_of
-from constrain.lowering.lower import EPIGRAPH
+from constrain.lowering.lower import EIGENVALUES, EPIGRAPH
 from constrain.runtime.tails import set_thresholds, values_at_risk
 from constrain.solution import KKT, ConstraintResult, PartResult, Solution, Status, Warn
 from constrain.solution.answer import History
@@ -141,6 +143,7 @@ def build_solution(  # noqa: PLR0913  # one record of everything
     constraints = _constraints(evaluator, point, raw, multipliers, train, other, reason)
     texts = {name: result.text for name, result in constraints.items()}
     attached = Attached(program, evaluator, decisions, convex=convex, bound=raw.bound, texts=texts)
+    mixture = offered(attached, raw, status, train.objective, tolerance, convex=convex, holdout=holdout)
     return Solution(
         status=status,
         objective=math.nan if pointless and status is Status.INFEASIBLE else train.objective,
@@ -244,8 +247,18 @@ def _constraints(
             cost=cost,
             scale=form.scale,
             uncertified="" if duals is None else caveat,
+            matrix=matrix_multiplier(form, duals),
         )
     return result
+
+
+def matrix_multiplier(form: Form, duals: tuple[Any, Any] | None) -> NDArray[np.float64] | None:
+    """Of `lambda_min(M) >= b` and `lambda_max(M) <= b`: the multiplier times the slope of the eigenvalue."""
+    sides = [x for x in (form.lhs, *form.rhs) if isinstance(x, n.Apply) and x.atom in EIGENVALUES]
+    slope = sides[0].option("slope") if len(sides) == 1 else None
+    if slope is None or slope.value is None or duals is None or np.ndim(duals[0]):
+        return None
+    return float(duals[0]) * np.asarray(slope.value)
 
 
 def _relaxation(

@@ -249,6 +249,12 @@ def _trace(shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> Shape:
     return ()
 
 
+def _matrix(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
+    if len(shapes[0]) != 2:
+        raise ShapeProblem(f"a matrix is needed, got shape {shapes[0]}")
+    return ()
+
+
 _ONE_ROW = "one letter per axis of one row; the axis of rows has no letter"
 
 
@@ -441,6 +447,12 @@ _add("trace", "affine", "up", "any", "rowwise.trace", _trace)
 _add("matrix_exp", "none", "none", "any", "torch.matrix_exp", _square_matrix, cvxpy=f"matrix_exp {_NO_CVXPY}",
      pyomo=f"matrix_exp {_NO_PYOMO}", sympy="matrix_exp of symbols")  # fmt: skip
 _add("logdet", "special", "none", "any", "torch.logdet", _trace, pyomo=f"logdet {_NO_PYOMO}")
+_add("symmetric_part", "affine", "none", _same, "rowwise.symmetric_part", _square_matrix)
+_EIGEN = {"pyomo": "eigenvalues are no closed formula", "sympy": "eigenvalues, which have no closed formula"}
+_add("lambda_max", "convex", "none", "any", "rowwise.lambda_max", _trace, **_EIGEN)
+_add("lambda_min", "concave", "none", "any", "rowwise.lambda_min", _trace, **_EIGEN)
+_add("spectral_norm", "convex", "none", "nonneg", "rowwise.spectral_norm", _matrix, **_EIGEN)
+_add("nuclear_norm", "convex", "none", "nonneg", "rowwise.nuclear_norm", _matrix, **_EIGEN)
 # reductions over the levels of `by=`
 _add("max_levels", "convex", "up", _same, "rowwise.max_levels", _first)
 _add("min_levels", "concave", "up", _same, "rowwise.min_levels", _first)

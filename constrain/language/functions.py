@@ -26,7 +26,10 @@ __all__ = [
     "entr",
     "exp",
     "kl_div",
+    "lambda_max",
+    "lambda_min",
     "log",
+    "log_det",
     "logsumexp",
     "max",
     "maximum",
@@ -34,11 +37,13 @@ __all__ = [
     "min",
     "minimum",
     "norm",
+    "nuclear_norm",
     "quad_form",
     "rel_entr",
     "relu",
     "sigmoid",
     "softplus",
+    "spectral_norm",
     "sqrt",
     "square",
     "stack",
@@ -229,6 +234,34 @@ def quad_form(x: Any, P: Any) -> Expr:
 def trace(expr: Any) -> Expr:
     """Sum of the diagonal of a square matrix."""
     return apply("trace", expr)
+
+
+def log_det(expr: Any) -> Expr:
+    """Logarithm of the determinant of a square matrix; concave on symmetric, positive definite ones."""
+    return apply("logdet", expr)
+
+
+def lambda_max(expr: Any) -> Expr:
+    """The largest eigenvalue of a square matrix (of its symmetric part)."""
+    return apply("lambda_max", expr)
+
+
+def lambda_min(expr: Any) -> Expr:
+    """The smallest eigenvalue of a square matrix (of its symmetric part).
+
+    `A >> B`, which says that A - B is positive semidefinite, is `lambda_min(A - B) >= 0`.
+    """
+    return apply("lambda_min", expr)
+
+
+def spectral_norm(expr: Any) -> Expr:
+    """The largest singular value of a matrix. `cn.norm(A)` is that of Frobenius."""
+    return apply("spectral_norm", expr)
+
+
+def nuclear_norm(expr: Any) -> Expr:
+    """The sum of the singular values of a matrix."""
+    return apply("nuclear_norm", expr)
 
 
 def stack(*parts: Any) -> Expr:

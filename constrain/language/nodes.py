@@ -85,6 +85,8 @@ class VariableSymbol:
     value: Any = None
     levels: Any = None
     """Of a hidden decision with one value per group level (its first axis): the `types.Level`."""
+    symmetric: bool = False
+    psd: bool = False
 
 
 @dataclass(eq=False)

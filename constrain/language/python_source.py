@@ -61,6 +61,7 @@ _CN = frozenset(
     (
         *("square", "sqrt", "exp", "log", "sigmoid", "softplus", "relu", "entr", "rel_entr"),
         *("kl_div", "maximum", "minimum", "quad_form", "trace", "stack", "where"),
+        *("lambda_max", "lambda_min", "spectral_norm", "nuclear_norm"),
     )
 )
 _REDUCTIONS = frozenset(["sum", "mean", "max", "min", "logsumexp", "norm", "sum_squares", "count_nonzero"])

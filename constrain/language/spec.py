@@ -57,6 +57,8 @@ _DECLARED = ("variable", "parameter", "region")
 _OWN_FIELDS = frozenset(("loc", "_key", "_hash"))
 _CONTAINERS = {"torch": "torch", "numpy": "numpy", "builtins": "list"}
 
+_KINDS = ("nonneg", "boolean", "integer", "symmetric", "psd")
+
 
 # ---------------------------------------------------------------------------------------------- writing
 def problem_to_dict(problem: Problem) -> dict[str, Any]:
@@ -144,7 +146,7 @@ class _Writer:
         match symbol:
             case n.VariableSymbol():
                 own = {"kind": "variable", "name": symbol.name, "shape": list(symbol.shape)}
-                own |= {k: True for k in ("nonneg", "boolean", "integer") if getattr(symbol, k)}
+                own |= {k: True for k in _KINDS if getattr(symbol, k)}
                 if symbol.bounds is not None:
                     own["bounds"] = [self._number(b) for b in symbol.bounds]
                 return own
@@ -413,7 +415,7 @@ class _Reader:
     def _rebuilt(self, name: str, own: Mapping[str, Any]) -> Any:
         match own["kind"]:
             case "variable":
-                kinds = {kind: own.get(kind, False) for kind in ("nonneg", "boolean", "integer")}
+                kinds = {kind: own.get(kind, False) for kind in _KINDS}
                 low, high = own.get("bounds", (None, None))
                 bounds = (self.value(low), self.value(high)) if "bounds" in own else None
                 return n.VariableSymbol(own["name"], tuple(own["shape"]), **kinds, bounds=bounds)

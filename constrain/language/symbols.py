@@ -51,6 +51,9 @@ class Variable(Expr):
         boolean: entries are 0 or 1.
         integer: entries are integers.
         bounds: `(lower, upper)`, numbers or arrays of the shape, None for an open side.
+        symmetric: a square matrix that equals its transpose.
+        psd: a symmetric matrix without negative eigenvalues: a constraint `lambda_min(X) >= 0` whose name is
+            that of the variable and ` psd`, with a multiplier of its own.
 
     `value` is the start when set before a solve, and the result after one.
     """
@@ -68,12 +71,22 @@ class Variable(Expr):
         boolean: bool = False,
         integer: bool = False,
         bounds: tuple[Any, Any] | None = None,
+        symmetric: bool = False,
+        psd: bool = False,
     ) -> None:
         checked = checked_name(name, "Variable", 'cn.Variable(3, "w")')
         sizes = _shape_of(shape)
+        if (symmetric or psd) and (len(sizes) != 2 or sizes[0] != sizes[1]):
+            raise ModelingError(
+                "E112",
+                f"a symmetric Variable is a square matrix, {name!r} has shape {sizes}",
+                at=here(),
+                fix=f'cn.Variable((3, 3), "{name}", symmetric=True)',
+            )
         symbol = n.VariableSymbol(
             checked, sizes, nonneg, boolean, integer, _bounds_of(bounds, sizes, checked)
         )
+        symbol.symmetric, symbol.psd = bool(symmetric or psd), bool(psd)
         object.__setattr__(self, "symbol", symbol)
         super().__init__(n.Decision(self.symbol, loc=here()))
 

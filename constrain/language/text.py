@@ -201,7 +201,7 @@ def _shown_options(node: n.Apply) -> list[tuple[str, str]]:
             if value is None or (value == (-1,) and node.atom in ("softmax", "log_softmax")):
                 continue
             shown.append((key, str(value[0]) if len(value) == 1 else str(value)))
-        elif (key, value) not in (("keepdims", False), ("ord", 2.0)):
+        elif key != "slope" and (key, value) not in (("keepdims", False), ("ord", 2.0)):
             shown.append((key, literal(value)))
     return shown
 
@@ -290,6 +290,7 @@ _RULES: dict[str, _Rule] = {
     ),
     "pick_levels": lambda _, node: (ATOM, [(plain(node), ATOM)]),
     "trace": _trace,
+    "symmetric_part": lambda _, node: (ATOM, [(node.args[0], ATOM)]),
     "transpose": lambda _, node: (ATOM, [(node.args[0], ATOM), "ᵀ"]),
     "reshape": lambda _, node: (
         ATOM,

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["EPIGRAPH", "lower"]
 
 EPIGRAPH = "(objective)"
-"""Name of the constraints that the epigraph rule makes; no user can choose it."""
+"""Name of the constraints that the epigraph rule makes, one for each largest value; no user can choose it."""
+EIGENVALUES = ("lambda_max", "lambda_min")
+"""Functions of symmetric matrices that have several slopes where an eigenvalue is a multiple one."""
 
 
 class _Lowering:
@@ -45,6 +47,7 @@ class _Lowering:
         self.problem = problem
         self.bound = dict(bound or {})
         self.table: dict[n.Node, n.Node] = {}
+        self.slopes: dict[n.Node, n.ArraySymbol] = {}
         self.trace = Trace()
         self.tails = Tails(self.trace, self.bound)
 
@@ -63,11 +66,23 @@ class _Lowering:
 
         def step(node: n.Node, new: tuple[n.Node, ...]) -> n.Node:
             rebuilt = n.rebuild(node, new)
+            if isinstance(rebuilt, n.Apply) and rebuilt.atom in EIGENVALUES:
+                return self._with_slope(rebuilt)
+            if isinstance(rebuilt, n.Decision) and rebuilt.symbol.symmetric:
+                return n.Apply("symmetric_part", (rebuilt,), loc=rebuilt.loc)
             if isinstance(rebuilt, n.Statistic):
                 return self.expression(self.tails.written(rebuilt, sides[id(node)], target), target)
             return self._statistic(rules.deviation(rebuilt), target)
 
         return n.intern(n.fold(root, step, memo), self.table)
+
+    def _with_slope(self, node: n.Apply) -> n.Node:
+        """An extreme eigenvalue with a place for its slope, which a solver of matrix inequalities knows."""
+        if not depends_on_decisions(node) or node.option("slope") is not None:
+            return node
+        if node not in self.slopes:
+            self.slopes[node] = n.ArraySymbol(None, (), None)
+        return n.Apply(node.atom, node.args, (("slope", self.slopes[node]),), loc=node.loc)
 
     def _statistic(self, node: n.Node, target: str, surrogate: Surrogate = DEFAULT) -> n.Node:
         match node:
@@ -197,6 +212,12 @@ class _Lowering:
         return [rules.flip(lhs, rhs)]
 
 
+def semidefinite(symbol: n.VariableSymbol) -> tuple[str, n.Node]:
+    """The constraint of a variable that was declared positive semidefinite, with a name of its own."""
+    least = n.Apply("lambda_min", (n.Decision(symbol),))
+    return f"{symbol.name} psd", n.Comparison(">=", least, n.Constant(0.0))
+
+
 def _refuse_hinge(node: n.Mean, surrogate: Surrogate) -> None:
     """E175: the quotient of two bounds bounds nothing."""
     if isinstance(surrogate, Hinge):
@@ -268,17 +289,21 @@ def _check_shared(problem: Problem) -> None:
 
 def _bounded(
     objective: n.Node, forms: list[Form], state: _Lowering
-) -> tuple[n.Node, n.VariableSymbol | None]:
-    """The objective with a bound in the place of a maximum, whose constraints are added to the forms."""
-    bound = n.VariableSymbol(EPIGRAPH, ())
-    bounded, term, pieces = rules.epigraph(objective, lambda: bound, state.trace)
-    if not pieces:
-        return objective, None
-    parts = tuple(Part(EPIGRAPH, p.side, "<=", state.turned(p.residual, "objective"), 0.0) for p in pieces)
-    side = n.Decision(bound, loc=term.loc)
-    relation = n.Comparison("<=", term, side, loc=term.loc)
-    forms.append(Form(EPIGRAPH, relation, "<=", term, (side,), parts))
-    return bounded, bound
+) -> tuple[n.Node, list[n.VariableSymbol]]:
+    """The objective with bounds in the place of its maxima, whose constraints are added to the forms."""
+
+    def named(k: int) -> n.VariableSymbol:
+        return n.VariableSymbol(EPIGRAPH if k == 1 else f"{EPIGRAPH} {k}", ())
+
+    bounded, found = rules.epigraph(objective, named, state.trace)
+    for k, own in enumerate(found, start=1):
+        label = "" if k == 1 else str(k)
+        residuals = ((f"{label} {p.side}".strip(), state.turned(p.residual, "objective")) for p in own.pieces)
+        parts = tuple(Part(EPIGRAPH, side, "<=", residual, 0.0) for side, residual in residuals)
+        bound = n.Decision(own.bound, loc=own.term.loc)
+        relation = n.Comparison("<=", own.term, bound, loc=own.term.loc)
+        forms.append(Form(EPIGRAPH, relation, "<=", own.term, (bound,), parts))
+    return bounded, [own.bound for own in found]
 
 
 def _gathered(
@@ -347,16 +372,17 @@ def lower(problem: Problem, *, use_epigraph: bool = True, data: Mapping[str, Dat
         objective = n.Apply("neg", (objective,), loc=objective.loc)
         state.trace.add("negate", "objective", "max f = -min(-f)")
     forms = [state.form(name, relation) for name, relation in problem.constraints.items()]
-    bound: n.VariableSymbol | None = None
+    forms += [state.form(*semidefinite(symbol)) for symbol in problem.variables if symbol.psd]
+    bounds: list[n.VariableSymbol] = []
     if use_epigraph:
-        objective, bound = _bounded(objective, forms, state)
+        objective, bounds = _bounded(objective, forms, state)
     objective, base = state.paid(objective, forms)
     objective, base, forms = _gathered(objective, base, forms, state)
     slacks = tuple(s for form in forms if form.relaxation is not None for s in form.relaxation.slacks)
     roots = (objective, *(part.residual for form in forms for part in form.parts))
     sides = tuple(side for form in forms for side in (form.lhs, *form.rhs))
     moments = tuple(dict.fromkeys(x for x in n.postorder(*roots, *sides) if isinstance(x, n.Moment)))
-    hidden = (*(() if bound is None else (bound,)), *state.tails.hidden, *slacks)
+    hidden = (*bounds, *state.tails.hidden, *slacks)
     steps = tuple(state.trace.steps)
     program = Program(problem, objective, tuple(forms), moments, steps, hidden, state.tails.all, base)
     verify(program, ATOMS)

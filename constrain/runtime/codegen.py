@@ -216,12 +216,15 @@ class _Writer:
             return self.emit(f"{atom.torch}({', '.join(refs)})")
         refs = [self._tensor(r, x) for r, x in zip(refs, node.args, strict=True)]
         lead = tuple(type_of(x).lead for x in node.args)
-        options = "".join(f", {key}={_literal(value)}" for key, value in node.options)
+        options = "".join(f", {key}={self._option(key, value)}" for key, value in node.options)
         if atom.declared is not None:
             # data may be whole numbers; a function of the user has seen floating ones only
             listed = ", ".join(f"real({ref}, dtype)" for ref in refs)
             return self.emit(f"declared.call({node.atom!r}, {listed}{options}, lead={lead!r})")
         return self.emit(f"{atom.torch}({', '.join(refs)}{options}, lead={lead!r})")
+
+    def _option(self, key: str, value: Any) -> str:
+        return self.constant(value, key) if isinstance(value, n.ArraySymbol) else _literal(value)
 
     def _tensor(self, ref: str, node: n.Node) -> str:
         """Functions want tensors where operators take numbers."""

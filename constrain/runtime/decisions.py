@@ -47,6 +47,10 @@ def _full(bound: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     return np.broadcast_to(np.asarray(as_array(bound), dtype=np.float64), shape).copy()
 
 
+def _like(tensor: Tensor, bound: NDArray[Any] | None) -> Tensor | None:
+    return None if bound is None else torch.as_tensor(bound).to(tensor)
+
+
 def _bounds(symbol: n.VariableSymbol) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
     low, high = symbol.bounds if symbol.bounds is not None else (None, None)
     if symbol.boolean:
@@ -71,6 +75,7 @@ def _start(symbol: n.VariableSymbol, lower: NDArray[Any] | None, upper: NDArray[
     """The user's start, else a point inside of the bounds, which integers round down."""
     if symbol.value is not None:
         value = np.array(as_array(symbol.value), dtype=np.float64).reshape(symbol.shape)
+        value = (value + value.T) / 2 if symbol.symmetric else value
         return np.clip(value, -np.inf if lower is None else lower, np.inf if upper is None else upper)
     if lower is None and upper is None:
         return np.zeros(symbol.shape)
@@ -92,6 +97,7 @@ class Decisions:
         self.program = program
         self.device = device
         self.variables: dict[n.VariableSymbol, Tensor] = {}
+        self._bounded: list[tuple[Tensor, Tensor | None, Tensor | None]] | None = None
         self.blocks: list[Block] = []
         for symbol in program.variables:
             lower, upper = _bounds(symbol)
@@ -114,6 +120,7 @@ class Decisions:
         """Takes a variable's tensor from other decisions, which then share it."""
         place = list(self.variables).index(symbol)
         self.variables[symbol] = tensor
+        self._bounded = None
         self.blocks[place] = replace(self.blocks[place], tensor=tensor)
 
     @property
@@ -153,11 +160,15 @@ class Decisions:
     def project(self) -> None:
         """Clips bounded variables in place (no host synchronization)."""
         with torch.no_grad():
-            for block in self.blocks:
-                if block.lower is not None or block.upper is not None:
-                    low = None if block.lower is None else torch.as_tensor(block.lower).to(block.tensor)
-                    high = None if block.upper is None else torch.as_tensor(block.upper).to(block.tensor)
-                    block.tensor.clamp_(low, high)
+            for tensor, low, high in self._limits():
+                tensor.clamp_(low, high)
+
+    def _limits(self) -> list[tuple[Tensor, Tensor | None, Tensor | None]]:
+        """Every bounded tensor with its bounds as tensors, made once."""
+        if self._bounded is None:
+            bounded = [b for b in self.blocks if b.lower is not None or b.upper is not None]
+            self._bounded = [(b.tensor, _like(b.tensor, b.lower), _like(b.tensor, b.upper)) for b in bounded]
+        return self._bounded
 
     # ---- snapshots
     def snapshot(self) -> dict[str, Tensor]:

@@ -32,6 +32,8 @@ __all__ = [
     "kl_div",
     "kl_logits",
     "l1_loss",
+    "lambda_max",
+    "lambda_min",
     "leaf",
     "linear",
     "log_softmax",
@@ -47,6 +49,7 @@ __all__ = [
     "mse_loss",
     "norm",
     "norm_levels",
+    "nuclear_norm",
     "on_features",
     "pick_levels",
     "quad_form",
@@ -54,12 +57,14 @@ __all__ = [
     "released",
     "reshape",
     "softmax",
+    "spectral_norm",
     "stack",
     "stacked",
     "sum",
     "sum_levels",
     "sum_squares",
     "sum_squares_levels",
+    "symmetric_part",
     "take",
     "trace",
     "transpose",
@@ -130,6 +135,56 @@ def trace(x: Tensor, *, lead: Lead) -> Tensor:
     """Sum of the diagonal."""
     del lead
     return x.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+def symmetric_part(x: Tensor, *, lead: Lead) -> Tensor:
+    """(x + x') / 2."""
+    del lead
+    return (x + x.mT) / 2
+
+
+def _spectrum(function: Any, x: Tensor) -> Tensor:
+    """Eigenvalues or singular values, by an untyped function of torch."""
+    return cast("Tensor", function(x))
+
+
+def lambda_max(x: Tensor, *, lead: Lead, slope: Any = None) -> Tensor:
+    """The largest eigenvalue of the symmetric part.
+
+    Where it is a multiple one it has no gradient but a set of slopes: V S V' with the eigenvectors V of the
+    largest eigenvalue, S positive semidefinite of trace 1 (Overton, 1988). The value of `slope` is used where
+    it is one of them.
+
+    Args:
+        x: (..., n, n).
+        lead: see above.
+        slope: a symbol whose value is an array (n, n), or None for that of one eigenvector.
+    """
+    found = _spectrum(torch.linalg.eigvalsh, symmetric_part(x, lead=lead))[..., -1]
+    held = None if slope is None or x.dim() != 2 else slope.value
+    if held is None:
+        return found
+    chosen = torch.as_tensor(held, dtype=x.dtype, device=x.device)
+    value, at = found.detach(), x.detach()
+    near = (value - (chosen * at).sum()).abs() <= 1e-6 * (1 + at.abs().amax())
+    return torch.where(near, value + (chosen * (x - at)).sum(), found)
+
+
+def lambda_min(x: Tensor, *, lead: Lead, slope: Any = None) -> Tensor:
+    """The smallest eigenvalue of the symmetric part; `slope` as in `lambda_max`."""
+    return -lambda_max(-x, lead=lead, slope=slope)
+
+
+def spectral_norm(x: Tensor, *, lead: Lead) -> Tensor:
+    """The largest singular value."""
+    del lead
+    return _spectrum(torch.linalg.svdvals, x)[..., 0]
+
+
+def nuclear_norm(x: Tensor, *, lead: Lead) -> Tensor:
+    """The sum of the singular values."""
+    del lead
+    return _spectrum(torch.linalg.svdvals, x).sum(-1)
 
 
 # ---------------------------------------------------------------------------------------- elementwise

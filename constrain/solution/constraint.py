@@ -101,6 +101,8 @@ class ConstraintResult:
         scale: the unit that was given by `.scale(s)`, None without.
         uncertified: why the multiplier and the shadow price are no prices of an optimum, such as a run that
             stopped early; empty where they are.
+        matrix: of a constraint on an extreme eigenvalue, such as `A >> B`, the dual matrix: positive
+            semidefinite, and its trace is the multiplier. None for others, and where no solver found one.
     """
 
     name: str
@@ -123,6 +125,7 @@ class ConstraintResult:
     cost: float | None = None
     scale: float | None = None
     uncertified: str = ""
+    matrix: NDArray[np.float64] | None = None
 
     def _dual(self, place: int) -> Number:
         if self.duals is None:

@@ -1,11 +1,14 @@
-"""Functions with kinks of averages and decisions, exactly, by slack variables: what Newton's method needs.
+"""Functions with kinks, exactly, by slack variables: what Newton's method needs.
 
 Where a term increases in |e|, max(e, 0), max_i e_i, or a 1-norm or largest norm, a new decision u takes its
 place, with u >= e and u >= -e (or u >= 0, or u >= e_i): minimizing makes u the value, and everything is as
 smooth as e. Where a term decreases in a minimum, u <= e_i. The problem has the same optima and multipliers
 (Boyd & Vandenberghe 2004, section 4.1.3).
 
-Kinks of every row, as in E(abs(e)) or CVaR, would need a decision per row: they stay.
+Kinks of every row, as in E(abs(e)) or CVaR, get a decision per row, which every row looks up by its number.
+These decisions touch each other only through averages. Where a term is affine in these averages, the second
+derivatives in them are a diagonal of small blocks, one per row (`row_system.py`); where it is not, the
+average is replaced by a slack variable first. Rows of weights that are trained stay as they are.
 """
 
 from __future__ import annotations
@@ -17,50 +20,59 @@ import torch
 
 from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS
+from constrain.language.regions import Region
 from constrain.language.types import type_of
+from constrain.lowering.degree import degree
 from constrain.lowering.dependence import depends_on_decisions
 from constrain.lowering.orientation import direction
 from constrain.lowering.program import Form, Part
+from constrain.runtime.binding import codes_column
 from constrain.runtime.decisions import Decisions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from torch import Tensor
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from constrain.analysis.fact import Fact
+    from constrain.language.data import Data
     from constrain.language.symbols import Model
     from constrain.lowering.program import Program
     from constrain.runtime.evaluator import Evaluator
 
-__all__ = ["kinked_layers", "kinks_left", "smoothed", "without_kinks"]
+__all__ = ["Kink", "kinked_layers", "kinks_left", "smoothed", "without_kinks"]
 
 PREFIX = "(kink "
 """What the names of slack variables and their constraints begin with; no user can choose it."""
+ROW = ("row number",)
+"""The derived column by which every row looks up its own slack variable."""
 _CONVEX = frozenset(("abs", "relu", "maximum", "max", "max_levels"))
 _CONCAVE = frozenset(("minimum", "min", "min_levels"))
 _LAYERS = frozenset((
     "ReLU", "ReLU6", "LeakyReLU", "PReLU", "RReLU", "Hardtanh", "Hardswish", "Hardsigmoid", "Hardshrink",
     "Softshrink", "Threshold", "L1Loss", "MaxPool1d", "MaxPool2d", "MaxPool3d",
 ))  # fmt: skip
-_JUMPS = frozenset(("sign", "floor", "count_nonzero", "l1_loss"))
+_EIGEN = ("lambda_max", "lambda_min", "spectral_norm", "nuclear_norm")
+_JUMPS = frozenset(("sign", "floor", "count_nonzero", "l1_loss", *_EIGEN))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Kink:
     """A function that a slack variable stands for.
 
     Attributes:
         node: the function.
-        slack: the variable.
+        slack: the variable; with one entry per row (its first axis) for a kink of every row.
         side: +1 for u >= the terms, -1 for u <= the terms.
         terms: what u bounds, with inner kinks replaced.
+        rows: the sample of a kink of every row, else None.
+        events: which rows the averages that it stands in count; None for all of them.
     """
 
     node: n.Node
     slack: n.VariableSymbol
     side: int
     terms: tuple[n.Node, ...]
+    rows: Data | None = None
+    events: tuple[n.Node, ...] | None = None
 
 
 def kinks_left(program: Program) -> n.Node | None:
@@ -91,76 +103,164 @@ def _has_kink(node: n.Node) -> bool:
 
 
 # ------------------------------------------------------------------------------------------ rewriting
-def without_kinks(program: Program) -> tuple[Program, tuple[Kink, ...]]:
-    """The program with slack variables in the place of kinks, and what they stand for, inner ones first."""
-    state = _Rewriting(len(program.forms))
+def without_kinks(
+    program: Program, rows: Mapping[Data, int] | None = None
+) -> tuple[Program, tuple[Kink, ...]]:
+    """The program with slack variables in the place of kinks, and what they stand for, inner ones first.
+
+    Args:
+        program: the moment form.
+        rows: of the samples that are bound in the place of the program's; None: their own.
+    """
+    trained = any(not model.frozen for model in program.models)
+    own = [d for d in program.populations if not (trained or d.streamed or isinstance(d, Region))]
+    state = _Rewriting({d: len(d) if rows is None else rows[d] for d in own})
     objective = state.rewritten(program.objective, 1)
-    forms = [
-        replace(form, parts=tuple(state.part(part) for part in form.parts)) if form.rows is None else form
-        for form in program.forms
-    ]
+    forms = [replace(form, parts=tuple(state.part(part) for part in form.parts)) for form in program.forms]
     if not state.kinks:
         return program, ()
     forms += [_bounds(kink) for kink in state.kinks]
     slacks = tuple(kink.slack for kink in state.kinks)
     auxiliary = (*program.auxiliary, *slacks)
-    return replace(program, objective=objective, forms=tuple(forms), auxiliary=auxiliary), tuple(state.kinks)
+    new = replace(program, objective=objective, forms=tuple(forms), auxiliary=auxiliary)
+    if any(kink.rows is not None for kink in state.kinks):
+        new = _of_new_moments(new)
+    return new, tuple(state.kinks)
+
+
+def _of_new_moments(program: Program) -> Program:
+    """The program with the moments that its residuals have, which are those of its sides as well."""
+    forms = tuple(
+        replace(form, lhs=form.parts[0].residual, rhs=(n.Constant(0.0),)) if form.parts else form
+        for form in program.forms
+    )
+    new = replace(program, forms=forms)
+    moments = dict.fromkeys(x for x in n.postorder(*new.roots) if isinstance(x, n.Moment))
+    return replace(new, moments=tuple(moments))
 
 
 class _Rewriting:
-    """One rewriting: equal functions on one side share a slack variable."""
+    """One rewriting: equal functions on one side share a slack variable.
 
-    def __init__(self, first: int) -> None:
-        self.first = first
+    Args:
+        rows: number of rows of the samples whose kinks per row are replaced.
+    """
+
+    def __init__(self, rows: Mapping[Data, int]) -> None:
+        self.rows = rows
         self.kinks: list[Kink] = []
-        self.known: dict[tuple[n.Node, int], n.Node] = {}
+        self.known: dict[tuple[n.Node, int], tuple[n.Node, Kink]] = {}
 
     def part(self, part: Part) -> Part:
         """A one-sided piece without kinks where its kind allows."""
-        return replace(part, residual=self.rewritten(part.residual, 1)) if part.kind == "<=" else part
+        if part.kind != "<=":
+            return part
+        if part.rows is None:
+            return replace(part, residual=self.rewritten(part.residual, 1))
+        return replace(part, residual=self._in_rows(part.residual, 1, part.rows, part.where))
 
     def rewritten(self, root: n.Node, side: int) -> n.Node:
         """The expression without the kinks in which it moves in a known direction."""
-        sides = _sides(root, side)
+        sides = _sides(_above_rows(root), side)
+        straight = degree(root) in (0, 1)
         done: dict[int, n.Node] = {}
         for node in _above_rows(root):
             inner = tuple(done.get(id(child), child) for child in n.children(node))
-            new = node if isinstance(node, n.Moment) else n.rebuild(node, inner)
-            if self._replaceable(node, sides[id(node)]):
-                assert isinstance(node, n.Apply)  # checked by _replaceable
-                new = self._slack(node, inner, sides[id(node)])
-            done[id(node)] = new
+            if isinstance(node, n.Moment):
+                done[id(node)] = self._moment(node, sides[id(node)], straight=straight)
+            elif self._replaceable(node, sides[id(node)], None):
+                done[id(node)] = self._slack(node, _terms(node, inner), inner, sides[id(node)])
+            else:
+                done[id(node)] = n.rebuild(node, inner)
+        return done[id(root)]
+
+    def _moment(self, node: n.Moment, side: int, *, straight: bool) -> n.Node:
+        """An average without kinks in its rows; a slack variable where the term bends in it."""
+        kind = type_of(node)
+        if not side or node.data not in self.rows or (not straight and kind.levels is not None):
+            return node
+        integrand = self._in_rows(node.integrand, side, node.data, _counted(node))
+        if integrand is node.integrand:
+            return node
+        new = replace(node, integrand=integrand)
+        return new if straight else self._slack(node, (new,), (new,), side)
+
+    def _in_rows(self, root: n.Node, side: int, data: Data, event: n.Node | None) -> n.Node:
+        """An expression per row without its kinks, of rows of which those with the event count."""
+        if data not in self.rows:
+            return root
+        order = n.postorder(root)
+        sides = _sides(order, side)
+        done: dict[int, n.Node] = {}
+        for node in order:
+            inner = tuple(done[id(child)] for child in n.children(node))
+            own = type_of(node).rows
+            if self._replaceable(node, sides[id(node)], own):
+                done[id(node)] = self._slack(node, _terms(node, inner), inner, sides[id(node)], own, event)
+            else:
+                done[id(node)] = n.rebuild(node, inner)
         return done[id(root)]
 
     @staticmethod
-    def _replaceable(node: n.Node, side: int) -> bool:
+    def _replaceable(node: n.Node, side: int, rows: Data | None) -> bool:
         if not isinstance(node, n.Apply) or not _has_kink(node) or node.atom in _JUMPS:
             return False
         if side != (-1 if node.atom in _CONCAVE else 1) or not depends_on_decisions(node):
             return False
         kind = type_of(node)
-        if kind.rows is not None or kind.levels is not None or kind.shape is None:
+        if kind.rows is not rows or kind.levels is not None or kind.shape is None:
             return False
         reduction = node.atom in ("max", "min", "norm")
+        if reduction and rows is not None and not _is_sum(node):
+            return False  # of the entries of a row
         return not reduction or (node.option("axis") is None and not node.option("keepdims"))
 
-    def _slack(self, node: n.Apply, args: tuple[n.Node, ...], side: int) -> n.Node:
-        known = self.known.get((node, side))
-        if known is not None:
-            return known
-        terms = _terms(node, args)
-        summed = node.atom in ("norm", "norm_levels") and node.option("ord") == 1
-        shape = type_of(terms[0]).shape if summed else type_of(node).shape
+    def _slack(  # what a kink is
+        self,
+        node: n.Node,
+        terms: tuple[n.Node, ...],
+        args: tuple[n.Node, ...],
+        side: int,
+        rows: Data | None = None,
+        event: n.Node | None = None,
+    ) -> n.Node:
+        """What takes the place of a function, and is known by it."""
+        if (node, side) in self.known:
+            found, kink = self.known[node, side]
+            kink.events = None if event is None or kink.events is None else (*kink.events, event)
+            return found
+        summed = isinstance(node, n.Apply) and _is_sum(node)
         kind = type_of(terms[0])
-        if shape is None or (summed and kind.levels is not None):
+        shape = kind.shape if summed else type_of(node).shape
+        if shape is None or (summed and (kind.levels is not None or kind.rows is not rows)):
             return n.rebuild(node, args)
-        slack = n.VariableSymbol(f"{PREFIX}{len(self.kinks) + 1})", shape)
-        self.kinks.append(Kink(node, slack, side, terms))
-        found: n.Node = n.Decision(slack, loc=node.loc)
+        lead = () if rows is None else (self.rows[rows],)
+        slack = n.VariableSymbol(f"{PREFIX}{len(self.kinks) + 1})", (*lead, *shape))
+        kink = Kink(node, slack, side, terms, rows, None if event is None else (event,))
+        self.kinks.append(kink)
+        found = _value(kink)
         if summed:
             found = n.Apply("sum", (found,), (("axis", None), ("keepdims", False)), loc=node.loc)
-        self.known[node, side] = found
+        self.known[node, side] = found, kink
         return found
+
+
+def _is_sum(node: n.Apply) -> bool:
+    return node.atom in ("norm", "norm_levels") and node.option("ord") == 1
+
+
+def _value(kink: Kink) -> n.Node:
+    """The slack variable in an expression; that of each row in an expression per row."""
+    whole = n.Decision(kink.slack, loc=kink.node.loc)
+    return whole if kink.rows is None else n.Apply("take", (whole, n.Codes(kink.rows, ROW)))
+
+
+def _counted(moment: n.Moment) -> n.Node | None:
+    """Which rows an average counts: an event; None for all of them."""
+    events = [event for group in moment.by if isinstance(group, n.Among) for event in group.events]
+    listed = [n.Logic("or", tuple(events))] if len(events) > 1 else events
+    both = listed if moment.given is None else [moment.given, *listed]
+    return n.Logic("and", tuple(both)) if len(both) > 1 else next(iter(both), None)
 
 
 def _terms(node: n.Apply, args: tuple[n.Node, ...]) -> tuple[n.Node, ...]:
@@ -178,16 +278,21 @@ def _terms(node: n.Apply, args: tuple[n.Node, ...]) -> tuple[n.Node, ...]:
 
 
 def _bounds(kink: Kink) -> Form:
-    """u >= each term, or u <= each term."""
-    u = n.Decision(kink.slack, loc=kink.node.loc)
+    """u >= each term, or u <= each term, on the rows that count."""
+    u, at = _value(kink), kink.node.loc
+    where = None
+    if kink.events:
+        events = tuple(dict.fromkeys(kink.events))
+        where = events[0] if len(events) == 1 else n.Logic("or", events)
     name = kink.slack.name
     parts: list[Part] = []
     for i, term in enumerate(kink.terms):
         pair = (term, u) if kink.side > 0 else (u, term)
-        residual = n.Apply("sub", pair, loc=kink.node.loc)
-        parts.append(Part(name, str(i), "<=", residual, -1.0))
-    relation = n.Comparison("<=" if kink.side > 0 else ">=", kink.terms[0], u, loc=kink.node.loc)
-    return Form(name, relation, "<=" if kink.side > 0 else ">=", kink.terms[0], (u,), tuple(parts))
+        residual = n.Apply("sub", pair, loc=at)
+        parts.append(Part(name, str(i), "<=", residual, -1.0, kink.rows, where))
+    op = "<=" if kink.side > 0 else ">="
+    relation = n.Comparison(op, kink.terms[0], u, loc=at)
+    return Form(name, relation, op, kink.terms[0], (u,), tuple(parts), kink.rows, where)
 
 
 def _above_rows(root: n.Node) -> Sequence[n.Node]:
@@ -212,54 +317,69 @@ def _above_rows(root: n.Node) -> Sequence[n.Node]:
     return order
 
 
-def _sides(root: n.Node, side: int) -> dict[int, int]:
-    """By `id` of every node: +1 where the root increases in it, -1 where it decreases, 0 elsewhere."""
+def _sides(order: Sequence[n.Node], side: int) -> dict[int, int]:
+    """By `id` of every node: +1 where the last one increases in it, -1 where it decreases, 0 elsewhere."""
     facts: dict[int, Fact] = {}
-    found: dict[int, int] = {id(root): side}
-    for node in reversed(_above_rows(root)):
-        if isinstance(node, n.Moment):
-            continue
+    found: dict[int, int] = {id(order[-1]): side}
+    within = {id(node) for node in order}
+    for node in reversed(order):
         own = found[id(node)]
         for place, child in enumerate(n.children(node)):
-            moved = own and own * direction(node, place, facts)
-            found[id(child)] = moved if found.get(id(child), moved) == moved else 0
+            if id(child) in within:
+                moved = own and own * direction(node, place, facts)
+                found[id(child)] = moved if found.get(id(child), moved) == moved else 0
     return found
 
 
 # ------------------------------------------------------------------------------------------ evaluating
-def smoothed(evaluator: Evaluator) -> Evaluator:
-    """An evaluator of the program without kinks on the same data; the same one when it has none.
+def smoothed(evaluator: Evaluator) -> tuple[Evaluator, tuple[Kink, ...]]:
+    """An evaluator of the program without kinks on the same data, and its kinks of every row.
 
-    Its decisions share the tensors of the others; slack variables start at the values of what they stand
-    for.
+    The same one when it has no kinks. Its decisions share the tensors of the others; slack variables start at
+    the values of what they stand for.
     """
-    program, kinks = without_kinks(evaluator.program)
+    bound = {data: population.rows for data, population in evaluator.populations.items()}
+    program, kinks = without_kinks(evaluator.program, bound)
     if not kinks:
-        return evaluator
+        return evaluator, ()
     decisions = Decisions(program, evaluator.device, evaluator.dtype)
     for symbol, tensor in evaluator.decisions.variables.items():
         decisions.replace(symbol, tensor)
+    in_rows = tuple(kink for kink in kinks if kink.rows is not None)
     other = evaluator.viewed(program)
     other.decisions = decisions
-    places: dict[str, list[int]] = {}
-    for i, part in enumerate(program.parts):
-        places.setdefault(part.constraint, []).append(i)
+    _number_rows(other, (kink.rows for kink in in_rows if kink.rows is not None))
     for _ in kinks:  # inner ones first; there are few
-        residuals = other.full("primal").residuals
-        moved = 0.0
-        for kink in kinks:
-            moved = max(moved, _settle(kink, decisions.variables[kink.slack],
-                                       [residuals[i] for i in places[kink.slack.name]]))  # fmt: skip
-        if moved == 0.0:
+        if not max([_settle(kink, other) for kink in kinks]):
             break
-    return other
+    return other, in_rows
 
 
-def _settle(kink: Kink, u: Tensor, residuals: Sequence[Tensor | None]) -> float:
+def _residuals(kink: Kink, evaluator: Evaluator) -> list[Tensor]:
+    """Residuals of the bounds of a slack variable, in its shape or one that fits it."""
+    places = [i for i, part in enumerate(evaluator.program.parts) if part.constraint == kink.slack.name]
+    if kink.rows is not None:
+        return [evaluator.row_residuals(i, "primal")[0] for i in places]
+    full = evaluator.full("primal").residuals
+    return [r for r in (full[i] for i in places) if r is not None]
+
+
+def _number_rows(evaluator: Evaluator, samples: Iterable[Data]) -> None:
+    """Gives these samples the derived column `ROW`."""
+    evaluator.populations = dict(evaluator.populations)
+    for data in set(samples):
+        population = evaluator.populations[data]
+        numbers = torch.arange(population.rows, device=evaluator.device)
+        columns = {**population.columns, codes_column(ROW): numbers}
+        evaluator.populations[data] = replace(population, columns=columns)
+
+
+def _settle(kink: Kink, evaluator: Evaluator) -> float:
     """Moves a slack variable to the largest (or least) of its terms; returns how far."""
+    u = evaluator.decisions.variables[kink.slack]
+    residuals = _residuals(kink, evaluator)
     found = torch.stack([
-        (r.amax() if u.dim() == 0 else r.expand(u.shape)).reshape(u.shape)
-        for r in residuals if r is not None
+        (r.amax() if u.dim() == 0 else r.expand(u.shape)).reshape(u.shape) for r in residuals
     ]).amax(0)  # fmt: skip
     with torch.no_grad():
         u.add_(kink.side * found.to(u))

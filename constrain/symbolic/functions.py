@@ -337,6 +337,11 @@ def _trace(e: Entries, node: n.Apply, index: tuple[Any, ...], place: Place) -> A
     return e.total([e.shape(x)[0]], lambda a: e.at(x, (a, a), place), (*index, *place))
 
 
+def _symmetric_part(e: Entries, node: n.Apply, index: tuple[Any, ...], place: Place) -> Any:
+    (x,) = node.args
+    return (e.at(x, index, place) + e.at(x, (index[1], index[0]), place)) / 2
+
+
 def _logdet(e: Entries, node: n.Apply, _index: tuple[Any, ...], place: Place) -> Any:
     (x,) = node.args
     size = e.shape(x)[0]
@@ -381,6 +386,7 @@ STRUCTURAL: dict[str, Callable[..., Any]] = {
     "quad_form": _quad_form,
     "trace": _trace,
     "logdet": _logdet,
+    "symmetric_part": _symmetric_part,
     "max_levels": _over_levels(lambda x, _: sp.Max(*x)),
     "min_levels": _over_levels(lambda x, _: sp.Min(*x)),
     "sum_levels": _over_levels(lambda x, _: sp.Add(*x)),

@@ -164,6 +164,10 @@ TABLE = {
     "log of concave": (lambda: torch.log(cn.sum(cn.sqrt(p))), "concave", "any", "general"),
     "clamped below and above": (lambda: -cn.maximum(w, -1.0), "concave", "any", "piecewise"),
     "negated square": (lambda: -(w**2), "concave", "nonpos", "quadratic"),
+    "largest eigenvalue": (lambda: cn.lambda_max(m), "convex", "any", "general"),
+    "smallest eigenvalue": (lambda: cn.lambda_min(m), "concave", "any", "general"),
+    "spectral norm": (lambda: cn.spectral_norm(m), "convex", "nonneg", "general"),
+    "nuclear norm": (lambda: cn.nuclear_norm(m), "convex", "nonneg", "general"),
     "log det": (lambda: torch.logdet(m + m.T), "concave", "any", "general"),
     # unknown, and why
     "product": (

@@ -146,12 +146,12 @@ def test_from_cvxpy_keeps_cones_integers_and_the_sum_of_the_largest():
 
 
 def test_from_cvxpy_says_what_it_cannot_take():
-    X = cp.Variable((2, 2), PSD=True, name="X")
-    with pytest.raises(cn.RouteError, match="attribute PSD of X"):
+    X = cp.Variable((2, 2), NSD=True, name="X")
+    with pytest.raises(cn.RouteError, match="attribute NSD of X"):
         cn.from_cvxpy(cp.Problem(cp.Minimize(cp.trace(X))))
     y = cp.Variable((2, 2))
-    with pytest.raises(cn.RouteError, match="no form of lambda_max"):
-        cn.from_cvxpy(cp.Problem(cp.Minimize(cp.lambda_max(y))))
+    with pytest.raises(cn.RouteError, match="no form of lambda_sum_largest"):
+        cn.from_cvxpy(cp.Problem(cp.Minimize(cp.lambda_sum_largest(y, 1))))
 
 
 # -------------------------------------------------------------------------------------------- to pyomo

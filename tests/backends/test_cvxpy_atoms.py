@@ -13,6 +13,7 @@ from constrain import E
 from constrain.backends.cvxpy.atoms import LOWERINGS
 from constrain.backends.cvxpy.expressions import Lowerer
 from constrain.language.atoms import ATOMS
+from constrain.language.expr import apply
 from constrain.lowering.lower import lower
 from constrain.runtime.constants import Constants
 
@@ -243,6 +244,11 @@ CASES = {
     ],
     "trace": [lambda: cn.trace(q), lambda: cn.trace(SQUARE @ q)],
     "logdet": [lambda: torch.logdet(q + q.T)],
+    "symmetric_part": [lambda: apply("symmetric_part", q)],
+    "lambda_max": [lambda: cn.lambda_max(D.z * q)],  # of one matrix: tests/backends/test_matrices.py
+    "lambda_min": [lambda: cn.lambda_min(D.z * q)],
+    "spectral_norm": [lambda: cn.spectral_norm(m), lambda: cn.spectral_norm(A @ m.T)],
+    "nuclear_norm": [lambda: cn.nuclear_norm(m), lambda: cn.nuclear_norm(q)],
     "max_levels": [lambda: cn.max(E(part, by=D.g))],
     "min_levels": [lambda: cn.min(E(part, by=D.g))],
     "sum_levels": [lambda: cn.sum(E(rows, by=D.g))],

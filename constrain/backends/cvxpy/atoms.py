@@ -170,10 +170,14 @@ def _trace(a: Arguments) -> Any:
     return _over_axes(cp.sum, picked, a.leads[0], (-2, -1), keepdims=False)
 
 
-def _logdet(a: Arguments) -> Any:
-    if a.leads[0]:
-        return cp.hstack([cp.log_det(a.values[0][i]) for i in range(a.values[0].shape[0])])
-    return cp.log_det(a.values[0])
+def _of_matrices(function: Callable[[Any], Any]) -> Lowering:
+    """A function of a matrix, row by row where there are rows."""
+
+    def lowered(a: Arguments) -> Any:
+        (x,) = a.values
+        return function(x) if not a.leads[0] else cp.hstack([function(x[i]) for i in range(x.shape[0])])
+
+    return lowered
 
 
 # -------------------------------------------------------------------------------------------- losses
@@ -413,7 +417,12 @@ LOWERINGS: dict[str, Lowering] = {
     "where": _where,
     "quad_form": _quad_form,
     "trace": _trace,
-    "logdet": _logdet,
+    "logdet": _of_matrices(cp.log_det),
+    "symmetric_part": lambda a: (a.values[0] + cp.swapaxes(a.values[0], -1, -2)) / 2,
+    "lambda_max": _of_matrices(lambda x: cp.lambda_max((x + x.T) / 2)),
+    "lambda_min": _of_matrices(lambda x: cp.lambda_min((x + x.T) / 2)),
+    "spectral_norm": _of_matrices(cp.sigma_max),
+    "nuclear_norm": _of_matrices(cp.normNuc),
     "max_levels": _over_levels(cp.max),
     "min_levels": _over_levels(cp.min),
     "sum_levels": _over_levels(cp.sum),

@@ -14,6 +14,7 @@ import numpy as np
 
 from constrain.backends.cvxpy.averages import added
 from constrain.backends.cvxpy.expressions import Lowerer
+from constrain.backends.cvxpy.matrices import Inequality, inequality
 from constrain.backends.cvxpy.package import cp
 from constrain.errors import RouteError
 from constrain.language import nodes as n
@@ -56,6 +57,7 @@ class Built:
         constraints: cvxpy constraint per part key.
         rows: per part key of a constraint per row, the rows that take part.
         levels: per part key of a `by=` block, the level names.
+        inequalities: semidefinite constraints, by part key where they stand for a part, else by a number.
         messages: what cvxpy warned about while building.
     """
 
@@ -67,6 +69,7 @@ class Built:
     constraints: dict[str, Any]
     rows: dict[str, Rows]
     levels: dict[str, tuple[Any, ...]]
+    inequalities: dict[str | int, Inequality]
     messages: tuple[str, ...] = ()
 
 
@@ -124,16 +127,24 @@ def _assemble(
         warnings.simplefilter("always")
         objective = builder.expression(program.judged.objective)
         constraints: dict[str, Any] = {}
+        inequalities: dict[str | int, Inequality] = {}
         for form in program.forms:
             if form.relaxation is not None and form.relaxation.parts:
                 cost, relaxed = _relaxed(builder, form, rows)
                 objective, constraints = objective + cost, constraints | relaxed
             for part in form.parts:
+                matrix = inequality(builder, part.residual) if part.kind == "<=" and not part.rows else None
+                if matrix is not None:
+                    inequalities[part.key], constraints[part.key] = matrix, matrix.constraint
+                    continue
                 residual = _residual(builder, part, rows)
                 constraints[part.key] = residual == 0 if part.kind == "==" else residual <= 0
         for key, constraint in constraints.items():
             constraint.set_label(key)
-        problem = cp.Problem(cp.Minimize(cp.reshape(objective, (), order="C")), list(constraints.values()))
+        inequalities |= dict(enumerate(builder.inequalities))
+        rules = [*builder.rules, *(own.constraint for own in builder.inequalities)]
+        asked = [*constraints.values(), *rules]
+        problem = cp.Problem(cp.Minimize(cp.reshape(objective, (), order="C")), asked)
     levels = {part.key: _levels(builder, part.residual) for part in program.judged.parts}
     return Built(
         program,
@@ -144,6 +155,7 @@ def _assemble(
         constraints,
         rows,
         {key: names for key, names in levels.items() if names},
+        inequalities,
         tuple(str(w.message) for w in caught),
     )
 

@@ -13,6 +13,7 @@ from constrain.analysis.models import AffineModel, Features, affine_model, refus
 from constrain.backends.cvxpy.atoms import LOWERINGS, Arguments
 from constrain.backends.cvxpy.averages import SUMS, VARIANCES, Averager, added
 from constrain.backends.cvxpy.declared import lowering_of
+from constrain.backends.cvxpy.matrices import EIGENVALUES, Inequality, eigenvalue
 from constrain.backends.cvxpy.package import cp
 from constrain.errors import RouteError
 from constrain.language import nodes as n
@@ -62,6 +63,8 @@ def _variable(symbol: n.VariableSymbol) -> Any:
         attributes["boolean"] = True
     elif symbol.integer:
         attributes["integer"] = True
+    if symbol.symmetric and not attributes:
+        attributes["symmetric"] = True
     return cp.Variable(symbol.shape, name=symbol.name, **attributes)
 
 
@@ -81,6 +84,12 @@ class Lowerer:
         self._values = values
         self.constants = Constants(bind, values, tails=program.tails)
         self.variables = {symbol: _variable(symbol) for symbol in program.variables}
+        self.inequalities: list[Inequality] = []
+        """Semidefinite constraints that expressions brought along."""
+        self.rules: list[Any] = [
+            v == v.T for s, v in self.variables.items() if s.symmetric and not v.attributes["symmetric"]
+        ]
+        """Constraints that no one asked for: symmetry, where cvxpy has no attribute for it."""
         self.weights = {
             model: {
                 k: cp.Variable(tuple(p.shape), name=f"{model.name}.{k}") for k, p in trainable(model.module)
@@ -176,18 +185,26 @@ class Lowerer:
                 return self._derivative(node)
             case n.Moment():
                 return Averager(self).moment(node)
-            case n.Apply(atom=atom) if atom in SUMS:
-                return added(
-                    [self._lowered[x] if sign > 0 else -self._lowered[x] for sign, x in self.terms(node)]
-                )
-            case n.Apply(atom=atom) if atom in VARIANCES:
-                return Averager(self).variance(node)
             case n.Apply():
-                return self.apply(
-                    node, [self._lowered[x] for x in node.args], [type_of(x).lead for x in node.args]
-                )
+                return self._function(node)
             case _:
                 raise RouteError("E125", f"cvxpy has no form of a {type(node).__name__}", at=node.loc)
+
+    def _function(self, node: n.Apply) -> Any:
+        if node.atom in SUMS:
+            return added(
+                [self._lowered[x] if sign > 0 else -self._lowered[x] for sign, x in self.terms(node)]
+            )
+        if node.atom in VARIANCES:
+            return Averager(self).variance(node)
+        if node.atom in EIGENVALUES:
+            level = eigenvalue(self, node)
+            if level is not None:
+                return level
+        argument = node.args[0] if node.atom == "symmetric_part" else None
+        if isinstance(argument, n.Decision) and argument.symbol.symmetric:
+            return self.variables[argument.symbol]
+        return self.apply(node, [self._lowered[x] for x in node.args], [type_of(x).lead for x in node.args])
 
     def apply(self, node: n.Apply, values: Iterable[Any], leads: Iterable[int]) -> Any:
         """One atom of lowered arguments."""

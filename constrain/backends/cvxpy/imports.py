@@ -30,7 +30,7 @@ __all__ = ["Imported", "from_cvxpy", "imported"]
 
 MATRIX_LIMIT = 4_000_000
 """Most entries of the matrix of one affine atom."""
-_UNKNOWN = ("PSD", "NSD", "hermitian", "complex", "imag", "diag", "symmetric", "sparsity")
+_UNKNOWN = ("NSD", "hermitian", "complex", "imag", "diag", "sparsity")
 
 Rule: TypeAlias = Callable[[Any, "list[Any]"], Any]
 
@@ -193,6 +193,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("GeoMean", "GeoMeanApprox"), _geo_mean),
     "huber": _huber,
     "log_det": _one(torch.logdet),
+    "lambda_max": _one(f.lambda_max),
+    "sigma_max": _one(f.spectral_norm),
+    "normNuc": _one(f.nuclear_norm),
     **dict.fromkeys(("psd_wrap", "nonneg_wrap", "nonpos_wrap", "symmetric_wrap"), _one(lambda x: x)),
     **{name: _torch(name) for name in ("sin", "cos", "tanh")},
 }
@@ -329,6 +332,8 @@ class _Importer:
             boolean=bool(own["boolean"]),
             integer=bool(own["integer"]),
             bounds=bounds,
+            symmetric=bool(own["symmetric"]),
+            psd=bool(own["PSD"]),
         )
         if node.value is not None:
             made.value = _dense(node.value).reshape(node.shape)
@@ -362,6 +367,8 @@ class _Importer:
                 axis = None if constraint.args[1].ndim <= 1 else int(constraint.axis)
                 level = args[0] if axis is not None or args[0].shape == () else args[0].reshape(())
                 return f.norm(args[1], 2, axis=axis) <= level
+            case "PSD":
+                return args[0] >> 0
             case "ExpCone":
                 x, y, z = args
                 return y * f.exp(x / y) <= z

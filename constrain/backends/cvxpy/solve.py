@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from constrain.backends.cvxpy.declared import without_lowering
+from constrain.backends.cvxpy.matrices import dual_of
 from constrain.backends.cvxpy.package import cp
 from constrain.errors import RouteError
 from constrain.language import nodes as n
@@ -208,6 +209,7 @@ class RawSolution:
         iterations: of the solver, if it says.
         gap: primal minus dual objective (or minus the bound of an integer search), if both are known.
         message: status in words, and what cvxpy warned about.
+        slopes: of extreme eigenvalues at the solution, from the dual values of matrix inequalities.
     """
 
     status: Status
@@ -221,10 +223,13 @@ class RawSolution:
     gap: float | None = None
     message: str = ""
     warnings: tuple[str, ...] = field(default=())
+    slopes: Mapping[n.ArraySymbol, Any] = field(default_factory=dict["n.ArraySymbol", Any])
 
     def write_back(self) -> None:
         """Puts the values into the `Variable`s and the weights into the modules; dtype and device stay."""
         put_back(self.values, self.weights)
+        for symbol, slope in self.slopes.items():
+            symbol.value = slope
 
     def result(self) -> RawResult:
         """The record that solvers and backends share."""
@@ -404,8 +409,13 @@ def _solution(
     words = "; ".join((message, *([why] if why else ()), *shown))
     objective = float(problem.value)
     gap = _gap(raw, data)
+    slopes = {
+        own.slope: dual_of(own)[1]
+        for own in built.inequalities.values()
+        if own.constraint.dual_value is not None
+    }
     return RawSolution(
-        status, objective, values, weights, multipliers, label, seconds, iterations, gap, words, shown
+        status, objective, values, weights, multipliers, label, seconds, iterations, gap, words, shown, slopes
     )
 
 
@@ -430,6 +440,9 @@ def _multipliers(built: Built) -> tuple[dict[str, NDArray[Any]] | None, str]:
                 else "the solver returned none"
             )
             return None, f"no multipliers: {why}"
+        if part.key in built.inequalities:
+            found[part.key] = np.asarray(dual_of(built.inequalities[part.key])[0])
+            continue
         dual = np.asarray(value, dtype=np.float64).reshape(constraint.shape)
         rows = built.rows.get(part.key)
         if rows is not None and len(rows.selected) < rows.count:

@@ -212,6 +212,11 @@ def _trace(a: Arguments) -> Any:
     return summed(lifted(np.diagonal(a.values[0], axis1=-2, axis2=-1)), (-1,))
 
 
+def _symmetric_part(a: Arguments) -> Any:
+    (x,) = a.values
+    return mapped_pairs(lambda p, q: 0.5 * (p + q), x, np.swapaxes(x, -1, -2))
+
+
 # ------------------------------------------------------------------------------------------ reductions
 def _sum(a: Arguments) -> Any:
     axes = a.axes()
@@ -330,6 +335,7 @@ LOWERINGS: dict[str, Lowering] = {
     "einsum": _einsum,
     "quad_form": _quad_form,
     "trace": _trace,
+    "symmetric_part": _symmetric_part,
     **{name: _one(_smooth(name)) for name in ("exp", "log", "sqrt", "sin", "cos", "tanh")},
     "square": _one(_square),
     "expm1": _one(lambda x: exp(x) - 1.0),
