@@ -177,13 +177,23 @@ class Attached:
     @contextmanager
     def at_point(self) -> Generator[None]:
         """Runs a block with the decisions at the solution."""
+        with self.at(self.point):
+            yield
+
+    @contextmanager
+    def at(self, state: Mapping[str, Any]) -> Generator[None]:
+        """Runs a block with these decisions by name, tensors or arrays, also in the user's `Variable`s."""
         now = self.decisions.snapshot()
+        values = {symbol: symbol.value for symbol in self.decisions.variables}
         try:
             with self.decisions.precision(self.evaluator.dtype):
-                self.decisions.restore(self.point)
+                self.decisions.restore({name: torch.as_tensor(value) for name, value in state.items()})
+                self.decisions.write_back()
                 yield
         finally:
             self.decisions.restore(now)
+            for symbol, value in values.items():
+                symbol.value = value
 
     def kkt(
         self,
@@ -212,7 +222,10 @@ class Attached:
             return value_slope(self.evaluator, multipliers, self.params, parameter)
 
     def evaluate(
-        self, data: Data | Mapping[str, Data], within: Mapping[str, float] | None = None
+        self,
+        data: Data | Mapping[str, Data],
+        within: Mapping[str, float] | None = None,
+        bounded: Mapping[str, tuple[float, float]] | None = None,
     ) -> Evaluation:
         """Objective and constraints at the solution on other data."""
         with self.at_point():
@@ -225,7 +238,7 @@ class Attached:
                 reference=self.evaluator,
                 chunk=self.evaluator.chunk,
             )
-            judged = judge_other(other)
+            judged = judge_other(other, bounded=bounded)
             if within:
                 judged = replace(judged, estimates=tested_for_equivalence(judged.estimates, within))
             return evaluation_of(other, judged, self.texts)

@@ -12,12 +12,13 @@ Sources: Wilson (1927), JASA 22; Holm (1979), Scand. J. Statist. 6; for influenc
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy import stats
 
+from constrain.diagnostics.bernstein import bounded_interval, checked_ranges
 from constrain.diagnostics.influence import Spread, spread
 from constrain.diagnostics.names import level_axis
 from constrain.diagnostics.point import Point, array_of, bound_scale, read_point, reduce_to, user_objective
@@ -30,7 +31,7 @@ from constrain.solution.constraint import labels_of, slack_of, violation_of
 from constrain.solution.records import Estimate, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -135,6 +136,7 @@ def judge_sample(
     tolerance: float = 1e-6,
     confidence: float = 0.95,
     correction: Correction = "holm",
+    bounded: Mapping[str, tuple[float, float]] | None = None,
 ) -> Judgment:
     """Intervals and verdicts of every constraint on the sample of an evaluator.
 
@@ -144,7 +146,12 @@ def judge_sample(
         tolerance: violations up to tolerance * (1 + |bound|) are none where no sampling error is concerned.
         confidence: two-sided level of the intervals.
         correction: for the number of verdicts, one per level of each constraint of the user.
+        bounded: by constraint the range of every row's value; these get empirical Bernstein intervals.
+
+    Raises:
+        ModelingError: E139, E141 for `bounded`.
     """
+    bounded = checked_ranges(evaluator, bounded)
     point = read_point(evaluator) if point is None else point
     view = judged(evaluator)
     program = view.program
@@ -175,7 +182,8 @@ def judge_sample(
         if form.name == EPIGRAPH:
             objective = Spread(objective.error, left.smallest)
             continue
-        tested.append(_test(view, point, k, form, left, by_part, missing.sides[k], confidence))
+        own = _test(view, point, k, form, left, by_part, missing.sides[k], confidence)
+        tested.append(_bounded(own, view, moments, k, bounded, confidence))
     estimates = _verdicts(tested, point, tolerance, confidence, correction)
     first = {part.constraint: i for i, part in reversed(list(enumerate(program.parts)))}
     for k, form in enumerate(program.forms):
@@ -346,6 +354,24 @@ def _test(
     return _Tested(
         form, value, bounds, lower, upper, ratio, counts, freedom, settled, unknown, absent, labels
     )  # fmt: skip
+
+
+def _bounded(
+    tested: _Tested,
+    view: Evaluator,
+    moments: Sequence[Tensor],
+    k: int,
+    bounded: Mapping[str, tuple[float, float]],
+    confidence: float,
+) -> _Tested:
+    """The same with an interval for every sample size, where a range was given."""
+    limits = bounded.get(tested.form.name)
+    if limits is None:
+        return tested
+    found = bounded_interval(view, moments, k, limits, confidence)
+    lower, upper = (np.where(tested.absent, np.nan, x) for x in (found.lower, found.upper))
+    ratio = np.where(tested.unknown, np.nan, found.ratio)
+    return replace(tested, lower=lower, upper=upper, ratio=ratio, freedom=np.full(ratio.shape, np.inf))
 
 
 def _interval(

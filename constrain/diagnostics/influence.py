@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from constrain.runtime.compiled import Job
     from constrain.runtime.evaluator import Evaluator
 
-__all__ = ["ENTRIES", "Spread", "influences", "spread"]
+__all__ = ["ENTRIES", "Spread", "influences", "jacobian_of", "spread"]
 
 ENTRIES = 400
 """Entries of one function whose standard error is computed: the most urgent ones; the others are NaN."""
@@ -68,7 +68,7 @@ def spread(
     """
     places = [_chosen(u) for u in urgency]
     scalars = [f.reshape(-1)[k] for f, place in zip(functions, places, strict=True) for k in place]
-    jacobian = _jacobian(moments, scalars)
+    jacobian = jacobian_of(moments, scalars)
     variance, smallest = _variance(evaluator, moments, jacobian, len(scalars))
     result: list[Spread] = []
     start = 0
@@ -92,7 +92,7 @@ def _chosen(urgency: NDArray[np.float64]) -> list[int]:
     return sorted(np.argpartition(-urgency.ravel(), ENTRIES)[:ENTRIES].tolist())
 
 
-def _jacobian(moments: Sequence[Tensor], scalars: Sequence[Tensor]) -> list[Tensor]:
+def jacobian_of(moments: Sequence[Tensor], scalars: Sequence[Tensor]) -> list[Tensor]:
     """Per moment d scalar / d moment, of shape (scalars, *moment)."""
     rows: list[list[Tensor]] = [[] for _ in moments]
     for scalar in scalars:
@@ -193,7 +193,7 @@ def influences(
     """
     moments = [m.requires_grad_(True) for m in evaluator.moments("exact")]
     found = scalars(moments)
-    jacobian = _jacobian(moments, found)
+    jacobian = jacobian_of(moments, found)
     result: list[tuple[Data, NDArray[np.float64]]] = []
     for job in evaluator.jobs:
         population = evaluator.populations[job.data]

@@ -152,6 +152,7 @@ def evaluate(
     data: Data | Mapping[str, Data] | None = None,
     *,
     params: Mapping[str, Any] | None = None,
+    bounded: Mapping[str, tuple[float, float]] | None = None,
 ) -> Evaluation:
     """The objective and both sides of every constraint at the current decisions, exactly on all rows.
 
@@ -162,12 +163,13 @@ def evaluate(
         problem: what to evaluate. Variables without a value are where a solve would start them.
         data: replaces the samples of the problem, with their own levels.
         params: values of parameters by name.
+        bounded: by constraint the range of a row's value, for intervals that hold for every number of rows.
 
     Returns:
         What `solution.evaluate` returns: values, bounds, violations, and intervals for the sampling error.
 
     Raises:
-        ModelingError: E122, E127, E138, E146, and others of `solve` about decisions and parameters.
+        ModelingError: E122, E127, E138, E139, E141, E146, and others of `solve` on decisions and parameters.
         DataError: E106, E124, E135, E169.
     """
     program = lowered(problem, data)
@@ -184,7 +186,7 @@ def evaluate(
             before = decisions.snapshot()
             settle(setup.evaluator)
             written = {form.name: str(language_printing().text(form.relation)) for form in program.forms}
-            return evaluation_of(setup.evaluator, judge_sample(setup.evaluator), written)
+            return evaluation_of(setup.evaluator, judge_sample(setup.evaluator, bounded=bounded), written)
         finally:
             if decisions is not None and before is not None:
                 decisions.restore(before)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from constrain.language.data import Data
     from constrain.language.problem import Problem
     from constrain.solution.constraint import ConstraintResult
+    from constrain.solution.mixture import Mixture
     from constrain.solution.paths import ParametricPath
     from constrain.solution.records import KKT, Estimate, Number, Provenance, Sensitivity, Status, Warn
     from constrain.solution.tightening import Tightening
@@ -59,7 +60,10 @@ class Live(Protocol):
         ...
 
     def evaluate(
-        self, data: Data | Mapping[str, Data], within: Mapping[str, float] | None = None
+        self,
+        data: Data | Mapping[str, Data],
+        within: Mapping[str, float] | None = None,
+        bounded: Mapping[str, tuple[float, float]] | None = None,
     ) -> Evaluation:
         """Statistics at the solution's point on other data."""
         ...
@@ -165,6 +169,7 @@ class Solution:
             has several, None without.
         paths: by parameter what `path` found; pages show them as a slider.
         tightening: the margins of `solve(margin=...)` and their price; None without.
+        mixture: iterates of the run of which drawing one beats every single one; None where none do.
     """
 
     status: Status
@@ -187,6 +192,7 @@ class Solution:
     value_at_risk: Number | tuple[Number, ...] | None = None
     paths: dict[str, ParametricPath] = field(default_factory=dict[str, "ParametricPath"])
     tightening: Tightening | None = None
+    mixture: Mixture | None = None
 
     # ---- constraints
     @property
@@ -244,7 +250,10 @@ class Solution:
         return live.sensitivity(name, self.multipliers, self.record.tolerance)
 
     def evaluate(
-        self, data: Data | Mapping[str, Data], within: Mapping[str, float] | None = None
+        self,
+        data: Data | Mapping[str, Data],
+        within: Mapping[str, float] | None = None,
+        bounded: Mapping[str, tuple[float, float]] | None = None,
     ) -> Evaluation:
         """Objective and constraints at this point on other data.
 
@@ -254,12 +263,15 @@ class Solution:
             data: a sample when the problem has one, else samples by the name of the one they replace.
             within: by equality constraint a distance from its bound; the equality `holds` where its value is
                 shown to lie within (two one-sided tests), instead of being `compatible`.
+            bounded: by constraint the least and the largest value of a row, such as (0.0, 1.0); its interval
+                and verdict then hold for every number of rows (empirical Bernstein), not in the limit of
+                many.
 
         Raises:
             DataError: E106, E124, E135 when the data does not fit.
-            ModelingError: E139, E141 for `within`; E129 when the problem is not at hand.
+            ModelingError: E139, E141 for `within` and `bounded`; E129 when the problem is not at hand.
         """
-        return self._need("evaluate()").evaluate(data, within)
+        return self._need("evaluate()").evaluate(data, within, bounded)
 
     def infeasibility(self, **options: Any) -> Infeasibility:
         """Which constraints exclude each other, what it takes to have a feasible point, and the proof.

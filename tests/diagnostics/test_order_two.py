@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import constrain as cn
-from benchmarks.coverage import multipliers, statistics
+from benchmarks.coverage import fitted, multipliers, statistics
 from constrain import E, P, forall
 
 
@@ -154,6 +154,9 @@ def test_intervals_of_multipliers_cover(bound):
 def test_intervals_of_statistics_cover():
     for name, found in statistics(rows=300, replications=120).items():
         assert found.covered >= 0.88, name
+    held, train = fitted(replications=120)
+    assert held.covered >= 0.88
+    assert train.covered < held.covered
 
 
 def test_order_two_of_a_solution_needs_the_problem(tmp_path, rng):
