@@ -11,6 +11,7 @@ from constrain.diagnostics.point import array_of, read_point
 from constrain.errors import ModelingError
 from constrain.language.data import suggest
 from constrain.lowering.lower import EPIGRAPH
+from constrain.runtime.largest import bound_of
 from constrain.runtime.tails import set_thresholds
 from constrain.solution.constraint import violation_of
 
@@ -41,8 +42,7 @@ def settle(evaluator: Evaluator) -> None:
     for form, sides in zip(evaluator.program.forms, evaluator.sides(), strict=True):
         with torch.no_grad():
             if form.name == EPIGRAPH:
-                bound = next(t for s, t in variables.items() if s.name == EPIGRAPH)
-                bound.copy_(sides[0].reshape(()))
+                bound_of(form, evaluator.decisions).copy_(sides[0].reshape(()))
             elif form.relaxation is not None and form.relaxation.slacks:
                 left, *bounds = (array_of(side) for side in sides)
                 for symbol, needed in zip(form.relaxation.slacks, _needed(form, left, bounds), strict=True):

@@ -140,13 +140,12 @@ def _relax(view: Evaluator, point: Point, k: int) -> None:
 def user_objective(evaluator: Evaluator, point: Point) -> float:
     """The objective as written, with the costs of relaxing: in the user's sense, and exact.
 
-    Of the epigraph rule's bound variable the maximum that it stands for is taken.
+    Of the epigraph rule's bound variables the maxima that they stand for are taken.
     """
     program = evaluator.program
-    for form, sides in zip(program.forms, point.sides, strict=True):
-        if form.name == EPIGRAPH:
-            return program.sign * (point.objective + float(sides[0]) - float(sides[1]))
-    return program.sign * point.objective
+    forms = zip(program.forms, point.sides, strict=True)
+    room = sum(float(sides[0]) - float(sides[1]) for form, sides in forms if form.name == EPIGRAPH)
+    return program.sign * (point.objective + room)
 
 
 def align(

@@ -24,6 +24,7 @@ from constrain.runtime.constants import Constants
 from constrain.runtime.decisions import Decisions
 from constrain.runtime.evaluator import Evaluator
 from constrain.runtime.flat import check_derivatives
+from constrain.runtime.largest import bound_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -253,6 +254,5 @@ def _start_epigraph(program: Program, decisions: Decisions, evaluator: Evaluator
     """The bound variable of a min-max objective starts at the largest of its terms."""
     for form, sides in zip(program.forms, evaluator.sides(), strict=True):
         if form.name == EPIGRAPH:
-            bound = next(t for s, t in decisions.variables.items() if s.name == EPIGRAPH)
             with torch.no_grad():
-                bound.copy_(sides[0].reshape(()))
+                bound_of(form, decisions).copy_(sides[0].reshape(()))

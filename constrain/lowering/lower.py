@@ -287,9 +287,7 @@ def _check_shared(problem: Problem) -> None:
                 )
 
 
-def _bounded(
-    objective: n.Node, forms: list[Form], state: _Lowering
-) -> tuple[n.Node, list[n.VariableSymbol]]:
+def _bounded(objective: n.Node, forms: list[Form], state: _Lowering) -> tuple[n.Node, list[n.VariableSymbol]]:
     """The objective with bounds in the place of its maxima, whose constraints are added to the forms."""
 
     def named(k: int) -> n.VariableSymbol:

@@ -7,6 +7,7 @@ the finite-difference shadow price.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from constrain.language import nodes as n
@@ -230,38 +231,62 @@ def split(residual_of: n.Node, rhs: n.Node, label: str = "") -> list[Piece]:
             return [Piece(_sub(residual_of, rhs), label, -1.0)]
 
 
-def epigraph(
-    objective: n.Node, make: Callable[[], n.VariableSymbol], trace: Trace
-) -> tuple[n.Node, n.Node, list[Piece]]:
-    """min f + c max_i e_i  =  min f + t  subject to  c e_i <= t,  for c > 0.
+@dataclass(frozen=True)
+class Bounded:
+    """A largest value of the objective, and what bounds it.
 
-    Exact; the multipliers of the pieces are the weights of the e_i and sum to one. Also for |e|, and for the
-    least of several e_i with c < 0. Next to other terms, the one largest value that holds averages.
+    Attributes:
+        bound: the hidden decision t.
+        term: what t stands for: c max_i e_i with its constant c > 0.
+        pieces: c e_i - t.
+    """
+
+    bound: n.VariableSymbol
+    term: n.Node
+    pieces: list[Piece]
+
+
+def epigraph(
+    objective: n.Node, make: Callable[[int], n.VariableSymbol], trace: Trace
+) -> tuple[n.Node, list[Bounded]]:
+    """min f + c max_i e_i  =  min f + t  subject to  c e_i <= t,  for c > 0; of several, each has its own t.
+
+    Exact; the multipliers of the pieces of each are the weights of its e_i and sum to one. Also for |e|, and
+    for the least of several e_i with c < 0. Next to other terms, those largest values that hold averages.
+
+    Args:
+        objective: to be minimized.
+        make: the hidden decision of the k-th largest value, from 1.
+        trace: what was rewritten is recorded there.
 
     Returns:
-        The new objective, the term that t stands for, and the pieces; none where there is no such term.
+        The new objective and the largest values; none where there is no such term.
     """
     terms = _addends(objective)
-    found = [
-        (node, c)
-        for node, c in terms
-        if _is_largest(node, c) and (len(terms) == 1 or n.mentions(node, n.Moment))
-    ]
-    if len(found) != 1:
-        return objective, objective, []
-    ((largest, c),) = found
-    bound: n.Node = n.Decision(make(), loc=largest.loc)
-    term = _scaled_inside(largest, c)
-    pieces = split(term, bound)
-    if len(pieces) == 1 and pieces[0].residual == _sub(term, bound):
-        return objective, objective, []
-    share = bound if c == 1.0 else n.Apply("mul", (n.Constant(1.0 / c), bound), loc=largest.loc)
+    shares: dict[n.Node, n.Node] = {}
+    found: list[Bounded] = []
+    for node in dict.fromkeys(node for node, _ in terms):
+        c = sum(own for other, own in terms if other == node)
+        alone = len(terms) == 1 or n.mentions(node, n.Moment)
+        if not c or not alone or not _is_largest(node, c):
+            continue
+        if any(node in n.postorder(other) for other, _ in terms if other != node):
+            continue  # what else depends on it may fall in it
+        bound, term = make(len(found) + 1), _scaled_inside(node, c)
+        side: n.Node = n.Decision(bound, loc=node.loc)
+        pieces = split(term, side)
+        if len(pieces) == 1 and pieces[0].residual == _sub(term, side):
+            continue
+        found.append(Bounded(bound, term, pieces))
+        shares[node] = side if c == 1.0 else n.Apply("mul", (n.Constant(1.0 / c), side), loc=node.loc)
+    if not found:
+        return objective, []
 
     def step(node: n.Node, new: tuple[n.Node, ...]) -> n.Node:
-        return share if node is largest else n.rebuild(node, new)
+        return shares[node] if node in shares else n.rebuild(node, new)
 
     trace.add("epigraph", "objective", "min max_i e_i = min t subject to e_i <= t")
-    return n.fold(objective, step), term, pieces
+    return n.fold(objective, step), found
 
 
 def _addends(objective: n.Node) -> list[tuple[n.Node, float]]:

@@ -7,7 +7,7 @@ the simplex for a largest value.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -33,17 +33,17 @@ class Move:
         rate: dimensionless.
         units: (entries,) or a number: size of a multiplier that balances the objective's gradient.
         index: of the rows of the batch in the table; None for all entries.
-        weights: (weights,) entries on the simplex; None without.
+        weights: entries on one simplex each, (weights,) every one.
     """
 
     name: str
     values: Tensor
     residual: Tensor
     steps: Tensor | float
-    rate: float
+    rate: float | Tensor
     units: Tensor | float = 1.0
     index: Tensor | slice | None = None
-    weights: Tensor | None = field(default=None)
+    weights: tuple[Tensor, ...] = ()
 
 
 class Ascent(Protocol):
@@ -137,11 +137,11 @@ class Mirror:
         del past
         change = move.rate * move.steps * move.residual.to(move.values.dtype)
         moved = hypentropy(move.values, change, self.offset * move.units)
-        if move.weights is None:
-            return moved
-        own = change.index_select(0, move.weights)
-        weights = torch.log(move.values.index_select(0, move.weights).clamp(min=LEAST_WEIGHT)) + own
-        return moved.index_copy(0, move.weights, torch.softmax(weights, 0))
+        for places in move.weights:
+            own = change.index_select(0, places)
+            weights = torch.log(move.values.index_select(0, places).clamp(min=LEAST_WEIGHT)) + own
+            moved = moved.index_copy(0, places, torch.softmax(weights, 0))
+        return moved
 
 
 def hypentropy(values: Tensor, change: Tensor, beta: Tensor | float) -> Tensor:

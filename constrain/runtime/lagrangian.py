@@ -342,8 +342,8 @@ class Lagrangian(nn.Module):
         """What the slacks of relaxed averages and a largest value in the objective make of a step."""
         if self._turn is not None:
             moved = self._turn(moved, steps)
-        if self._weighted is not None:
-            moved = moved.index_copy(0, self._weighted, on_simplex(moved.index_select(0, self._weighted)))
+        for places in self._weighted:
+            moved = moved.index_copy(0, places, on_simplex(moved.index_select(0, places)))
         return moved
 
     def _row_term(self, i: int, part: Part, values: RowValues) -> Tensor:
@@ -414,7 +414,7 @@ class Lagrangian(nn.Module):
             move = Move("averages", values, residual, steps, self.rate, self.units, None, self._weighted)
             values.copy_(self.rule.moved(self.past, move))
         torch.maximum(values, self.low, out=values)
-        if self._turn is not None or self._weighted is not None:
+        if self._turn is not None or self._weighted:
             values.copy_(self._turned(values, self.rate * steps))
 
     def _ascend_rows(self, i: int, part: Part, values: RowValues) -> None:
@@ -525,8 +525,8 @@ class Lagrangian(nn.Module):
         sign = torch.sign(residual * self.before) * active
         self.pace.mul_(torch.where(sign > 0, FASTER, torch.where(sign < 0, SLOWER, 1.0)))
         self.pace.clamp_(min=LEAST_PACE)
-        if self._weighted is not None:
-            self.pace.index_fill_(0, self._weighted, 1.0)
+        for places in self._weighted:
+            self.pace.index_fill_(0, places, 1.0)
         torch.minimum(self.pace, self.limits / self.scales, out=self.pace)
         self.before.copy_(residual)
 

@@ -1,8 +1,9 @@
-"""A largest value in the objective, for methods that move multipliers.
+"""Largest values in the objective, for methods that move multipliers.
 
 min_x max_k c_k(x) is min t subject to c_k <= t. As a Lagrangian it is the game min_x max_w sum_k w_k c_k(x)
 over weights w of the simplex: the multipliers are weights that sum to one, and t drops out. So multiplier
-steps are projected on the simplex, and t needs no step: it is set to the largest value.
+steps are projected on the simplex, and t needs no step: it is set to the largest value. A sum of several
+largest values has a t and a simplex for each.
 
 Projection: Duchi, Shalev-Shwartz, Singer and Chandra (2008), "Efficient projections onto the l1-ball", ICML.
 """
@@ -14,15 +15,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from constrain.language import nodes as n
 from constrain.lowering.lower import EPIGRAPH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from constrain.lowering.program import Part
+    from constrain.lowering.program import Form, Part
+    from constrain.runtime.decisions import Decisions
     from constrain.runtime.evaluator import Evaluator
 
-__all__ = ["WEIGHT_STEP", "Largest", "on_simplex"]
+__all__ = ["WEIGHT_STEP", "Largest", "bound_of", "on_simplex"]
 
 WEIGHT_STEP = 4.0
 """Step of the weights at a difference of one spread of the quietest value, before the rate of the steps."""
@@ -37,52 +40,63 @@ def on_simplex(values: Tensor) -> Tensor:
     return (values - (excess / counts).index_select(0, last.reshape(1))).clamp(min=0)
 
 
+def bound_of(form: Form, decisions: Decisions) -> Tensor:
+    """The hidden decision t of a constraint that the epigraph rule made."""
+    (side,) = form.rhs
+    assert isinstance(side, n.Decision)  # made so
+    return decisions.variables[side.symbol]
+
+
 class Largest:
-    """The largest value in the objective of a program, if there is one.
+    """The largest values in the objective of a program, if there are any.
 
     Args:
         evaluator: a program with data.
 
     Attributes:
-        parts: positions of the parts c_k <= t.
-        bound: the hidden decision t; None without a largest value in the objective.
+        groups: for each of them the positions of the parts c_k <= t.
+        bounds: for each of them the hidden decision t.
     """
 
     def __init__(self, evaluator: Evaluator) -> None:
         program = evaluator.program
-        self.parts = [i for i, part in enumerate(program.parts) if part.constraint == EPIGRAPH]
-        variables = evaluator.decisions.variables
-        self.bound: Tensor | None = None
-        if self.parts:
-            self.bound = next(t for symbol, t in variables.items() if symbol.name == EPIGRAPH)
+        position = {part.key: i for i, part in enumerate(program.parts)}
+        forms = [form for form in program.forms if form.name == EPIGRAPH]
+        self.groups = [[position[part.key] for part in form.parts] for form in forms]
+        self.bounds = [bound_of(form, evaluator.decisions) for form in forms]
+
+    @property
+    def parts(self) -> list[int]:
+        """Positions of the parts of all groups."""
+        return [i for group in self.groups for i in group]
 
     def others(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Those of the tensors that are not t: what an optimizer moves."""
-        return [t for t in tensors if t is not self.bound]
+        """Those of the tensors that are no t: what an optimizer moves."""
+        return [t for t in tensors if not any(t is bound for bound in self.bounds)]
 
     @torch.no_grad()
     def settle(self, residuals: Sequence[Tensor | None]) -> bool:
-        """Sets t to the largest value; whether there is one.
+        """Sets each t to its largest value; whether there is one.
 
         Args:
             residuals: by part position, at t as it is now.
         """
-        if self.bound is None:
-            return False
-        found = [r.reshape(-1) for i in self.parts if (r := residuals[i]) is not None]
-        self.bound.add_(torch.cat(found).max().to(self.bound.dtype))
-        return True
+        for group, bound in zip(self.groups, self.bounds, strict=True):
+            found = [r.reshape(-1) for i in group if (r := residuals[i]) is not None]
+            bound.add_(torch.cat(found).max().to(bound.dtype))
+        return bool(self.bounds)
 
     def places(
         self, parts: Sequence[Part], place: Mapping[str, tuple[slice, tuple[int, ...]]]
-    ) -> Tensor | None:
-        """Where the weights are in the vector of multipliers; None without a largest value.
+    ) -> tuple[Tensor, ...]:
+        """Where the weights of each group are in the vector of multipliers.
 
         Args:
             parts: of the program.
             place: by part key its places in the vector, and its shape.
         """
-        if self.bound is None:
-            return None
-        slices = [place[parts[i].key][0] for i in self.parts]
-        return torch.cat([torch.arange(s.start, s.stop, device=self.bound.device) for s in slices])
+        found: list[Tensor] = []
+        for group, bound in zip(self.groups, self.bounds, strict=True):
+            slices = [place[parts[i].key][0] for i in group]
+            found.append(torch.cat([torch.arange(s.start, s.stop, device=bound.device) for s in slices]))
+        return tuple(found)

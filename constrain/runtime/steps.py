@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from constrain.lowering.lower import EPIGRAPH
+from constrain.runtime.largest import Largest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,12 +113,13 @@ class Scales:
         return [found[i] for i in range(len(self.parts))]
 
     def _minimized(self, estimate: Estimate) -> Tensor:
-        """The objective; of one with a largest value the terms of this with equal weights."""
+        """The objective; of one with largest values the terms of each with equal weights."""
         scalar = estimate.primal.objective
         residuals = estimate.primal.residuals
-        parts = (r for p, r in zip(self.parts, residuals, strict=True) if p.constraint == EPIGRAPH)
-        cases = [r.reshape(-1) for r in parts if r is not None]
-        return scalar + torch.cat(cases).mean() if cases else scalar
+        for group in Largest(self.evaluator).groups:
+            cases = [r.reshape(-1) for i in group if (r := residuals[i]) is not None]
+            scalar = scalar + torch.cat(cases).mean()
+        return scalar
 
     def _joined(self) -> list[_Block]:
         """Scalar constraints on the levels of one average are a block, as if they had been written as one."""

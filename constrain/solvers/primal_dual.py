@@ -240,14 +240,17 @@ class Training:
         return 0.3 if self.scheme.gain is None else self.scheme.gain
 
     def _weights(self) -> dict[str, Tensor]:
-        """Multipliers of a largest value as the objective: they sum to one, so they start equal.
+        """Multipliers of largest values in the objective: those of each sum to one, so they start equal.
 
         From 0, nothing holds the bound variable, which would fall until the multipliers come.
         """
-        parts = [p for p in self.evaluator.program.parts if p.constraint == EPIGRAPH]
-        shapes = {p.key: self.lagrangian.multiplier(p) for p in parts}
-        total = sum(values.numel() for values in shapes.values())
-        return {key: torch.full_like(values, 1 / total) for key, values in shapes.items()}
+        found: dict[str, Tensor] = {}
+        for form in self.evaluator.program.forms:
+            if form.name == EPIGRAPH:
+                values = {part.key: self.lagrangian.multiplier(part) for part in form.parts}
+                total = sum(own.numel() for own in values.values())
+                found |= {key: torch.full_like(own, 1 / total) for key, own in values.items()}
+        return found
 
     def epoch(self, epoch: int) -> None:
         """One pass over the largest sample, or what is left of it."""

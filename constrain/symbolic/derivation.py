@@ -157,7 +157,7 @@ class _Deriving:
         self.names = Names()
         for symbol in program.variables:  # decisions come first: they keep their names
             rank = len(symbol.shape)
-            self.names.base(symbol, "t" if symbol.name == EPIGRAPH else symbol.name, rank)
+            self.names.base(symbol, symbol.name.replace(EPIGRAPH, "t"), rank)
         for parameter in program.parameters:
             self.names.base(parameter, parameter.name, len(parameter.shape))
         self.entries = Entries(program, self.names, longest=longest, values=values)
