@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from constrain.lowering.program import Program
+    from constrain.solution.mixture import Mixture
 
 __all__ = ["growing", "read_course"]
 
@@ -34,6 +35,12 @@ RELATED = 0.6
 RELEVANT = 0.1
 """Least effect of a bouncing multiplier (times the spread of the residual), as a share of the objective."""
 
+LASTING = 0.5
+"""Least swing of the later half of a cycle, as a share of the earlier one's: a run that converges loses more."""
+
+TRAVEL = 0.9
+"""Share of all movement after which a run counts as frozen: with a decayed rate, the rest shows nothing."""
+
 FALLING = 0.9
 """A violation whose mean falls to less than this share from one quarter to the next is on its way."""
 
@@ -46,6 +53,7 @@ def read_course(
     tolerance: float,
     *,
     convex: bool,
+    mixture: Mixture | None = None,
 ) -> list[Warn]:
     """C303 oscillation, C304 mixture-needed, C305 infeasible, W218 saddle-point.
 
@@ -56,14 +64,18 @@ def read_course(
         objective: of its result, in the user's sense.
         tolerance: of the judgment.
         convex: the problem is certified convex, so that averaging decisions replaces mixing them.
+        mixture: of iterates that were kept, if it is better than the result.
     """
     found: list[Warn] = _saddle(history)
     rows = [row for row in history if "epoch" in row]
     tail = rows[len(rows) // 3 :]
     if len(tail) >= LEAST:
-        mixed = _mixture(program, tail, status, objective, tolerance) if not convex else []
+        mixed = [] if mixture is None else [_offer(mixture, status)]
+        if not convex and not mixed:
+            mixed = _mixture(program, tail, status, objective, tolerance)
         found += mixed
-        found += [] if mixed or status in (Status.OPTIMAL, Status.STATIONARY) else _cycles(tail, tolerance)
+        quiet = bool(mixed) or status in (Status.OPTIMAL, Status.STATIONARY)
+        found += [] if quiet else _cycles(rows, tail, tolerance)
     return found + _no_way_out(tail, status, tolerance)
 
 
@@ -90,15 +102,29 @@ def _series(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, NDArray[n
 
 
 # ---------------------------------------------------------------------------------------- oscillation
-def _cycles(tail: Sequence[Mapping[str, Any]], tolerance: float) -> list[Warn]:
+def _cycles(
+    rows: Sequence[Mapping[str, Any]], tail: Sequence[Mapping[str, Any]], tolerance: float
+) -> list[Warn]:
+    """Cycles to the end, and cycles that only a falling rate froze.
+
+    Args:
+        rows: of the whole run.
+        tail: without its first third.
+        tolerance: of the judgment.
+    """
     names: dict[str, int] = {}
-    prices = _series(tail, "multiplier")
     size = float(np.mean(np.abs([float(row["objective"]) for row in tail])))
+    prices, whole_prices = _series(tail, "multiplier"), _series(rows, "multiplier")
+    whole = _series(rows, "residual")
     for key, residual in _series(tail, "residual").items():
-        period = _period(residual)
-        if not period and float(np.mean(prices[key])) * float(np.std(residual)) > RELEVANT * size:
-            period = _bounces(prices[key])
-        if period and float(np.std(residual)) > 10 * tolerance and not _settled(residual, prices[key]):
+        period = _cycle(residual, prices[key], size)
+        if not period or _settled(residual, prices[key]):
+            moving = _moving(whole[key], whole_prices[key])
+            residual, price = whole[key][moving], whole_prices[key][moving]
+            period = (
+                _cycle(residual, price, size) if _lasting(residual) and _priced(residual, price, size) else 0
+            )
+        if period and float(np.std(residual)) > 10 * tolerance:
             names.setdefault(key.split("[")[0].split(":")[0], period)
     if not names:
         return []
@@ -111,6 +137,39 @@ def _cycles(tail: Sequence[Mapping[str, Any]], tolerance: float) -> list[Warn]:
             'multipliers, or method="augmented" damps the cycle',
         )
     ]
+
+
+def _cycle(residual: NDArray[np.float64], price: NDArray[np.float64], size: float) -> int:
+    """Records per cycle; 0 without one."""
+    return _period(residual) or (_bounces(price) if _priced(residual, price, size) else 0)
+
+
+def _priced(residual: NDArray[np.float64], price: NDArray[np.float64], size: float) -> bool:
+    """Whether the swing of a residual matters at its price, next to the size of the objective."""
+    return residual.size > 0 and float(np.mean(np.abs(price))) * float(np.std(residual)) > RELEVANT * size
+
+
+def _moving(residual: NDArray[np.float64], price: NDArray[np.float64]) -> slice:
+    """The records after the start of a run and before it is frozen.
+
+    Steps decay with the learning rate, and a cycle that they drive slows down and stops wherever it is: with half
+    a cosine 97 % of the way lies in the first three quarters. Where the way is done, there is nothing to see.
+    """
+    way = np.zeros(residual.size)
+    for values in (residual, price):
+        spread = float(np.std(values))
+        if spread > 0:
+            way[1:] += np.cumsum(np.abs(np.diff(values))) / spread
+    stop = int(np.searchsorted(way, TRAVEL * way[-1])) + 1
+    return slice(residual.size // 6, stop)
+
+
+def _lasting(residual: NDArray[np.float64]) -> bool:
+    """Whether the swings of the later half are about as large as those of the earlier one."""
+    if residual.size < LEAST:
+        return False
+    early, late = np.array_split(residual, 2)
+    return float(np.std(late)) >= LASTING * float(np.std(early))
 
 
 def _period(values: NDArray[np.float64]) -> int:
@@ -148,6 +207,18 @@ def _settled(residual: NDArray[np.float64], multiplier: NDArray[np.float64]) -> 
 
 
 # -------------------------------------------------------------------------------------------- mixtures
+def _offer(mixture: Mixture, status: Status) -> Warn:
+    """C304 with the mixture that linear programming found among the iterates that were kept."""
+    what = f"has the objective {mixture.single:.4g}" if status.solved else "holds no constraint"
+    return Warn(
+        "C304",
+        "mixture-needed",
+        f"drawing one of {len(mixture)} iterates at random holds every constraint on average with the "
+        f"objective {mixture.objective:.4g}, and the best single one {what}: solution.mixture has them with "
+        "their probabilities",
+    )
+
+
 def _mixture(
     program: Program,
     tail: Sequence[Mapping[str, Any]],

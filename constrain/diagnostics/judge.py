@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from constrain.runtime.decisions import Decisions
     from constrain.runtime.evaluator import Evaluator
     from constrain.runtime.result import RawResult
+    from constrain.solution.mixture import Mixture
 
 __all__ = ["Facts", "build_solution", "judge_status", "statistical"]
 
@@ -158,11 +159,16 @@ def build_solution(  # noqa: PLR0913  # one record of everything
         hidden=attached.hidden,
         multipliers=multipliers,
         history=History(raw.history),
-        warnings=(*doubt, *_of_run(program, raw, record, status, train, facts), *statistical(constraints)),
+        warnings=(
+            *doubt,
+            *_of_run(program, raw, record, status, train, facts, mixture),
+            *statistical(constraints),
+        ),
         provenance=provenance_of(attached, holdout, raw, facts, seed, options),
         bound=None if raw.bound is None else program.sign * raw.bound,
         message=raw.message,
         live=attached,
+        mixture=mixture,
     )
 
 
@@ -319,11 +325,19 @@ def _duals(
 
 
 def _of_run(
-    program: Program, raw: RawResult, record: KKT, status: Status, train: Judgment, facts: Facts
+    program: Program,
+    raw: RawResult,
+    record: KKT,
+    status: Status,
+    train: Judgment,
+    facts: Facts,
+    mixture: Mixture | None,
 ) -> list[Warn]:
     """What the point shows, and the way to it."""
     convex, objective = facts.certified_convex, train.objective
-    course = read_course(program, raw.history, status, objective, record.tolerance, convex=convex)
+    course = read_course(
+        program, raw.history, status, objective, record.tolerance, convex=convex, mixture=mixture
+    )
     return [*record.warnings, *course]
 
 

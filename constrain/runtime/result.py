@@ -53,6 +53,7 @@ class RawResult:
         iterations: solver steps.
         bound: proven bound of the program's optimal value (lower, since it minimizes), if any.
         message: in words.
+        candidates: iterates from which a mixture can be made (`solvers.mixtures.Candidates`); None without.
     """
 
     ending: Ending
@@ -63,6 +64,7 @@ class RawResult:
     history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     bound: float | None = None
     message: str = ""
+    candidates: Any = None
 
 
 # ------------------------------------------------------------------------ backends of other packages

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from constrain._lazy import diagnostics_alive
+from constrain._lazy import attribute, diagnostics_alive
 from constrain.errors import DataError
 from constrain.language.problem import from_json
 from constrain.solution.answer import Evaluation, History, Solution
 from constrain.solution.constraint import ConstraintResult, PartResult
+from constrain.solution.mixture import Mixture
 from constrain.solution.noise import GradientNoise
 from constrain.solution.paths import ParametricPath
 from constrain.solution.records import KKT, Estimate, Provenance, Status, Warn
@@ -30,7 +32,7 @@ _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         *(KKT, Estimate, Provenance, Warn, ConstraintResult, PartResult, Evaluation, ParametricPath),
-        *(Tightening, GradientNoise),
+        *(Tightening, GradientNoise, Mixture),
     )
 }
 
@@ -99,6 +101,9 @@ def load(
         problem = _stored_problem(source, symbols)
     if problem is not None:
         solution.live = diagnostics_alive().revive(problem, solution)
+        if solution.mixture is not None:
+            members = attribute("constrain.diagnostics.mixture:Members")
+            solution.mixture = replace(solution.mixture, live=members(solution.live))
     return solution
 
 

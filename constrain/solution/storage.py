@@ -107,7 +107,8 @@ def plain_value(value: Any, limit: int | None) -> Any:
             return {"left_out": int(array.size)}
         return plain_value(array.tolist(), limit)
     if is_dataclass(value):
-        found = {f.name: plain_value(getattr(value, f.name), limit) for f in fields(value)}
+        shown = [f.name for f in fields(value) if f.name not in (*_SKIPPED, "members")]
+        found = {name: plain_value(getattr(value, name), limit) for name in shown}
         if "duals" in found:  # of a constraint
             found["multiplier"], found["shadow_price"] = found.pop("duals") or (None, None)
         summary = getattr(value, "summary", None)

@@ -28,6 +28,7 @@ from constrain.solvers.finite import (
     multiplier_culprit,
     sound,
 )
+from constrain.solvers.mixtures import Candidates
 from constrain.solvers.progress import Stopped, Watched
 from constrain.solvers.state import (
     evaluator_state,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = [
     "IterateJudge",
     "Method",
+    "Recorded",
     "Stepwise",
     "default_optimizer",
     "epochs_or_default",
@@ -112,6 +114,15 @@ class Stepwise(Protocol):
     """
 
     after_step: Callable[[], None]
+
+
+@runtime_checkable
+class Recorded(Protocol):
+    """A method whose steps may be replayed instead of made in Python."""
+
+    def run_eagerly(self) -> None:
+        """Makes the following steps in Python, where every operation can be watched."""
+        ...
 
 
 def epochs_or_default(epochs: int | None, per_epoch: int) -> int:
@@ -185,6 +196,7 @@ class IterateJudge:
         self.tolerance = tolerance
         self.history: list[dict[str, Any]] = []
         self.kept: _Kept | None = None
+        self.candidates = Candidates(evaluator.program, evaluator.decisions)
         self.found = False
         """A feasibility problem is solved: on the full data every constraint holds exactly."""
         self._tail: dict[str, Tensor] = {}
@@ -225,6 +237,10 @@ class IterateJudge:
             self.found = self.evaluator.program.feasibility and violation == 0.0
             scaled = max(scaled, worst / method.spreads.get(part.key, 1.0))
         self._keep(epoch, objective, scaled)
+        if 3 * (epoch + 1) >= self.epochs:
+            rooms = [self.tolerance * method.spreads.get(part.key, 1.0) for part in self.parts]
+            decisions = self.evaluator.decisions
+            self.candidates.add(epoch + 1, objective, outer.residuals, rooms, decisions)
         multipliers = method.multipliers()
         if 3 * (epoch + 1) > 2 * self.epochs:
             self._tail_count += 1
@@ -262,6 +278,7 @@ class IterateJudge:
             "found": self.found,
             "tail": self._tail,
             "count": self._tail_count,
+            "candidates": self.candidates.state_dict(),
         }
 
     def load_state_dict(self, stored: Mapping[str, Any]) -> None:
@@ -275,6 +292,8 @@ class IterateJudge:
         self.found = stored["found"]
         self._tail = {key: value.to(device) for key, value in stored["tail"].items()}
         self._tail_count = stored["count"]
+        if "candidates" in stored:
+            self.candidates.load_state_dict(stored["candidates"], device)
 
     def averaged(self, method: Method) -> dict[str, Any]:
         """Multipliers averaged over the last third, as arrays; current ones if a run ended before."""
@@ -368,6 +387,8 @@ class _Run:
         optimizers = [x for x in vars(self.method).values() if isinstance(x, torch.optim.Optimizer)]
         hooks = [optimizer.register_step_pre_hook(self._before_step) for optimizer in optimizers]
         self._replaying = True
+        if isinstance(self.method, Recorded):
+            self.method.run_eagerly()
         try:
             self.restore(self._good)
             while self.epoch <= epoch:
@@ -427,8 +448,9 @@ def train(
         message += f"; iterate of epoch {judge.kept.epoch} kept"
     seconds = time.perf_counter() - run.started
     return RawResult(
-        ending, judge.averaged(method), method.solver, seconds, method.steps, judge.history, message=message
-    )
+        ending, judge.averaged(method), method.solver, seconds, method.steps, judge.history, message=message,
+        candidates=judge.candidates,
+    )  # fmt: skip
 
 
 def _ending(run: _Run, progress: Progress, started: float, time_limit: float | None) -> tuple[Ending, str]:
