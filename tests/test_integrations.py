@@ -129,7 +129,7 @@ def test_endings_are_those_of_the_hosts():
     assert problem.solve(method="constrain") == math.inf
     assert problem.status == "infeasible"
     with pytest.raises(RouteError, match="E125"):
-        cp.Problem(cp.Minimize(cp.lambda_max(cp.Variable((2, 2))))).solve(method="constrain")
+        cp.Problem(cp.Minimize(cp.lambda_sum_largest(cp.Variable((2, 2)), 1))).solve(method="constrain")
     m = pe.ConcreteModel()
     m.x = pe.Var(domain=pe.NonNegativeReals)
     m.c = pe.Constraint(expr=m.x <= -1)

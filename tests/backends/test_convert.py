@@ -138,7 +138,7 @@ def test_from_cvxpy_keeps_cones_integers_and_the_sum_of_the_largest():
     ]
     constraints[2].set_label("enough")
     problem = cn.from_cvxpy(cp.Problem(cp.Minimize(t), constraints))
-    assert [*problem.constraints] == ["c0", "c1", "enough", "c3"]
+    assert [*problem.constraints] == ["c0", "c1", "enough", "c3", "c3_domain"]
     solution = problem.solve(progress=False)
     assert solution.status.value == "optimal"
     assert solution.objective == pytest.approx(math.sqrt(0.75), rel=1e-5)

@@ -371,7 +371,7 @@ class _Importer:
                 return args[0] >> 0
             case "ExpCone":
                 x, y, z = args
-                return y * f.exp(x / y) <= z
+                return x + f.rel_entr(y, z) <= 0.0  # y exp(x / y) <= z, in a form that is known to be convex
             case _:
                 raise RouteError("E125", f"from_cvxpy has no form of a {kind} constraint")
 
@@ -395,6 +395,11 @@ def imported(problem: Any) -> Imported:
         name = _identifier(label, importer.taken)
         names[constraint.id] = name
         relations[name] = importer.relation(constraint)
+        if type(constraint).__name__ == "ExpCone":  # where the logarithm is defined
+            for side in constraint.args[1:]:
+                if not side.is_nonneg():
+                    domain = _identifier(f"{name}_domain", importer.taken)
+                    relations[domain] = importer.expression(side) >= 0.0
     return Imported(start(objective).subject_to(**relations), importer.variables, names)
 
 

@@ -1,6 +1,7 @@
 """`prob.solve(method="constrain")` for CVXPY: problems that are not convex, too, with dual values.
 
-CVXPY's dual values of `lhs <= rhs` and `lhs == rhs` are the multipliers of semantics S10.
+CVXPY's dual values of `lhs <= rhs` and `lhs == rhs` are the multipliers of semantics S10; those of cones
+follow from them (`cones.py`), and of a matrix inequality it is the dual matrix.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from cvxpy.reductions.solution import Solution as CvxpySolution
 
+from constrain.backends.cvxpy.cones import TIP, exponential, second_order
 from constrain.backends.cvxpy.imports import imported
 from constrain.backends.cvxpy.package import cp
 
@@ -46,6 +48,8 @@ def register(solve: Callable[..., Any], name: str = "constrain") -> None:
         found = imported(problem)
         solution = solve(found.problem, route, **{"progress": False, **options})
         problem.unpack(_unpacked(problem, found, solution))
+        if problem.status in cp.settings.SOLUTION_PRESENT:
+            _unpack_cones(problem, found, solution)
         return float(problem.value)
 
     cp.Problem.register_solve(name, method)
@@ -73,6 +77,28 @@ def _unpacked(problem: Any, found: Imported, solution: Any) -> Any:
         if result.has_duals and type(constraint).__name__ in _ENTRYWISE:
             duals[constraint.id] = _filled(result.multiplier, constraint.shape)
     return CvxpySolution(status, solution.objective, values, duals, attributes)
+
+
+def _unpack_cones(problem: Any, found: Imported, solution: Any) -> None:
+    """Dual values of cones; CVXPY's variables have their values by now."""
+    for constraint in problem.constraints:
+        result = solution[found.constraints[constraint.id]]
+        kind = type(constraint).__name__
+        if not result.has_duals or kind in _ENTRYWISE:
+            continue
+        values = [np.asarray(a.value, dtype=np.float64) for a in constraint.args]
+        dual: Any = None
+        if kind == "SOC":
+            x = values[1] if values[1].ndim == 2 and constraint.axis == 1 else values[1].T
+            dual = second_order(result.multiplier, x.reshape(values[0].size, -1))
+        elif kind == "ExpCone":
+            m = _filled(result.multiplier, values[0].shape)
+            dual = exponential(*(np.reshape(v, -1, order="F") for v in (m, values[1], values[2])))
+        elif kind == "PSD":
+            zero = np.zeros(constraint.shape) if abs(float(result.multiplier)) < TIP else None
+            dual = zero if result.matrix is None else result.matrix
+        if dual is not None:
+            constraint.save_dual_value(dual)
 
 
 def _filled(value: Any, shape: Any) -> Any:
