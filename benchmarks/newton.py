@@ -76,7 +76,7 @@ def _augmented(evaluator: Evaluator) -> int:
 
 
 def _slsqp(evaluator: Evaluator) -> int:
-    problem = Scaled(smoothed(evaluator))
+    problem = Scaled(smoothed(evaluator)[0])
     x = problem.whole[problem.free].copy()
     found: list[dict[str, Any]] = []
     for kind, chosen in (("eq", problem.equal), ("ineq", ~problem.equal)):

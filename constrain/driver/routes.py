@@ -18,7 +18,7 @@ from constrain.runtime.estimates import estimators
 from constrain.solvers.augmented import AugmentedLagrangian
 from constrain.solvers.kinks import kinked_layers, kinks_left
 from constrain.solvers.primal_dual import PrimalDual
-from constrain.solvers.second_order import Newton
+from constrain.solvers.second_order import MANY_ROWS, Newton
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -98,7 +98,13 @@ def _newton(program: Program, facts: Facts) -> Route:
     if reason:
         return Route("newton", False, reason)
     rows = max((len(d) for d in program.populations), default=1)
-    entries = _parameters(program) + sum(_entries(part) for part in program.parts)
+    entries = _parameters(program) + sum(_entries(part) for part in program.parts if part.rows is None)
+    lengths = {part: len(part.rows) for part in program.parts if part.rows is not None}
+    of_rows = sum(_entries(part) for part in lengths)
+    if sum(lengths.values()) <= MANY_ROWS:
+        entries += of_rows
+    else:
+        rows += of_rows
     size = f"{entries:,} decisions and constraints" + (f", {rows:,} rows" if program.populations else "")
     if entries > NEWTON_SIZE or entries * rows > NEWTON_NUMBERS:
         return Route("newton", False, f"dense second derivatives are too large: {size}")

@@ -22,7 +22,21 @@ if TYPE_CHECKING:
     from constrain.runtime.compiled import Job
     from constrain.runtime.evaluator import Evaluator, Outer
 
-__all__ = ["Linearization", "RowTerm", "Whole", "curvature", "hessian", "linearize", "pull", "whole"]
+__all__ = [
+    "Linearization",
+    "RowTerm",
+    "Whole",
+    "curvature",
+    "hessian",
+    "jacobian",
+    "largest",
+    "linearize",
+    "pull",
+    "whole",
+]
+
+NUMBERS = 4_000_000
+"""Rows of a sample times backward passes that run as one: between such groups a run can be stopped."""
 
 RowTerm = Callable[[int, Tensor, Tensor | slice], Tensor]
 """(index of the part, residual of some rows, which rows) -> a scalar to add to the objective."""
@@ -130,28 +144,70 @@ def _row_terms(job: Job, values: list[Any], index: Index | None, row_term: RowTe
 
 
 def hessian(
-    evaluator: Evaluator, function: Callable[[Outer], Tensor], row_term: RowTerm | None = None
+    evaluator: Evaluator,
+    function: Callable[[Outer], Tensor],
+    row_term: RowTerm | None = None,
+    *,
+    check: Callable[[], None] | None = None,
 ) -> Tensor:
     """Dense Hessian of a scalar function of the outer values over all decisions, on the full data.
 
     One graph over all rows: meant for few decisions (`decisions.size * rows` numbers per operation).
+
+    Args:
+        evaluator: a program with data.
+        function: of the outer values, scalar.
+        row_term: added to it, a sum over the rows of constraints per row.
+        check: called between groups of columns; it may raise to stop.
     """
     values = whole(evaluator, row_term)
     scalar = function(values.outer) + values.added
     tensors = evaluator.decisions.tensors
     first = torch.autograd.grad(scalar, tensors, create_graph=True, materialize_grads=True)
-    flat = torch.cat([g.reshape(-1) for g in first])
-    size = flat.numel()
-    if not flat.requires_grad:
-        return flat.new_zeros((size, size))
-    eye = torch.eye(size, dtype=flat.dtype, device=flat.device)
-    found = torch.autograd.grad(flat, tensors, eye, is_grads_batched=True, allow_unused=True)
-    second = cast("tuple[Tensor | None, ...]", found)
-    pieces = [
-        t.new_zeros((size, t.numel())) if h is None else h.reshape(size, -1)
-        for t, h in zip(tensors, second, strict=True)
-    ]  # of a decision that is not used; zeros that torch makes lack the axis of the batch
-    return torch.cat(pieces, 1)
+    return jacobian(torch.cat([g.reshape(-1) for g in first]), tensors, largest(evaluator), check)
+
+
+def largest(evaluator: Evaluator) -> int:
+    """Rows of the largest sample."""
+    return max([population.rows for population in evaluator.populations.values()], default=1)
+
+
+def jacobian(
+    values: Tensor, tensors: Sequence[Tensor], rows: int = 1, check: Callable[[], None] | None = None
+) -> Tensor:
+    """(count, size) derivatives of `values`, (count,), in all entries of the tensors.
+
+    Backward passes are vectorized in groups of at most `NUMBERS` / rows.
+
+    Args:
+        values: with their graph, which is kept; zeros come back where they have none.
+        tensors: leaves.
+        rows: that the graph is over.
+        check: called before every group; it may raise to stop.
+    """
+    count, size = values.numel(), sum(t.numel() for t in tensors)
+    found = values.new_zeros((count, size))
+    if not values.requires_grad:
+        return found
+    group = max(8, NUMBERS // max(rows, 1))
+    for start in range(0, count, group):
+        if check is not None:
+            check()
+        own = min(group, count - start)
+        seeds = values.new_zeros((own, count))
+        seeds[torch.arange(own), torch.arange(start, start + own)] = 1.0
+        pieces = cast(
+            "tuple[Tensor | None, ...]",
+            torch.autograd.grad(
+                values, tensors, seeds, is_grads_batched=True, allow_unused=True, retain_graph=True
+            ),
+        )  # None of a decision that is not used; zeros that torch makes lack the axis of the batch
+        at = 0
+        for t, piece in zip(tensors, pieces, strict=True):
+            if piece is not None:
+                found[start : start + own, at : at + t.numel()] = piece.reshape(own, -1)
+            at += t.numel()
+    return found
 
 
 def curvature(
@@ -221,7 +277,7 @@ class Linearization:
     jacobian: Tensor
 
 
-def linearize(evaluator: Evaluator) -> Linearization:
+def linearize(evaluator: Evaluator, check: Callable[[], None] | None = None) -> Linearization:
     """Objective, residuals and their first derivatives on the full data.
 
     One graph over all rows, and one backward pass over it that is vectorized over the residuals: meant for
@@ -236,19 +292,6 @@ def linearize(evaluator: Evaluator) -> Linearization:
     outer = whole(evaluator, keep).outer
     parts = [per_row[i] if r is None else r for i, r in enumerate(outer.residuals)]
     values = torch.cat([outer.objective.reshape(1), *(r.reshape(-1) for r in parts)])
-    tensors = evaluator.decisions.tensors
-    size, count = sum(t.numel() for t in tensors), values.numel()
-    jacobian = values.new_zeros((count, size))
-    if values.requires_grad:
-        eye = torch.eye(count, dtype=values.dtype, device=values.device)
-        found = cast(
-            "tuple[Tensor | None, ...]",
-            torch.autograd.grad(values, tensors, eye, is_grads_batched=True, allow_unused=True),
-        )
-        pieces = [
-            t.new_zeros((count, t.numel())) if g is None else g.reshape(count, -1)
-            for t, g in zip(tensors, found, strict=True)
-        ]
-        jacobian = torch.cat(pieces, 1)
+    found = jacobian(values, evaluator.decisions.tensors, largest(evaluator), check)
     values = values.detach()
-    return Linearization(values[0], jacobian[0], values[1:], jacobian[1:])
+    return Linearization(values[0], found[0], values[1:], found[1:])

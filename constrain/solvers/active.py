@@ -14,8 +14,9 @@ import numpy as np
 from scipy.linalg import lstsq as _least_squares  # pyright: ignore[reportUnknownVariableType]  # untyped
 from scipy.optimize import nnls as _nonnegative  # pyright: ignore[reportUnknownVariableType]  # untyped
 
-from constrain.solvers.interior import factorized
+from constrain.solvers.dense import factorized
 from constrain.solvers.newton import projected_gradient
+from constrain.solvers.systems import finite, kkt_factor, pulled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from constrain.solvers.interior import Smooth
+    from constrain.solvers.systems import Hessian, Jacobian
 
     Vector = NDArray[np.float64]
 
@@ -33,6 +35,8 @@ _ROUNDING = 1e-11
 """Error below which a step that does not halve it is the last one."""
 _HUGE = 1e3
 """Largest multiplier, of a problem with gradients of about 1, that needs no second look."""
+_LOOSE = 1e-10
+"""Diagonal that makes systems with row blocks regular; the Newton steps take its effect back."""
 _NEAR = 1e-6
 """Distance to a bound below which a decision that is pushed towards it is put onto it."""
 
@@ -41,7 +45,7 @@ def kkt_error(problem: Smooth, x: Vector, y: Vector) -> float:
     """Largest entry of the projected gradient of the Lagrangian, the equalities, and min(y, -c)."""
     _, c = problem.values(x)
     g, J = problem.derivatives(x)
-    return _error(problem, x, y, c, g + J.T @ y)
+    return _error(problem, x, y, c, g + pulled(J, y))
 
 
 def _error(problem: Smooth, x: Vector, y: Vector, c: Vector, d: Vector) -> float:
@@ -73,7 +77,7 @@ def finish(problem: Smooth, x: Vector, y: Vector, *, steps: int = 30) -> tuple[V
     for _ in range(steps + 1):
         _, c = problem.values(x)
         g, J = problem.derivatives(x)
-        d = g + J.T @ y
+        d = g + pulled(J, y)
         error = _error(problem, x, y, c, d)
         last = best[2] <= _ROUNDING and error > 0.5 * best[2]
         if error < best[2]:
@@ -108,7 +112,7 @@ def least_multipliers(problem: Smooth, x: Vector, y: Vector) -> Vector:
     _, c = problem.values(x)
     g, J = problem.derivatives(x)
     active = np.flatnonzero(problem.equal | (c > -_NEAR))
-    if not np.isfinite(J).all() or not np.isfinite(g).all():
+    if not isinstance(J, np.ndarray) or not finite(J) or not np.isfinite(g).all():
         return y
     eye = np.eye(len(x))
     pushes = np.vstack([-eye[x - problem.low <= _NEAR], eye[problem.high - x <= _NEAR]])
@@ -127,22 +131,24 @@ def least_multipliers(problem: Smooth, x: Vector, y: Vector) -> Vector:
 def _snapped(problem: Smooth, x: Vector, y: Vector) -> tuple[Vector, NDArray[np.bool_]]:
     """Decisions at bounds that they are pushed to, and which ones are held there."""
     g, J = problem.derivatives(x)
-    d = g + J.T @ y
+    d = g + pulled(J, y)
     below, above = x - problem.low, problem.high - x
     to_low, to_high = (below < d) & (below < _NEAR), (above < -d) & (above < _NEAR)
     moved = np.where(to_low, problem.low, np.where(to_high, problem.high, x))
     if (moved == x).all():
         return x, to_low | to_high
     g, jacobian = problem.derivatives(moved)
-    d = g + jacobian.T @ y
+    d = g + pulled(jacobian, y)
     stay = ~np.isfinite(d) | (to_low & (d < 0)) | (to_high & (d > 0))  # infinite slope at the bound
     return np.where(stay, x, moved), (to_low | to_high) & ~stay
 
 
 def _step(
-    W: Vector, J: Vector, c: Vector, d: Vector, free: NDArray[np.bool_], active: NDArray[np.bool_]
+    W: Hessian, J: Jacobian, c: Vector, d: Vector, free: NDArray[np.bool_], active: NDArray[np.bool_]
 ) -> tuple[Vector, Vector] | None:
     """The Newton step of decisions and multipliers; of least length where the system is singular."""
+    if not isinstance(W, np.ndarray) or not isinstance(J, np.ndarray):
+        return _row_step(W, J, c, d, free, active)
     n, m = int(free.sum()), int(active.sum())
     A = J[np.ix_(active, free)]
     system = np.block([[W[np.ix_(free, free)], A.T], [A, np.zeros((m, m))]])
@@ -153,6 +159,19 @@ def _step(
     dx, dy = np.zeros(len(free)), np.zeros(len(active))
     dx[free], dy[active] = found[:n], found[n:]
     return dx, dy
+
+
+def _row_step(
+    W: Hessian, J: Jacobian, c: Vector, d: Vector, free: NDArray[np.bool_], active: NDArray[np.bool_]
+) -> tuple[Vector, Vector] | None:
+    """The same with a block for every row, where constraints give way a little so that it is regular."""
+    held = np.where(free, _LOOSE, 1 / _LOOSE)
+    factor = kkt_factor(W, J, held, np.where(active, _LOOSE, np.inf))
+    if factor is None or factor.singular:
+        return None
+    found = factor.solve(np.concatenate([np.where(free, -d, 0.0), np.where(active, -c, 0.0)]))
+    dx, dy = found[: len(d)], found[len(d) :]
+    return (np.where(free, dx, 0.0), np.where(active, dy, 0.0)) if np.isfinite(found).all() else None
 
 
 def _solved(system: Vector, right: Vector) -> Vector:

@@ -1,4 +1,4 @@
-"""Primal-dual interior point with a filter line search: small smooth problems, dense derivatives.
+"""Primal-dual interior point with a filter line search: smooth problems, second derivatives.
 
     minimize f(x)   subject to   c_i(x) == 0 (equalities),  c_i(x) <= 0 (the others),  low <= x <= high
 
@@ -16,20 +16,23 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-from scipy.linalg import lapack as _lapack
 
 from constrain.solvers.newton import projected_gradient, projected_newton
+from constrain.solvers.systems import eye_like, finite, kkt_factor, pulled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
+    from constrain.solvers.dense import Factor
+    from constrain.solvers.row_system import RowFactor
+    from constrain.solvers.systems import Hessian, Jacobian
+
     Vector = NDArray[np.float64]
 
-__all__ = ["Factor", "InteriorPoint", "InteriorResult", "Smooth", "factorized", "interior_point"]
+__all__ = ["InteriorPoint", "InteriorResult", "Smooth", "interior_point"]
 
-_LAPACK: Any = _lapack
 UNBOUNDED = -1e15
 """Scaled objective below which a feasible run calls the problem unbounded."""
 _LOOSENED = 1e-9
@@ -45,6 +48,8 @@ _CORRECTIONS = 4
 _NEAR_BEST = 1e-6
 """Error that is good enough where rounding allows no more."""
 _RESTORATIONS = 12
+_DESCENTS = 200
+"""Most steps of a restoration with a block for every row."""
 
 
 class Smooth(Protocol):
@@ -64,12 +69,12 @@ class Smooth(Protocol):
         """F and c, (m,)."""
         ...
 
-    def derivatives(self, x: Vector) -> tuple[Vector, Vector]:
-        """Gradient of f, (n,), and Jacobian of c, (m, n)."""
+    def derivatives(self, x: Vector) -> tuple[Vector, Jacobian]:
+        """Gradient of f, (n,), and Jacobian of c: (m, n), or with a block for every row."""
         ...
 
-    def hessian(self, x: Vector, y: Vector) -> Vector:
-        """Hessian of f + y . c, (n, n)."""
+    def hessian(self, x: Vector, y: Vector) -> Hessian:
+        """Hessian of f + y . c: (n, n), or with a block for every row."""
         ...
 
 
@@ -150,7 +155,7 @@ class _State:
     lower: Vector
     upper: Vector
     gradient: Vector = field(default_factory=lambda: np.zeros(0))
-    jacobian: Vector = field(default_factory=lambda: np.zeros((0, 0)))
+    jacobian: Jacobian = field(default_factory=lambda: np.zeros((0, 0)))
 
 
 class _Run:
@@ -181,7 +186,7 @@ class _Run:
 
     def _pull(self, state: _State, y: Vector) -> Vector:
         """Transposed Jacobian of h times y."""
-        return np.concatenate([state.jacobian.T @ y, y[self.slack]])
+        return np.concatenate([pulled(state.jacobian, y), y[self.slack]])
 
     def _gaps(self, v: Vector) -> tuple[Vector, Vector]:
         """Distances to the bounds; 1 where there are none."""
@@ -247,12 +252,19 @@ class _Run:
         if not self.m:
             return np.zeros(0)
         right = -(state.gradient - state.lower + state.upper)
-        A = np.zeros((self.m, self.n + len(self.slack)))
-        A[:, : self.n] = state.jacobian
-        A[self.slack, self.n + np.arange(len(self.slack))] = 1.0
-        if not np.isfinite(A).all() or not np.isfinite(right).all():
+        J = state.jacobian
+        if not finite(J) or not np.isfinite(right).all():
             return np.zeros(self.m)
-        y = np.asarray(np.linalg.lstsq(A.T, right, rcond=None)[0], dtype=np.float64)
+        if isinstance(J, np.ndarray):
+            A = np.zeros((self.m, self.n + len(self.slack)))
+            A[:, : self.n] = J
+            A[self.slack, self.n + np.arange(len(self.slack))] = 1.0
+            y = np.asarray(np.linalg.lstsq(A.T, right, rcond=None)[0], dtype=np.float64)
+        else:
+            solver = self._damped(state, np.zeros(len(right)), 1.0, _LOOSENED)
+            if solver is None:
+                return np.zeros(self.m)
+            y = solver(-right, np.zeros(self.m))[1]
         return y if np.abs(y).max(initial=0.0) <= _LARGE_MULTIPLIER else np.zeros(self.m)
 
     # ------------------------------------------------------------------------------------------- loop
@@ -307,8 +319,8 @@ class _Run:
     def _step(self, state: _State) -> _State | None:
         """The next point; None where no step is acceptable."""
         curvature = self.problem.hessian(state.v[: self.n], state.y)
-        if not np.isfinite(curvature).all():
-            curvature = np.eye(self.n)
+        if not finite(curvature):
+            curvature = eye_like(state.jacobian)
         below, above = self._gaps(state.v)
         sigma = state.lower / below * self.has_low + state.upper / above * self.has_high
         solver = self._factorize(state, curvature, sigma)
@@ -321,21 +333,15 @@ class _Run:
         return self._search(state, dv, dy, slope, solver)
 
     def _factorize(
-        self, state: _State, curvature: Vector, sigma: Vector
+        self, state: _State, curvature: Hessian, sigma: Vector
     ) -> Callable[[Vector, Vector], tuple[Vector, Vector]] | None:
         """A solver of the KKT system with the inertia of a minimum (algorithm IC of the paper)."""
         n, m = self.n, self.m
-        system = np.zeros((n + m, n + m))
         shift, loosened = 0.0, _LOOSENED
         while shift <= 1e40:
-            system[:n, :n] = curvature
-            system[np.arange(n), np.arange(n)] += sigma[:n] + shift
-            system[n:, :n] = state.jacobian
             diagonal = np.full(m, loosened)
             diagonal[self.slack] += 1.0 / (sigma[n:] + shift)
-            system[n + np.arange(m), n + np.arange(m)] = -diagonal
-            system[:n, n:] = state.jacobian.T
-            factor = factorized(system)
+            factor = kkt_factor(curvature, state.jacobian, sigma[:n] + shift, diagonal)
             if factor is not None and factor.negative == m and not factor.singular:
                 self.shift = shift if shift > 0 else self.shift
                 return self._solver(factor, sigma, shift)
@@ -348,8 +354,18 @@ class _Run:
                 shift *= 100.0 if self.shift == 0.0 else 8.0
         return None
 
+    def _damped(
+        self, state: _State, sigma: Vector, damping: float, loosened: float
+    ) -> Callable[[Vector, Vector], tuple[Vector, Vector]] | None:
+        """A solver of the system with `damping` times the identity in the place of second derivatives."""
+        diagonal = np.full(self.m, loosened)
+        diagonal[self.slack] += 1.0 / (sigma[self.n :] + damping)
+        curvature = eye_like(state.jacobian, damping)
+        factor = kkt_factor(curvature, state.jacobian, sigma[: self.n], diagonal)
+        return None if factor is None or factor.singular else self._solver(factor, sigma, damping)
+
     def _solver(
-        self, factor: Factor, sigma: Vector, shift: float
+        self, factor: Factor | RowFactor, sigma: Vector, shift: float
     ) -> Callable[[Vector, Vector], tuple[Vector, Vector]]:
         """(dual residual, h) -> (step of v, step of y); slacks are eliminated."""
         n, slack = self.n, self.slack
@@ -473,6 +489,24 @@ class _Run:
         if theta <= 1e-12:
             return "limit"
         self.filter.append((theta, phi))
+        v = (
+            self._nearer(state, theta)
+            if isinstance(state.jacobian, np.ndarray)
+            else self._descended(state, theta)
+        )
+        if isinstance(v, str):
+            return v
+        f, h = self._values(v)
+        below, above = self._gaps(v)
+        lower = np.minimum(1e3, self.has_low * self.mu / below)
+        upper = np.minimum(1e3, self.has_high * self.mu / above)
+        new = _State(v, f, h, np.zeros(self.m), lower, upper)
+        self._differentiate(new)
+        new.y = self._estimate(new)
+        return new
+
+    def _nearer(self, state: _State, theta: float) -> Vector | Literal["infeasible", "limit"]:
+        """A point of a tenth of the violation, by projected Newton steps on |h|^2 / 2; dense."""
         probe = _State(state.v, 0.0, state.h, state.y, state.lower, state.upper)
 
         def value(v: Vector) -> tuple[float, Vector]:
@@ -489,6 +523,7 @@ class _Run:
         def gauss_newton(v: Vector) -> Vector:
             probe.v = v
             self._differentiate(probe)
+            assert isinstance(probe.jacobian, np.ndarray)  # dense
             A = np.zeros((self.m, len(v)))
             A[:, : self.n] = probe.jacobian
             A[self.slack, self.n + np.arange(len(self.slack))] = 1.0
@@ -498,62 +533,56 @@ class _Run:
             found = projected_newton(
                 value, gauss_newton, state.v, self.low, self.high, tolerance=1e-12, iterations=200
             )
-            v = self._inside(found.x, 1e-8)
         except _Restored as restored:
-            v = restored.v
-        else:
-            h = self._values(found.x)[1]
-            if np.abs(h).max() > _NEAR_BEST:
-                state.v, (state.f, state.h) = found.x, self._values(found.x)
-                slope = projected_gradient(found.x, found.gradient, self.low, self.high)
-                small = np.abs(slope).max() <= 1e-5 * np.abs(h).max()
-                return "infeasible" if small or found.converged else "limit"
-        f, h = self._values(v)
-        below, above = self._gaps(v)
-        lower = np.minimum(1e3, self.has_low * self.mu / below)
-        upper = np.minimum(1e3, self.has_high * self.mu / above)
-        new = _State(v, f, h, np.zeros(self.m), lower, upper)
-        self._differentiate(new)
-        new.y = self._estimate(new)
-        return new
+            return restored.v
+        h = self._values(found.x)[1]
+        if np.abs(h).max() > _NEAR_BEST:
+            state.v, (state.f, state.h) = found.x, self._values(found.x)
+            slope = projected_gradient(found.x, found.gradient, self.low, self.high)
+            small = np.abs(slope).max() <= 1e-5 * np.abs(h).max()
+            return "infeasible" if small or found.converged else "limit"
+        return self._inside(found.x, 1e-8)
+
+    def _descended(self, state: _State, theta: float) -> Vector | Literal["infeasible", "limit"]:
+        """The same with a block for every row: Levenberg-Marquardt steps on |h|^2 / 2 and a barrier."""
+        probe = _State(state.v, state.f, state.h, state.y, state.lower, state.upper)
+        damping, mu = 1e-4, min(self.mu, 1e-4 * theta)
+
+        def merit(v: Vector, h: Vector) -> float:
+            below, above = self._gaps(v)
+            if min(below.min(initial=1.0), above.min(initial=1.0)) <= 0 or not np.isfinite(h).all():
+                return np.inf
+            return 0.5 * float(h @ h) - mu * float(np.log(below).sum() + np.log(above).sum())
+
+        for _ in range(_DESCENTS):
+            self._differentiate(probe)
+            below, above = self._gaps(probe.v)
+            pushes = mu * self.has_high / above - mu * self.has_low / below
+            sigma = mu * (self.has_low / below**2 + self.has_high / above**2)
+            solver = self._damped(probe, sigma, damping, 1.0)
+            if solver is None:
+                return "limit"
+            step = solver(pushes, probe.h)[0]
+            v = probe.v + self._fraction(probe.v, step) * step
+            f, h = self._values(v)
+            if merit(v, h) < merit(probe.v, probe.h):
+                damping = max(0.1 * damping, 1e-10)
+                probe.v, probe.f, probe.h = v, f, h
+                if self._violation(h) <= 0.1 * theta:
+                    return v
+                mu = min(mu, 1e-4 * self._violation(h))
+            else:
+                damping *= 10
+            if damping > 1e8:
+                break
+        slope = projected_gradient(probe.v, self._pull(probe, probe.h), self.low, self.high)
+        if self._violation(probe.h) > _NEAR_BEST and np.abs(slope).max() <= 1e-3 * np.abs(probe.h).max():
+            state.v, state.f, state.h = probe.v, probe.f, probe.h
+            return "infeasible"
+        return "limit"
 
 
 _WORDS = {
     "infeasible": "no step reduces the violation: a point where it is least was reached",
     "limit": "no step is accepted",
 }
-
-
-# ------------------------------------------------------------------------------------- linear algebra
-@dataclass(frozen=True)
-class Factor:
-    """Bunch-Kaufman factors of a symmetric matrix whose rows are scaled to a largest entry of about 1."""
-
-    matrix: Vector
-    scale: Vector
-    factors: Vector
-    pivots: NDArray[np.int32]
-    negative: int
-    singular: bool
-
-    def solve(self, right: Vector) -> Vector:
-        """One solve with one step of iterative refinement."""
-        x = self._once(right)
-        return x + self._once(right - self.matrix @ x)
-
-    def _once(self, right: Vector) -> Vector:
-        return self.scale * _LAPACK.dsytrs(self.factors, self.pivots, self.scale * right, lower=1)[0]
-
-
-def factorized(system: Vector) -> Factor | None:
-    """Factors and inertia; None where the matrix is not finite."""
-    if not np.isfinite(system).all():
-        return None
-    scale = 1 / np.sqrt(np.maximum(np.abs(system).max(1, initial=0.0), 1e-150))
-    factors, pivots, info = _LAPACK.dsytrf(scale[:, None] * system * scale, lower=1)
-    single = pivots > 0
-    diagonal = np.diag(factors)
-    pairs = int((~single).sum()) // 2  # one negative and one positive eigenvalue each
-    negative = int((diagonal[single] < 0).sum()) + pairs
-    singular = info > 0 or bool((np.abs(diagonal[single]) <= 1e-15).any())
-    return Factor(system.copy(), scale, factors, pivots, negative, singular)

@@ -32,6 +32,8 @@ from constrain.runtime.decisions import Decisions
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from torch import Tensor
+
     from constrain.analysis.fact import Fact
     from constrain.language.data import Data
     from constrain.language.symbols import Model
@@ -263,8 +265,9 @@ def _counted(moment: n.Moment) -> n.Node | None:
     return n.Logic("and", tuple(both)) if len(both) > 1 else next(iter(both), None)
 
 
-def _terms(node: n.Apply, args: tuple[n.Node, ...]) -> tuple[n.Node, ...]:
+def _terms(node: n.Node, args: tuple[n.Node, ...]) -> tuple[n.Node, ...]:
     """What the function is the largest (or least) of."""
+    assert isinstance(node, n.Apply)  # what has a kink is one
     e = args[0]
     match node.atom:
         case "abs" | "norm" | "norm_levels":

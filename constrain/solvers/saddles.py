@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from scipy.linalg import eigh as _eigenpairs  # pyright: ignore[reportUnknownVariableType]  # untyped
 
-from constrain.solvers.interior import factorized
+from constrain.solvers.dense import factorized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,6 +54,8 @@ def way_down(problem: Smooth, x: Vector, y: Vector) -> WayDown | None:
     """
     _, c = problem.values(x)
     whole, bent = problem.derivatives(x)[1], problem.hessian(x, y)
+    if not isinstance(whole, np.ndarray) or not isinstance(bent, np.ndarray):
+        return None
     free = (x - problem.low > _ACTIVE * (1 + np.abs(x))) & (problem.high - x > _ACTIVE * (1 + np.abs(x)))
     J, H = whole[np.ix_(_active(problem, c, y), free)], bent[np.ix_(free, free)]
     largest = float(np.abs(H).max(initial=0.0))

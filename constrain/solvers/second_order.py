@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from constrain.runtime.derivatives import linearize
+from constrain.runtime.derivatives import hessian, linearize
 from constrain.runtime.result import Ending, RawResult
 from constrain.solvers.active import finish, least_multipliers
 from constrain.solvers.interior import InteriorPoint, InteriorResult, interior_point
@@ -23,20 +23,24 @@ from constrain.solvers.kinks import PREFIX, smoothed
 from constrain.solvers.records import entries_of
 from constrain.solvers.saddles import ESCAPES, SADDLE, points_below, way_down
 from constrain.solvers.starts import MOVE, RETRIES, inside_domain, nearby, pushed, stuck
+from constrain.solvers.systems import divided, finite, lengths
 from constrain.solvers.threads import threads_for
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from constrain.runtime.derivatives import RowTerm
     from constrain.runtime.evaluator import Evaluator, Outer
+    from constrain.solvers.kinks import Kink
     from constrain.solvers.progress import Progress
+    from constrain.solvers.systems import Hessian, Jacobian
 
     Vector = NDArray[np.float64]
 
-__all__ = ["Newton", "Scaled"]
+__all__ = ["MANY_ROWS", "Late", "Newton", "Scaled", "usable"]
 
 _RESCALE = 10.0
 """Change of a gradient norm between start and end after which a run is repeated in the new units."""
@@ -45,6 +49,8 @@ _BELOW = 1e-3
 """First barrier parameter of a run that starts below a saddle."""
 _FEASIBLE = 1e-6
 """Violation up to which a point that is kept at a limit counts as feasible."""
+MANY_ROWS = 300
+"""Rows with constraints above which these are eliminated row by row."""
 _WARM = 1e-6
 """First barrier parameter of a run that starts at a solution of the same problem."""
 
@@ -79,7 +85,7 @@ class Newton:
             return _Run(self, evaluator, progress, time_limit).run(multipliers)
 
 
-class _Late(Exception):  # a signal
+class Late(Exception):  # a signal
     """The time limit has passed."""
 
 
@@ -96,7 +102,6 @@ class Scaled:
         self.low, self.high = low[self.free], high[self.free]
         self.f_scale = 1.0
         self.deadline = np.inf
-        self.costly = 0.0
         self._index()
 
     def _index(self) -> None:
@@ -118,7 +123,8 @@ class Scaled:
         prints = [np.zeros((len(self.equal), 0)), self.equal[:, None] * 1.0]
         for point in (x, near):
             gradients = self._linearized(point)[1]
-            norms = np.asarray([_usable(norm) for norm in np.linalg.norm(gradients, axis=1)])[:, None]
+            assert isinstance(gradients, np.ndarray)  # no row blocks here
+            norms = np.asarray([usable(norm) for norm in np.linalg.norm(gradients, axis=1)])[:, None]
             prints += [gradients / norms, self.raw()[1][:, None] / norms]
         rows = np.concatenate(prints, 1)
         if not np.isfinite(rows).all() or not len(rows):
@@ -149,10 +155,14 @@ class Scaled:
         return selected, [s.shape for s in selected]
 
     # ---- points
+    def on_time(self) -> None:
+        """Raises `Late` after the deadline."""
+        if time.perf_counter() > self.deadline:
+            raise Late
+
     def place(self, x: Vector) -> None:
         """Writes the free decisions."""
-        if time.perf_counter() > self.deadline:
-            raise _Late
+        self.on_time()
         self.whole[self.free] = x
         self.evaluator.decisions.set(self.whole)
 
@@ -171,38 +181,39 @@ class Scaled:
         f, c = self.raw()
         return f / self.f_scale, c / self.c_scale
 
-    def _linearized(self, x: Vector) -> tuple[Vector, Vector]:
+    def _linearized(self, x: Vector) -> tuple[Vector, Jacobian]:
         self.place(x)
-        found = linearize(self.evaluator)
+        found = linearize(self.evaluator, self.on_time)
         return _array(found.gradient)[self.free], _array(found.jacobian)[np.ix_(self.kept, self.free)]
 
-    def derivatives(self, x: Vector) -> tuple[Vector, Vector]:
+    def derivatives(self, x: Vector) -> tuple[Vector, Jacobian]:
         """Gradient of f and Jacobian of c, scaled."""
         gradient, jacobian = self._linearized(x)
-        return gradient / self.f_scale, jacobian / self.c_scale[:, None]
+        return gradient / self.f_scale, divided(jacobian, self.c_scale)
 
-    def hessian(self, x: Vector, y: Vector) -> Vector:
-        """Hessian of the scaled Lagrangian; not begun where the last one took longer than what is left."""
-        begin = time.perf_counter()
-        if begin + self.costly > self.deadline:
-            raise _Late
+    def hessian(self, x: Vector, y: Vector) -> Hessian:
+        """Hessian of the scaled Lagrangian."""
         self.place(x)
+        has_rows = any(part.rows is not None for part in self.parts)
+        lagrangian, per_row = self.lagrangian(y)
+        found = hessian(self.evaluator, lagrangian, per_row if has_rows else None, check=self.on_time)
+        return _array(found)[np.ix_(self.free, self.free)]
+
+    def lagrangian(self, y: Vector) -> tuple[Callable[[Outer], Tensor], RowTerm]:
+        """The scaled Lagrangian as a function of outer values, and what constraints per row add to it."""
         weights = self._spread(y / self.c_scale)
 
-        def lagrangian(outer: Outer) -> Tensor:
-            total = outer.objective / self.f_scale
+        def total(outer: Outer) -> Tensor:
+            found = outer.objective / self.f_scale
             for residual, weight in zip(outer.residuals, weights, strict=True):
                 if residual is not None:
-                    total = total + (residual * weight.to(residual)).sum()
-            return total
+                    found = found + (residual * weight.to(residual)).sum()
+            return found
 
         def per_row(i: int, residual: Tensor, index: Tensor | slice) -> Tensor:
             return (residual * weights[i].to(residual)[index]).sum()
 
-        has_rows = any(part.rows is not None for part in self.parts)
-        found = self.evaluator.hessian(lagrangian, per_row if has_rows else None)
-        self.costly = time.perf_counter() - begin
-        return _array(found)[np.ix_(self.free, self.free)]
+        return total, per_row
 
     def _spread(self, flat: Vector) -> list[Tensor]:
         """One tensor per part out of a flat vector over the entries that count."""
@@ -221,11 +232,11 @@ class Scaled:
     def measure(self, x: Vector) -> tuple[float, Vector]:
         """Gradient norms of objective and constraints; the user's unit where one was given."""
         gradient, jacobian = self._linearized(x)
-        norms = np.linalg.norm(jacobian, axis=1) if len(jacobian) else np.zeros(0)
+        norms = lengths(jacobian)
         for k, part in enumerate(self.parts):
             if part.scale is not None:
                 norms[self.ends[k] : self.ends[k + 1]] = part.scale
-        return _usable(np.linalg.norm(gradient)), np.asarray([_usable(norm) for norm in norms])
+        return usable(np.linalg.norm(gradient)), np.asarray([usable(norm) for norm in norms])
 
     def pack(self, multipliers: Mapping[str, Any]) -> Vector:
         """Multipliers by part key as a flat vector of the scaled problem."""
@@ -246,7 +257,8 @@ def _array(t: Tensor) -> Vector:
     return t.detach().cpu().double().numpy()
 
 
-def _usable(norm: Any) -> float:
+def usable(norm: Any) -> float:
+    """A gradient norm as a scale: 1 where it is too small or too large to divide by."""
     return float(norm) if 1e-8 < norm < 1e8 else 1.0
 
 
@@ -272,8 +284,8 @@ class _Run:
         """Interior-point runs until the scales no longer change; the last point is written."""
         start = time.perf_counter()
         self.evaluator.refresh_scales()
-        self.evaluator = smoothed(self.evaluator)
-        self.problem = problem = Scaled(self.evaluator)
+        self.evaluator, kinks = smoothed(self.evaluator)
+        self.problem = problem = _stated(self.evaluator, kinks)
         problem.deadline = np.inf if self.time_limit is None else start + self.time_limit
         self.history: list[dict[str, Any]] = []
         self.done = 0
@@ -286,7 +298,7 @@ class _Run:
             found = self._rounds(multipliers)
             ending, message = _ENDINGS[found.ending], found.message
             self.best, self.y = found.x, found.y
-        except _Late:
+        except Late:
             ending, message = "limit", "time limit"
         except KeyboardInterrupt:
             ending, message = "interrupted", "stopped by the user; the last point is returned"
@@ -363,11 +375,11 @@ class _Run:
         if not (np.isfinite(f) and np.isfinite(c).all()):
             return False
         gradient, jacobian = problem.derivatives(x)
-        return bool(np.isfinite(gradient).all() and np.isfinite(jacobian).all())
+        return bool(np.isfinite(gradient).all() and finite(jacobian))
 
     def _stuck(self, x: Vector, flat: float = 1e-8) -> bool:
         c = self.problem.values(x)[1]
-        norms = np.linalg.norm(self.problem.derivatives(x)[1], axis=1) if len(c) else np.zeros(0)
+        norms = lengths(self.problem.derivatives(x)[1])
         return stuck(self.problem.equal, c, norms, flat)
 
     def _moved(self, x: Vector, seed: int) -> Vector:
@@ -455,6 +467,17 @@ class _Run:
         self.history.append(row)
         self.done += k > 0
         self.progress.update(self.done, self.options.iterations, row)
+
+
+def _stated(evaluator: Evaluator, kinks: Sequence[Kink]) -> Scaled:
+    """With a block for every row where rows have slack variables or many constraints, else dense."""
+    program = evaluator.program
+    own = sum(evaluator.populations[part.rows].rows for part in program.parts if part.rows is not None)
+    if kinks or own > MANY_ROWS:
+        from constrain.solvers.row_problem import RowScaled  # noqa: PLC0415  # it extends `Scaled`
+
+        return RowScaled(evaluator, kinks)
+    return Scaled(evaluator)
 
 
 _ENDINGS: dict[str, Ending] = {

@@ -11,7 +11,8 @@ import constrain as cn
 from constrain import E
 from constrain.lowering.lower import lower
 from constrain.solvers.active import finish, kkt_error
-from constrain.solvers.interior import factorized, interior_point
+from constrain.solvers.dense import factorized
+from constrain.solvers.interior import interior_point
 from constrain.solvers.kinks import kinks_left, without_kinks
 from constrain.testing import known_problem
 from constrain.testing.hock_schittkowski import STATEMENTS
