@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Ascent", "Mirror", "Move", "NuPI", "Paced", "hypentropy"]
 
+MOST = 1.0
+"""Largest exponent of a multiplicative step."""
 LEAST_WEIGHT = 1e-12
 """Weight from which an entry on the simplex can come back."""
 
@@ -127,7 +129,7 @@ class Mirror:
         offset: beta in units of a multiplier that balances the objective's gradient, dimensionless.
     """
 
-    offset: float = 0.1
+    offset: float = 1.0
 
     def start(self, past: dict[str, Tensor], name: str, values: Tensor) -> None:
         """Nothing is remembered."""
@@ -146,4 +148,5 @@ class Mirror:
 
 def hypentropy(values: Tensor, change: Tensor, beta: Tensor | float) -> Tensor:
     """A step of mirror ascent with the hypentropy of parameter beta > 0, elementwise."""
-    return beta * torch.sinh(torch.arcsinh(values / beta) + change / beta)
+    step = (change / beta).clamp(-MOST, MOST)
+    return beta * torch.sinh(torch.arcsinh(values / beta) + step)

@@ -17,7 +17,7 @@ How large the steps are is measured on the data (`steps.py`).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from constrain.runtime.ascent import Move
 from constrain.runtime.batches import masked, rows_by_sample, weighted
 from constrain.runtime.binding import Rows
 from constrain.runtime.estimates import Estimator
+from constrain.runtime.graph import TrainingStep
 from constrain.runtime.largest import WEIGHT_STEP, Largest, on_simplex
 from constrain.runtime.slacks import Slacks
 from constrain.runtime.steps import FASTER, LEAST_PACE, SLOWER, Scales
@@ -75,7 +76,7 @@ class Lagrangian(nn.Module):
     ) -> None:
         super().__init__()
         self.evaluator = evaluator
-        self.rate = rate
+        self.rate: float | Tensor = rate  # a tensor while a step is recorded
         self.gain = gain
         self.memory = memory
         self.parts: list[Part] = list(evaluator.program.parts)
@@ -133,7 +134,8 @@ class Lagrangian(nn.Module):
         self.register_buffer("pace", torch.ones_like(zeros))  # factor of the scales that an entry has found
         self.register_buffer("before", zeros.clone())  # exact residuals at the last pass
         self.register_buffer("low", torch.tensor(low, dtype=dtype, device=device))
-        self.row_scales = [1.0] * len(self.parts)
+        self.row_scales: Tensor
+        self.register_buffer("row_scales", torch.ones(len(self.parts), dtype=dtype, device=device))
 
     def moved(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """What an optimizer moves: neither slacks nor the bound variable of a largest value."""
@@ -156,7 +158,7 @@ class Lagrangian(nn.Module):
     def step(self, part: Part) -> Tensor:
         """The scale of the steps of a part's multipliers, a number."""
         if part.rows is not None:
-            return self.low.new_tensor(self.row_scales[self.parts.index(part)])
+            return self.row_scales[self.parts.index(part)]
         return self.scales[self._place[part.key][0]][:1].reshape(())
 
     def steps(self, part: Part) -> Tensor:
@@ -187,7 +189,7 @@ class Lagrangian(nn.Module):
         """
         if not self.gain:
             return values
-        values = torch.add(values, residual.to(values.dtype), alpha=self.gain * self.row_scales[i])
+        values = torch.addcmul(values, residual.to(values.dtype), self.row_scales[i], value=self.gain)
         return values.clamp(min=0) if part.kind == "<=" else values
 
     def multipliers(self) -> dict[str, Tensor]:
@@ -224,7 +226,7 @@ class Lagrangian(nn.Module):
                 for name, flat in named.items():
                     destination[f"{prefix}{name}:{part.key}"] = flat[place].reshape(shape).detach().clone()
             else:
-                destination[f"{prefix}step:{part.key}"] = self.step(part)
+                destination[f"{prefix}step:{part.key}"] = self.step(part).clone()
                 if part.constraint not in self.functions:
                     destination[f"{prefix}multiplier:{part.key}"] = self.table(part).detach().clone()
         destination[f"{prefix}weight"] = torch.tensor(
@@ -284,6 +286,17 @@ class Lagrangian(nn.Module):
             return
         flat = self._named()[name]
         flat[self._place[part_key][0]].copy_(value.reshape(-1))
+
+    def forget(self) -> None:
+        """Drops what was kept of the last batch, and what was made of tensors that may have been replaced."""
+        self._seen.estimate = None
+        self._seen.batches = {}
+        self.estimator.forget()
+
+    @property
+    def settled(self) -> bool:
+        """Whether the running residuals stand for all data, so that a step depends on tensors alone."""
+        return self._seen.weight > 1 - 1e-9
 
     # ---------------------------------------------------------------------------------------- forward
     def estimate(self, batch: Batches) -> Estimate:
@@ -401,15 +414,14 @@ class Lagrangian(nn.Module):
             self.move(residual)
         for i in self._tables:
             self._ascend_rows(i, self.parts[i], estimate.rows[i])
-        if self.follows:
-            self._follow()
+        self.follow(self._seen.batches)
 
     @torch.no_grad()
     def move(self, residual: Tensor) -> None:
         """One step of the averages' multipliers along residuals: (entries,), in the order of the parts."""
         values, steps = self.values, self.scales * self.pace
         if self.rule is None:
-            values.addcmul_(steps, residual, value=self.rate)
+            values.addcmul_(steps * self.rate, residual)
         else:
             move = Move("averages", values, residual, steps, self.rate, self.units, None, self._weighted)
             values.copy_(self.rule.moved(self.past, move))
@@ -434,7 +446,7 @@ class Lagrangian(nn.Module):
             error = masked(weighted(residual, rows), mask).to(value.dtype)
             index, steps = rows.index, self.row_scales[i] * scale
             assert index is not None  # checked in forward
-            units = self.row_scales[i] * self.spreads[part.key]
+            units = steps * self.spreads.get(part.key, 1.0)
             move = Move(part.key, value[index], error, steps, self.rate, units, index)
             moved = self.rule.moved(self.past, move)
             value[index] = moved.clamp(min=0) if part.kind == "<=" else moved
@@ -473,13 +485,32 @@ class Lagrangian(nn.Module):
         outer = self.evaluator.outer(moments, "exact")
         self.observe({i: r for i, r in enumerate(outer.residuals) if r is not None}, moments)
 
-    def _follow(self) -> None:
-        """Refreshes when the batches since the last time come to a pass."""
-        batches = self._seen.batches
+    def follow(self, batches: Mapping[str, Rows]) -> None:
+        """Counts the rows of a step; refreshes, where something follows the decisions, once per pass."""
+        if not self.follows:
+            return
         self._share += max((r.count / self.evaluator.rows_of(name) for name, r in batches.items()), default=0)
         if self._share >= 1:
             self._share = 0.0
             self.refresh()
+
+    def training_step(
+        self, optimizer: torch.optim.Optimizer, graph: Literal["off", "recorded", "compiled"] = "recorded"
+    ) -> TrainingStep:
+        """A whole training step as one callable, recorded once: without most of Python's time per step.
+
+        Args:
+            optimizer: of the decisions; of `torch.optim`, whose learning rates may change between steps.
+            graph: "recorded" replays the operations of a step; "compiled" has torch's compiler join them,
+                which takes up to a minute; "off" makes every step in Python.
+
+        Raises:
+            ModelingError: E141 for another word.
+        """
+        if graph not in ("off", "recorded", "compiled"):  # pyright: ignore[reportUnnecessaryContains]
+            fix = 'one of "off", "recorded", "compiled"'
+            raise ModelingError("E141", f"no graph is called {graph!r}", fix=fix)
+        return TrainingStep(self, optimizer, None if graph == "off" else graph)
 
     def use(self, rule: Ascent) -> None:
         """Multipliers move by a rule from now on; those of a multiplier function keep their optimizer."""

@@ -9,7 +9,7 @@ for minimax optimization").
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from constrain.solvers.schemes.protocol import Scheme, State
 
@@ -33,6 +33,8 @@ class DescentAscent(Scheme):
     """
 
     order: Order = "simultaneous"
+
+    recordable: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

@@ -132,8 +132,8 @@ def _visit(run: Training, rows: dict[int, Tensor]) -> list[list[Tensor]]:
     found = [[lagrangian.values, lagrangian.running, lagrangian.scales * lagrangian.pace]]
     for i, residual in rows.items():
         table = lagrangian.table(lagrangian.parts[i])
-        scale = table.new_tensor(lagrangian.row_scales[i] * len(table))
-        found.append([table / len(table), residual.to(table.dtype) / len(table), scale])
+        scale = table.new_tensor(lagrangian.row_scales[i] / len(table))
+        found.append([table / len(table), residual.to(table.dtype), scale])
     return [[x.clone() for x in triple] for triple in found]
 
 

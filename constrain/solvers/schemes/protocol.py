@@ -35,10 +35,13 @@ class Scheme(ABC):
         gain: proportional gain of the multipliers when the user asks for none (`PrimalDual.gain`); None
             leaves it to the formulation.
         rate: integral step of the multipliers when the user asks for none; None takes 1.2 / sqrt(steps).
+        recordable: a step evaluates one batch, and all that it depends on beside the batch are tensors that
+            it changes in place and the numbers of `Training`, so that it can be one graph.
     """
 
     gain: ClassVar[float | None] = None
     rate: ClassVar[float | None] = None
+    recordable: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

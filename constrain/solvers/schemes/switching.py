@@ -11,6 +11,7 @@ so that lambda_i = u_i * (sum of lr of the steps on c_i) / (sum of lr of the obj
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -21,7 +22,7 @@ from constrain.errors import ModelingError
 from constrain.solvers.schemes.protocol import Scheme, State, need_duals, refuse_functions, refuse_games
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from constrain.lowering.program import Part
     from constrain.runtime.binding import Rows
@@ -42,12 +43,13 @@ class Switching(Scheme):
     along u_i grad c_i, with u_i the measured |grad f| / |grad c_i|, so that both kinds have one length.
 
     Attributes:
-        nearly: violation, in spreads, up to which a step is on the objective.
+        nearly: violation, in spreads, up to which a step is on the objective; at least the standard error of
+            the running residuals counts, which is known since a spread is that of one row.
         memory: decay of the running residuals that decide; 0 for those of the batch.
     """
 
     nearly: float = 1e-3
-    memory: float = 0.9
+    memory: float = 0.95
 
     gain: ClassVar[float | None] = 0.0
 
@@ -55,6 +57,10 @@ class Switching(Scheme):
     def name(self) -> str:
         """For the report."""
         return "switching subgradient"
+
+    def optimizer(self, tensors: Sequence[Tensor], lr: float) -> torch.optim.Optimizer:
+        """Adam without momentum, which would carry a step on one term on into those on another."""
+        return torch.optim.Adam(tensors, lr=lr, betas=(0.0, 0.999))
 
     def init(self, run: Training) -> State:
         """Running residuals, and the weights of the steps: current ones, older ones.
@@ -119,7 +125,7 @@ class Switching(Scheme):
         over = torch.cat([signs * error / spreads, *(worst.over for worst in rows)])
         violated, chosen = over.new_zeros(()), torch.zeros_like(over)
         if over.numel() and not run.resting:
-            violated = (over.amax() > self.nearly).to(over)
+            violated = (over.amax() > self._room(batch)).to(over)
             chosen = torch.nn.functional.one_hot(over.argmax(), over.numel()).to(over) * violated
         count = len(units)
         weights = torch.cat([(1 - violated).reshape(1).to(units), chosen[:count] * signs * units])
@@ -129,6 +135,12 @@ class Switching(Scheme):
             total = total + worst.term * (share * worst.unit)
             state["tables"][worst.key].view(-1)[worst.place] += (lr * worst.unit * worst.sign) * share
         return total
+
+    def _room(self, batch: Mapping[str, Rows]) -> float:
+        """Violation that counts as none: the standard error of a running residual, in spreads."""
+        rows = min((r.count for r in batch.values() if not r.whole), default=0)
+        noise = math.sqrt((1 - self.memory) / (1 + self.memory) / rows) if rows else 0.0
+        return max(self.nearly, noise)
 
     def multipliers(self, run: Training, state: State) -> dict[str, Tensor]:
         """The weights of the recent steps on each constraint, over that of those on the objective."""
