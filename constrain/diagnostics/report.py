@@ -297,6 +297,8 @@ def next_steps(s: Solution) -> list[str]:
         steps.append("solution.kkt().fit")
     if s.tightening is None and any(w.code in ("C311", "C312") for w in s.warnings):
         steps.append('problem.solve(margin="auto")')
+    if s.mixture is not None:
+        steps.append("print(solution.mixture)")
     if s.holdout is None and s.train.rows:
         steps.append("solution.evaluate(D_test)")
     steps.append("solution.kkt()")
@@ -367,6 +369,21 @@ def margin_lines(s: Solution) -> list[str]:
     return [f"bounds tightened by up to {sizes} ({how}); {price}", *skipped]
 
 
+def mixture_lines(s: Solution) -> list[str]:
+    """What drawing one of several iterates reaches, against the best single one."""
+    m = s.mixture
+    if m is None:
+        return []
+    shares = [f"{number(w)} of epoch {epoch}" for w, epoch in zip(m.weights, m.epochs, strict=True)]
+    alone = f"{number(m.single, 6)} alone" if math.isfinite(m.single) else "no single one is feasible"
+    on = ""
+    if m.holdout is not None:
+        broken = [name for name, e in m.holdout.estimates.items() if e.verdict == "violated"]
+        on = f"; on the hold-out {number(m.holdout.objective, 6)}"
+        on += f", violated: {', '.join(broken)}" if broken else ", no constraint shown to be violated"
+    return [f"objective {number(m.objective, 6)} drawing {', '.join(shares)}; {alone}{on}"]
+
+
 def uncertified_lines(s: Solution) -> list[str]:
     """Why multipliers marked (?) are no prices."""
     return [
@@ -389,6 +406,8 @@ def text_report(s: Solution) -> str:
         lines += wrapped("tails", at_risk)
     for text in margin_lines(s):
         lines += wrapped("margin", text)
+    for text in mixture_lines(s):
+        lines += wrapped("mixture", text)
     for k, text in enumerate(_kkt_lines(s.record)):
         lines += wrapped("" if k else "KKT", text)
     for text in uncertified_lines(s):
@@ -411,6 +430,7 @@ def markdown_report(s: Solution) -> str:
     if at_risk := at_risk_text(s):
         lines += ["", f"- {at_risk}"]
     lines += [f"- margin: {text}" for text in margin_lines(s)]
+    lines += [f"- mixture: {text}" for text in mixture_lines(s)]
     lines += ["", "## KKT", "", *(f"- {line}" for line in _kkt_lines(s.record))]
     lines += [f"- multipliers {text}" for text in uncertified_lines(s)]
     if s.warnings:

@@ -57,16 +57,14 @@ def not_mixed(program: Program) -> str:
     per_row = next((part.constraint for part in program.judged.parts if part.rows is not None), None)
     if per_row is not None:
         return f"{per_row} holds for every row, and a draw would have to satisfy it with each member"
-    if program.tails:
-        tail = program.tails[0]
-        return f"a {tail.kind} of a mixture is not the mean of those of its members"
+    named = {"the objective": program.objective} | {part.constraint: part.residual for part in program.parts}
+    bent = [target for tail in program.tails for target in tail.targets]
+    bent += [name for name, root in named.items() if degree(root) not in (0, 1)]
+    if bent:
+        return f"{bent[0]} is not affine in averages: of a mixture it is not the mean of those of its members"
     hidden = [symbol.name for symbol in program.auxiliary if symbol.name != EPIGRAPH]
     if hidden:
         return f"{hidden[0]} is a decision of the compiler for one decision"
-    named = {"the objective": program.objective} | {part.constraint: part.residual for part in program.parts}
-    bent = [name for name, root in named.items() if degree(root) not in (0, 1)]
-    if bent:
-        return f"{bent[0]} is not affine in averages: of a mixture it is not the mean of those of its members"
     if _worst(program) and not isinstance(program.objective, n.Decision):
         return "the objective is more than a largest value"
     return ""
@@ -246,7 +244,8 @@ def _least_violation(rows: Floats, mixing: Mixing) -> Floats:
     """Minimizes the largest violation, in units of the rooms."""
     sides, entry = _sides(rows, mixing)
     size = rows.shape[1]
-    unit = np.where(mixing.room > 0, mixing.room, 1.0)[entry]
+    room = np.where(mixing.room > 0, mixing.room, 1.0)
+    unit = (room / room.max())[entry]
     found: Any = linprog(
         np.append(np.zeros(size), 1.0),
         A_ub=np.column_stack([sides, -unit]),
@@ -260,5 +259,6 @@ def _least_violation(rows: Floats, mixing: Mixing) -> Floats:
 
 
 def _cleaned(weights: Any) -> Floats:
-    kept = np.where(np.asarray(weights, dtype=np.float64) > NOTHING, weights, 0.0).astype(np.float64)
+    found: Floats = np.asarray(weights, dtype=np.float64)
+    kept = found * (found > NOTHING)
     return kept / float(kept.sum())
