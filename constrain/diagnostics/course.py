@@ -36,10 +36,13 @@ RELEVANT = 0.1
 """Least effect of a bouncing multiplier (times the spread of the residual), as a share of the objective."""
 
 LASTING = 0.5
-"""Least swing of the later half of a cycle, as a share of the earlier one's: a run that converges loses more."""
+"""Least swing of the later half of cycles, as a share of the earlier one's: runs that converge lose more."""
 
 TRAVEL = 0.9
 """Share of all movement after which a run counts as frozen: with a decayed rate, the rest shows nothing."""
+
+STUCK = 0.05
+"""Residual at the end, as a share of its swing, up to which a run found the bound after all."""
 
 FALLING = 0.9
 """A violation whose mean falls to less than this share from one quarter to the next is on its way."""
@@ -117,14 +120,13 @@ def _cycles(
     prices, whole_prices = _series(tail, "multiplier"), _series(rows, "multiplier")
     whole = _series(rows, "residual")
     for key, residual in _series(tail, "residual").items():
-        period = _cycle(residual, prices[key], size)
+        period, swing = _cycle(residual, prices[key], size), float(np.std(residual))
         if not period or _settled(residual, prices[key]):
             moving = _moving(whole[key], whole_prices[key])
-            residual, price = whole[key][moving], whole_prices[key][moving]
-            period = (
-                _cycle(residual, price, size) if _lasting(residual) and _priced(residual, price, size) else 0
-            )
-        if period and float(np.std(residual)) > 10 * tolerance:
+            residuals, price = whole[key][moving], whole_prices[key][moving]
+            counts = _lasting(residuals) and _priced(residuals, price, size) and _stuck(residual, residuals)
+            period = _cycle(residuals, price, size) if counts else 0
+        if period and swing > 10 * tolerance:
             names.setdefault(key.split("[")[0].split(":")[0], period)
     if not names:
         return []
@@ -152,14 +154,15 @@ def _priced(residual: NDArray[np.float64], price: NDArray[np.float64], size: flo
 def _moving(residual: NDArray[np.float64], price: NDArray[np.float64]) -> slice:
     """The records after the start of a run and before it is frozen.
 
-    Steps decay with the learning rate, and a cycle that they drive slows down and stops wherever it is: with half
-    a cosine 97 % of the way lies in the first three quarters. Where the way is done, there is nothing to see.
+    Steps decay with the learning rate, and a cycle that they drive slows down and stops wherever it is: with
+    half a cosine 97 % of the way lies in the first three quarters. Beyond it there is nothing to see.
     """
     way = np.zeros(residual.size)
     for values in (residual, price):
         spread = float(np.std(values))
         if spread > 0:
-            way[1:] += np.cumsum(np.abs(np.diff(values))) / spread
+            steps = np.abs(values[1:] - values[:-1])
+            way[1:] += np.cumsum(steps) / spread
     stop = int(np.searchsorted(way, TRAVEL * way[-1])) + 1
     return slice(residual.size // 6, stop)
 
@@ -168,8 +171,14 @@ def _lasting(residual: NDArray[np.float64]) -> bool:
     """Whether the swings of the later half are about as large as those of the earlier one."""
     if residual.size < LEAST:
         return False
-    early, late = np.array_split(residual, 2)
-    return float(np.std(late)) >= LASTING * float(np.std(early))
+    half = residual.size // 2
+    return float(np.std(residual[half:])) >= LASTING * float(np.std(residual[:half]))
+
+
+def _stuck(residual: NDArray[np.float64], moving: NDArray[np.float64]) -> bool:
+    """Whether a run ended away from the bound: not where it wanted to be, but anywhere."""
+    last = residual[-max(2, residual.size // 4) :]
+    return float(np.mean(np.abs(last))) > STUCK * float(np.std(moving))
 
 
 def _period(values: NDArray[np.float64]) -> int:

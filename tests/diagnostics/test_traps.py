@@ -91,6 +91,45 @@ def test_oscillation():
     assert "C303" not in codes(linear(optimizer=sgd(0.1)))
 
 
+@pytest.mark.parametrize(("rate", "lr"), [(0.02, 0.1), (0.05, 0.1), (0.1, 0.1), (0.1, 0.3), (0.3, 0.3)])
+def test_oscillation_that_only_the_falling_rate_ends(rate, lr):
+    """Each of these runs stands still at its end, at another multiplier than the price of 1."""
+    solution = linear(gain=0.0, rate=rate, optimizer=sgd(lr))
+    assert "C303" in codes(solution)
+    assert abs(solution.history[-1]["multiplier:floor"] - 1) > 0.1
+    assert "C303" not in codes(linear(gain=0.3, rate=rate, optimizer=sgd(lr)))
+
+
+def course(residual, multiplier):
+    return [
+        {"step": k, "epoch": k + 1, "objective": 1.0, "violation": abs(r), "residual:c": r, "multiplier:c": m}
+        for k, (r, m) in enumerate(zip(residual, multiplier, strict=True))
+    ]
+
+
+def test_cycles_by_the_way_that_the_rate_allows(place, rng):
+    """Cycles in the time of the rate are named; those that die out by themselves, and noise, are not."""
+    w = cn.Variable((), "w")
+    w.value = 0.5
+    placed = place(cn.minimize(w**2).subject_to(c=w <= 1.0))
+    t = np.arange(80) / 80
+    way = 40 * (t + np.sin(np.pi * t) / np.pi) / 2  # of half a cosine
+    fade = np.exp(-t / 0.12)
+    noise = rng.normal(size=(2, 80))
+    runs = {
+        "driven": (np.cos(way), 1 + 0.8 * np.sin(way), True),
+        "damped": (fade * np.cos(way), 1 + fade * np.sin(way), False),
+        "noise": (noise[0] * (1 - t), 1 + 0.1 * noise[1] * (1 - t), False),
+        "cheap": (np.cos(way), 1e-3 * (1 + 0.8 * np.sin(way)), False),
+        "monotone": (fade, 1 - fade, False),
+        "arrived": (np.where(t < 0.6, np.cos(40 * t), 0.0), 1 + (t < 0.6) * np.sin(40 * t), False),
+    }
+    for name, (residual, multiplier, found) in runs.items():
+        rows = course(residual, multiplier)
+        solution = placed.solution(multipliers={"c": 1.0}, ending="limit", rows=rows)
+        assert ("C303" in codes(solution)) is found, name
+
+
 # -------------------------------------------------------------------------------------- mixture-needed
 def concave(sign, **options):
     w = cn.Variable((), "w", bounds=(0.0, 1.0))
