@@ -163,7 +163,7 @@ def _moving(residual: NDArray[np.float64], price: NDArray[np.float64]) -> slice:
         if spread > 0:
             steps = np.abs(values[1:] - values[:-1])
             way[1:] += np.cumsum(steps) / spread
-    stop = int(np.searchsorted(way, TRAVEL * way[-1])) + 1
+    stop = int((way < TRAVEL * float(way[-1])).sum()) + 1
     return slice(residual.size // 6, stop)
 
 
