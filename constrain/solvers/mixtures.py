@@ -255,7 +255,7 @@ def _least_violation(rows: Floats, mixing: Mixing) -> Floats:
         bounds=[(0.0, None)] * (size + 1),
         method="highs-ds",
     )
-    return _cleaned(found.x[:size]) if found.status == 0 else np.full(size, 1.0 / size)
+    return _cleaned(found.x[:size]) if found.status == 0 else np.ones(size) / size
 
 
 def _cleaned(weights: Any) -> Floats:
