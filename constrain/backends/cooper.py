@@ -333,6 +333,7 @@ class _Training:
             self.optimizer = SCHEMES[options.scheme](self.cmp, self.primal, self.duals)
         else:
             self.optimizer = cooper.optim.UnconstrainedOptimizer(self.cmp, self.primal)
+        self.after_step: Callable[[], None] = lambda: None
 
     def _project(self, *_: Any) -> None:
         """Bounds hold before Cooper evaluates violations again."""
@@ -370,12 +371,13 @@ class _Training:
         return self.lagrangian.spreads
 
     def epoch(self, epoch: int) -> None:
-        """One pass over the largest sample."""
+        """One pass over the largest sample, or what is left of it."""
         self.cmp.resting = epoch < self.warmup
-        for _ in range(self.sampler.per_epoch):
+        for _ in range(self.steps - epoch * self.sampler.per_epoch, self.sampler.per_epoch):
             self.optimizer.roll(compute_cmp_state_kwargs={"batch": self.sampler.draw()})
             self.schedule.step()
             self.steps += 1
+            self.after_step()
         self.evaluator.refresh_scales()
         if epoch < 4 or epoch % 4 == 0:
             self._calibrate()

@@ -24,6 +24,7 @@ from constrain.runtime.decisions import Decisions
 from constrain.runtime.evaluator import Evaluator
 from constrain.solvers.checkpoint import Checkpoint, read, write
 from constrain.solvers.primal_dual import PrimalDual
+from constrain.solvers.schemes import DualDescent, Penalty
 from constrain.solvers.progress import largest
 from constrain.solvers.state import evaluator_state, restore, restore_evaluator, state
 
@@ -115,6 +116,10 @@ def refreshed():
     return rates(), {"refresh": 5, "optimizer": lambda t: torch.optim.SGD(t, lr=0.05, momentum=0.9)}
 
 
+def stairs(optimizer):
+    return torch.optim.lr_scheduler.StepLR(optimizer, 5, 0.7)
+
+
 CASES = {
     "rates": ("lagrangian", rates),
     "tails": ("lagrangian", tails),
@@ -124,6 +129,13 @@ CASES = {
     "loader": ("lagrangian", loader),
     "refreshed": ("lagrangian", refreshed),
     "penalties": ("augmented", rates),
+    "extragradient": ("lagrangian", lambda: (rates(), {"scheme": "extragradient", "dual": "mirror"})),
+    "alternating": ("lagrangian", lambda: (rates(), {"scheme": "alternating", "dual": "nupi"})),
+    "optimistic": ("lagrangian", lambda: (rates(), {"scheme": "optimistic"})),
+    "growing": ("lagrangian", lambda: (rates(), {"scheme": Penalty(looks=3)})),
+    "dual descent": ("lagrangian", lambda: (rates(), {"scheme": DualDescent(inner_steps=5)})),
+    "switching": ("lagrangian", lambda: (rates(), {"scheme": "switching"})),
+    "tiada": ("lagrangian", lambda: (rates(), {"scheme": "tiada", "scheduler": stairs})),
     "cooper": ("cooper", rates),
     "cooper penalties": ("cooper", lambda: (rates(), {"formulation": "augmented", "scheme": "alternating"})),
 }
@@ -168,7 +180,7 @@ def test_a_continued_run_ends_where_the_uncut_one_ends(name, tmp_path):
     path = tmp_path / "run.ckpt"
     whole, _ = solved(method, build)
     with pytest.raises(Cut):
-        solved(method, build, checkpoint=Checkpoint(path, steps=4), callback=cut_after(4))
+        solved(method, build, checkpoint=Checkpoint(path, steps=3), callback=cut_after(4))
     torch.manual_seed(99)
     continued, _ = solved(method, build, resume=path)
     same(whole, continued)

@@ -113,7 +113,7 @@ class DualDescent(Scheme):
         for i, residual in masked.items():
             part = lagrangian.parts[i]
             table = lagrangian.table(part)
-            table.add_(residual.to(table.dtype) * (length * lagrangian.row_scales[i]))
+            table.add_(residual.to(table.dtype) * (length * lagrangian.step(part)))
             if part.kind == "<=":
                 table.clamp_(min=0)
         with torch.no_grad():
@@ -131,8 +131,9 @@ def _visit(run: Training, rows: dict[int, Tensor]) -> list[list[Tensor]]:
     lagrangian = run.lagrangian
     found = [[lagrangian.values, lagrangian.running, lagrangian.scales * lagrangian.pace]]
     for i, residual in rows.items():
-        table = lagrangian.table(lagrangian.parts[i])
-        scale = table.new_tensor(lagrangian.row_scales[i] / len(table))
+        part = lagrangian.parts[i]
+        table = lagrangian.table(part)
+        scale = lagrangian.step(part) / len(table)
         found.append([table / len(table), residual.to(table.dtype), scale])
     return [[x.clone() for x in triple] for triple in found]
 

@@ -179,7 +179,7 @@ class _Worst:
     term: Tensor
     sign: Tensor
     place: Tensor
-    unit: float
+    unit: Tensor
 
 
 def _tables(run: Training) -> list[tuple[int, Part]]:
@@ -208,5 +208,5 @@ def _worst_row(run: Training, i: int, estimate: Estimate, batch: Mapping[str, Ro
         primal.reshape(-1)[place] * sign,
         sign,
         position * flat.shape[1] + entry,
-        lagrangian.row_scales[i] * spread,
+        lagrangian.step(part) * spread,
     )
