@@ -37,12 +37,16 @@ def sample(groups: int, rows: int = ROWS) -> cn.Data:
     return cn.Data("rows", x=x, y=y, group=group)
 
 
-def steps(problem: cn.Problem, net: nn.Module, D: cn.Data, *, fused: bool = False):
-    """One constrained training step, as a function without arguments; `fused` as in `solve`."""
+def steps(problem: cn.Problem, net: nn.Module, D: cn.Data, *, graph: str = "off", fused: bool = True):
+    """One constrained training step, as a function without arguments; `graph` as in `solve`."""
     lagrangian = problem.compile()
     optimizer = torch.optim.Adam(net.parameters(), fused=fused)
     index = torch.randint(len(D), (64, BATCH))
     place = iter(range(10**9))
+    if graph != "off":
+        lagrangian.refresh()
+        made = lagrangian.training_step(optimizer, graph)
+        return lambda: made(D.rows(index[next(place) % 64]))
 
     def step() -> None:
         loss = lagrangian(D.rows(index[next(place) % 64]))
@@ -71,7 +75,7 @@ def plain(net: nn.Module, D: cn.Data):
     return step
 
 
-def constrained(count: int, *, fused: bool = False) -> Ratio:
+def constrained(count: int, graph: str = "off") -> Ratio:
     """`count` constraints on means of the score over different conditions, written one by one."""
     D, net = sample(max(count, 10)), network()
     f = cn.Model(net, "f")
@@ -79,25 +83,25 @@ def constrained(count: int, *, fused: bool = False) -> Ratio:
     bce = nn.functional.binary_cross_entropy_with_logits(score, D.y, reduction="none")
     relations = {f"group{k}": E(torch.sigmoid(score), given=D.group == k) <= 0.5 for k in range(count)}
     problem = cn.minimize(E(bce)).subject_to(**relations)
-    return alternate(steps(problem, net, D, fused=fused), plain(network(), D))
+    return alternate(steps(problem, net, D, graph=graph), plain(network(), D))
 
 
-def grouped(groups: int) -> Ratio:
+def grouped(groups: int, graph: str = "off") -> Ratio:
     """One `by=` block of `groups` levels."""
     D, net = sample(groups), network()
     f = cn.Model(net, "f")
     bce = nn.functional.binary_cross_entropy_with_logits(f(D.x), D.y, reduction="none")
     problem = cn.minimize(E(bce)).subject_to(rate=E(torch.sigmoid(f(D.x)), by=D.group) <= 0.5)
-    return alternate(steps(problem, net, D), plain(network(), D))
+    return alternate(steps(problem, net, D, graph=graph), plain(network(), D))
 
 
-def per_row(rows: int, *, fused: bool = False) -> Ratio:
+def per_row(rows: int, graph: str = "off") -> Ratio:
     """One multiplier for each of `rows` rows."""
     D, net = sample(10, rows), network()
     f = cn.Model(net, "f")
     bce = nn.functional.binary_cross_entropy_with_logits(f(D.x), D.y, reduction="none")
     problem = cn.minimize(E(bce)).subject_to(fit=forall(D, f(D.x) >= -5.0))
-    return alternate(steps(problem, net, D, fused=fused), plain(network(), D))
+    return alternate(steps(problem, net, D, graph=graph), plain(network(), D))
 
 
 def convex_routes() -> list[tuple[str, float, float]]:
@@ -123,13 +127,14 @@ def main() -> None:
     print("\none step over the unconstrained step (MLP 32-64-1, batch 256, Adam)")
     D = sample(10)
     print(f"  {'unconstrained against itself':<34} {alternate(plain(network(), D), plain(network(), D))}")
-    for count in (1, 5, 1_000):
-        print(f"  {f'{count:,} constraints, one by one':<34} {constrained(count)}")
-    print(f"  {'5 with the optimizer of solve':<34} {constrained(5, fused=True)}")
-    for groups in (1, 100, 10_000):
-        print(f"  {f'by= block of {groups} groups':<34} {grouped(groups)}")
-    for rows in (1_000, 1_000_000):
-        print(f"  {f'a multiplier for each of {rows:,} rows':<34} {per_row(rows)}")
+    for graph in ("off", "recorded", "compiled"):
+        print("  steps in Python" if graph == "off" else f"  {graph} steps")
+        for count in (1, 5, 1_000):
+            print(f"    {f'{count:,} constraints, one by one':<34} {constrained(count, graph)}")
+        for groups in (1, 100, 10_000):
+            print(f"    {f'by= block of {groups:,} groups':<34} {grouped(groups, graph)}")
+        for rows in (1_000, 1_000_000):
+            print(f"    {f'a multiplier for each of {rows:,} rows':<34} {per_row(rows, graph)}")
     print("\nminibatch solutions against exact ones")
     for seed, found in enumerate(rare_groups()):
         print(f"  {f'50 rare groups, batch 128, seed {seed}':<34} {found}")

@@ -98,6 +98,7 @@ _OF_STEPS = {
 _CHOICES: dict[str, tuple[str, ...]] = {
     "formulation": ("lagrangian", "augmented", "classical"),
     "sampling": ("auto", "shuffle", "stratified"),
+    "graph": ("auto", "off", "recorded", "compiled"),
 }
 _KINDS: dict[str, tuple[type | tuple[type, ...], str, str]] = {
     "solver": (str, "the name of a solver", 'solver="CLARABEL"'),

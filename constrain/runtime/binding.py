@@ -103,6 +103,11 @@ class Rows:
     weight: Tensor | None = None
     whole: bool = False
 
+    @property
+    def gathered(self) -> bool:
+        """Whether the columns are those of the sample at `index`, and not given with the rows."""
+        return isinstance(self.columns, _Gathered)
+
     def every_other(self) -> slice:
         """Positions of the first of two interleaved half batches."""
         return slice(0, 2 * (self.count // 2), 2)

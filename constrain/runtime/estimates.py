@@ -213,6 +213,10 @@ class Estimator(nn.Module):
             known = self._views[mode] = (flat, self.shaped(flat))
         return known[1]
 
+    def forget(self) -> None:
+        """Drops the views of the running averages, which are made anew."""
+        self._views.clear()
+
     def shaped(self, flat: Tensor) -> list[Tensor]:
         """One tensor per moment out of a vector of all averages (views)."""
         pieces = cast("tuple[Tensor, ...]", flat.split(self._sizes))

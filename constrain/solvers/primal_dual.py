@@ -18,6 +18,7 @@ from torch import Tensor
 
 from constrain.language import nodes as n
 from constrain.lowering.lower import EPIGRAPH
+from constrain.runtime.graph import NotRecorded, RecordedStep, cannot_be
 from constrain.runtime.lagrangian import Lagrangian
 from constrain.runtime.multipliers import multiplier_functions
 from constrain.solvers.sampling import BatchSampler, Sampling
@@ -42,6 +43,13 @@ MEMORY = 0.95
 """Decay of the running residual, when none is asked for."""
 LEAST_RATE = 0.05
 """Least step of the multipliers, as a fraction of `rate`: they slow down with the weights."""
+
+RECORDED_STEPS = 2_000
+"""Steps of a run from which on its steps are recorded, which takes as long as about 500 of them."""
+COMPILED_STEPS = 50_000
+"""Steps from which on they are compiled, which takes as long as about 20 000 of a small model."""
+SMALL = 1_000_000
+"""Decisions up to which a model is small: beyond, its own operations take the time."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,9 @@ class PrimalDual:
             the batch's own residual, which is exact on whole samples and biased on batches.
         scheduler: `scheduler(optimizer)` makes a `torch.optim.lr_scheduler` that steps after every batch, in
             the place of the half cosine; the steps of the multipliers follow the learning rate.
+        graph: "off" makes every step in Python; "recorded" replays one that was recorded, "compiled" compiles
+            it, with the same results but for rounding (`constrain.runtime.graph`). "auto" records where a run
+            has 2000 steps, and compiles where it has 50 000 and the model is small.
     """
 
     epochs: int | None = None
@@ -109,6 +120,7 @@ class PrimalDual:
     dual: Ascent | str | None = None
     memory: float | None = None
     scheduler: Callable[[torch.optim.Optimizer], Any] | None = None
+    graph: Literal["auto", "off", "recorded", "compiled"] = "auto"
 
     minibatch = True
 
@@ -153,6 +165,7 @@ class Training:
         total: of the whole run.
         rate: first integral step of the multipliers, dimensionless.
         resting: multipliers rest, as in the epochs of the warm-up.
+        graph: makes the steps where they are recorded, else None.
     """
 
     def __init__(self, options: PrimalDual, evaluator: Evaluator) -> None:
@@ -167,6 +180,7 @@ class Training:
         self.dual, self.dual_name = dual_of(options.dual, options.gain, options.memory)
         self.state: State = {}
         self.resting = False
+        self._lent: Mapping[str, Rows] | None = None
         self.functions = functions = multiplier_functions(
             evaluator, options.multipliers or {}, options.multiplier_lr
         )
@@ -199,6 +213,7 @@ class Training:
         asked = options.rate, self.scheme.rate, RATE / math.sqrt(self.total)
         self.rate = next(rate for rate in asked if rate is not None)
         self.after_step: Callable[[], None] = lambda: None
+        self.graph = self._graph()
 
     @property
     def solver(self) -> str:
@@ -206,9 +221,10 @@ class Training:
         kind = "primal-dual" if self.options.formulation == "lagrangian" else "minibatch augmented Lagrangian"
         if self.options.scheme != "simultaneous":
             kind = self.scheme.name
+        graph = f", {self.graph.mode} step" if self.graph is not None and self.graph.used else ""
         if self.dual_name is not None:
             kind += f" with {self.dual_name} multipliers"
-        return f"{kind} ({type(self.optimizer).__name__}, torch {torch.__version__.split('+')[0]})"
+        return f"{kind} ({type(self.optimizer).__name__}, torch {torch.__version__.split('+')[0]}{graph})"
 
     @property
     def spreads(self) -> Mapping[str, float]:
@@ -254,9 +270,12 @@ class Training:
 
     def epoch(self, epoch: int) -> None:
         """One pass over the largest sample, or what is left of it."""
+        if self.graph is not None:
+            self.graph.look()
         for _ in range(self.steps - epoch * self.sampler.per_epoch, self.sampler.per_epoch):
             self.resting = epoch < self.warmup
-            self.state = self.scheme.step(self, self.state)
+            self._pace()
+            self._step()
             self.schedule.step()
             self.steps += 1
             if self.options.refresh is not None and self.steps % self.options.refresh == 0:
@@ -266,10 +285,60 @@ class Training:
         if epoch < 4 or epoch % 4 == 0:
             self.lagrangian.calibrate(self.generator)
 
+    def _graph(self) -> RecordedStep | None:
+        """What makes the steps of this run, if they are not made in Python."""
+        mode = self.options.graph
+        strict = mode != "auto"
+        if mode == "auto":
+            size, device = self.evaluator.decisions.size, self.evaluator.device.type
+            long = self.scheme.recordable and self.total >= RECORDED_STEPS and device in ("cpu", "cuda")
+            compiled = self.total >= COMPILED_STEPS and size <= SMALL
+            mode = ("compiled" if compiled else "recorded") if long else "off"
+        if mode == "off":
+            return None
+        return RecordedStep(self.lagrangian, self.optimizer, self._step_on, mode, strict=strict)
+
+    def _step(self) -> None:
+        """One step, by the graph where there is one and it holds already.
+
+        Raises:
+            ModelingError: E207 when a graph was asked for and cannot be had.
+        """
+        if self.graph is None or self.resting or not self.lagrangian.settled:
+            self.state = self.scheme.step(self, self.state)
+            return
+        batch = self.draw()
+        try:
+            if not self.scheme.recordable:
+                raise NotRecorded(f"a step of {self.scheme.name} is more than one evaluation of one batch")
+            self.graph(batch)
+        except NotRecorded as reason:
+            if self.graph.strict:
+                raise cannot_be(self.graph.mode, reason) from reason
+            self.graph = None
+            self._step_on(batch)
+
+    def _step_on(self, batch: Mapping[str, Rows]) -> None:
+        """One step in Python on a batch."""
+        self._lent = batch
+        self.state = self.scheme.step(self, self.state)
+
+    def run_eagerly(self) -> None:
+        """Makes the following steps in Python, where every operation can be watched."""
+        self.graph = None
+
+    def _pace(self) -> None:
+        """Steps of the multipliers decay with the learning rates."""
+        factor = max(LEAST_RATE, self._factor())
+        self.lagrangian.rate = self.rate * factor
+        for function in self.functions.values():
+            function.pace(factor)
+
     # ------------------------------------------------------------------------- the pieces of a step
-    def draw(self) -> dict[str, Rows]:
+    def draw(self) -> Mapping[str, Rows]:
         """The next batch of every sample."""
-        return self.sampler.draw()
+        lent, self._lent = self._lent, None
+        return self.sampler.draw() if lent is None else lent
 
     def gradient(self, batch: Mapping[str, Rows]) -> None:
         """Puts the gradient of the Lagrangian on a batch into the decisions' `grad`."""
@@ -298,11 +367,10 @@ class Training:
         """
         if self.resting:
             return
-        factor = max(LEAST_RATE, self._factor())
-        self.lagrangian.rate = self.rate * factor * moving
-        for function in self.functions.values():
-            function.pace(factor)
+        rate = self.lagrangian.rate
+        self.lagrangian.rate = rate if moving else 0.0
         self.lagrangian.ascend()
+        self.lagrangian.rate = rate
 
     # ----------------------------------------------------------------------------------------------------
     def _factor(self) -> float:

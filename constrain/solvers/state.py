@@ -26,6 +26,7 @@ from constrain.language import nodes as n
 from constrain.runtime.binding import Population
 from constrain.runtime.estimates import Estimate
 from constrain.runtime.evaluator import Evaluator
+from constrain.runtime.graph import RecordedStep
 from constrain.runtime.slacks import Slacks, Turn
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ __all__ = [
 ]
 
 _WALKED = ("constrain.runtime.", "constrain.solvers.", "constrain.backends.")
-_FIXED = (Evaluator, Population, Estimate, Slacks, Turn)
+_FIXED = (Evaluator, Population, Estimate, Slacks, Turn, RecordedStep)
 """What the problem and its data determine, or a step makes anew."""
 _SCALARS = (bool, int, float, str, type(None))
 

@@ -1,0 +1,275 @@
+"""A training step as one graph: forward, backward, optimizer and multipliers, recorded once.
+
+Between the torch operations of a step on a small model most of the time is Python's: autograd's, the
+optimizer's, the language's. A recorded step (`trace.py`) has none of it; compiled, its operations are joined
+into few as well. What is recorded is the step that Python makes, so that every way of running it makes the
+same step but for rounding.
+
+What a step reads as a number is a constant of its graph, but for the rates of multipliers and decisions.
+Other numbers, of the optimizer and of the models' modules, are looked at now and then; when one has changed
+the step is recorded anew.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from constrain.errors import ModelingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping
+
+    from constrain.runtime.binding import Rows
+    from constrain.runtime.lagrangian import Batches, Lagrangian
+    from constrain.runtime.trace import Replay
+
+__all__ = ["Mode", "NotRecorded", "RecordedStep", "TrainingStep", "cannot_be"]
+
+Mode = Literal["recorded", "compiled"]
+
+LOOK = 64
+"""Calls of a loop of one's own after which a recorded step is looked at whether it still holds."""
+
+
+class NotRecorded(Exception):
+    """A step cannot be one graph; the message says why."""
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """The rows of a batch as tensors, and what says how to make rows of them again."""
+
+    key: tuple[Any, ...]
+    tensors: list[Tensor]
+
+    @staticmethod
+    def of(batch: Mapping[str, Rows]) -> _Packed:
+        """The batch's positions, and its columns where these are not the sample's at the positions."""
+        key: list[Any] = []
+        tensors: list[Tensor] = []
+        for name, rows in batch.items():
+            own = [] if rows.gathered else list(rows.columns.values())
+            own += [t for t in (rows.index, rows.weight) if isinstance(t, Tensor)]
+            key += [name, str(rows.index) if isinstance(rows.index, slice) else len(own)]
+            tensors += own
+        return _Packed((*key, *(t.shape for t in tensors)), tensors)
+
+
+class RecordedStep:
+    """A training step that is replayed, or compiled.
+
+    Args:
+        lagrangian: whose multipliers it moves.
+        optimizer: of the decisions; one that has made a step, so that it has its state.
+        step: makes a step on a batch, in Python.
+        mode: "recorded" replays the operations, "compiled" joins them into few (which takes a while).
+        strict: a step that cannot be compiled is not to be replayed instead.
+    """
+
+    def __init__(
+        self,
+        lagrangian: Lagrangian,
+        optimizer: torch.optim.Optimizer,
+        step: Callable[[Mapping[str, Rows]], Any],
+        mode: Mode,
+        *,
+        strict: bool = True,
+    ) -> None:
+        self.lagrangian = lagrangian
+        self.optimizer = optimizer
+        self.step = step
+        self.mode: Mode = mode
+        self.strict = strict
+        self._key: tuple[Any, ...] = ()
+        self._replay: Replay | None = None
+        self._held: list[tuple[Tensor, int]] = []
+        self._constants: list[Any] = []
+        self._parameters: object = None
+
+    @property
+    def used(self) -> bool:
+        """Whether a step is recorded."""
+        return self._replay is not None
+
+    def __call__(self, batch: Mapping[str, Rows]) -> Any:
+        """One step: what `step` returns.
+
+        Raises:
+            NotRecorded: when the step cannot be recorded; nothing has been changed then.
+        """
+        packed = _Packed.of(batch)
+        if self._replay is None or self._parameters is not self.lagrangian.evaluator.parameter_version:
+            self._record(batch, packed)
+        if packed.key != self._key:  # the end of a stream may be a smaller batch
+            return self.step(batch)
+        assert self._replay is not None  # recorded above
+        return self._replay([self._rates(), *packed.tensors])
+
+    def look(self) -> None:
+        """Has the step recorded anew where tensors have moved (a state was loaded) or numbers changed."""
+        moved = any(t.data_ptr() != place for t, place in self._held)
+        if moved or self._constants != self._numbers():
+            self._replay = None
+
+    def _rates(self) -> Tensor:
+        """What changes from step to step: the multipliers' rate and the learning rates."""
+        rates = [self.lagrangian.rate, *(float(group["lr"]) for group in self.optimizer.param_groups)]
+        values = self.lagrangian.values
+        return torch.tensor(rates, dtype=values.dtype, device=values.device)
+
+    def _numbers(self) -> list[Any]:
+        """The numbers and texts of the optimizer and of the models' modules, without the learning rates."""
+        models = [model.module for model in self.lagrangian.evaluator.program.models]
+        held: list[dict[str, Any]] = [vars(module) for model in models for module in model.modules()]
+        held += self.optimizer.param_groups
+        plain = (bool, int, float, str, tuple)
+        return [(k, v) for own in held for k, v in own.items() if k != "lr" and isinstance(v, plain)]
+
+    # -------------------------------------------------------------------------------------- recording
+    def _record(self, batch: Mapping[str, Rows], packed: _Packed) -> None:
+        from constrain.runtime.trace import trace  # noqa: PLC0415  # torch's tracer takes a second to import
+
+        # a compiler joins the operations of an optimizer better than its own kernels do
+        plain = ("foreach", "fused") if self.mode == "compiled" else ("foreach",)
+
+        def step(rates: Tensor, *tensors: Tensor) -> Any:
+            self.lagrangian.forget()
+            self.lagrangian.rate = rates[0]
+            for i, group in enumerate(self.optimizer.param_groups):
+                group.update({k: False for k in plain if k in group}, lr=rates[i + 1])
+            found = self.step(self._rows(batch, list(tensors)))
+            self.optimizer.zero_grad(set_to_none=True)
+            return found
+
+        arguments = [self._rates(), *packed.tensors]
+        try:
+            self._check()
+            self.lagrangian.estimate(batch)  # so that nothing is first made while stand-ins are used
+            with self._untouched():
+                graph = trace(step, arguments)
+            if self.mode == "compiled" and graph.random and not self.strict:
+                raise NotRecorded("the model draws random numbers, and compiled code draws others")
+            self._replay = graph.compile(arguments) if self.mode == "compiled" else graph.replay()
+        except Exception as problem:  # torch's tracer and compiler have no common class of errors
+            if self.mode == "compiled" and not self.strict:
+                self.mode = "recorded"
+                self._record(batch, packed)
+                return
+            raise NotRecorded(_first_line(problem)) from problem
+        self._key = packed.key
+        self._held = [(t, t.data_ptr()) for t in graph.reads]
+        self._constants = self._numbers()
+        self._parameters = self.lagrangian.evaluator.parameter_version
+
+    def _check(self) -> None:
+        if self.lagrangian.rule is not None:
+            raise NotRecorded("the multipliers follow a rule with a memory of its own")
+        if self.lagrangian.functions:
+            raise NotRecorded("multipliers that are functions of the row have optimizers of their own")
+
+    @contextmanager
+    def _untouched(self) -> Generator[None]:
+        """Runs a block that goes through the motions of a step, and puts back what it leaves behind."""
+        optimizer, lagrangian = self.optimizer, self.lagrangian
+        rate, follows = lagrangian.rate, lagrangian.follows
+        groups = [dict(group) for group in optimizer.param_groups]
+        held = {p: dict(own) for p, own in optimizer.state.items()}
+        for t in lagrangian.evaluator.decisions.tensors:
+            t.grad = None
+        lagrangian.follows = False
+        try:
+            yield
+        finally:
+            lagrangian.forget()
+            lagrangian.rate, lagrangian.follows = rate, follows
+            for group, before in zip(optimizer.param_groups, groups, strict=True):
+                group.update(before)
+            optimizer.state.clear()
+            optimizer.state.update(held)
+
+    def _rows(self, batch: Mapping[str, Rows], tensors: list[Tensor]) -> dict[str, Rows]:
+        """Rows like those of a batch, of other tensors."""
+        found: dict[str, Rows] = {}
+        populations = {data.name: p for data, p in self.lagrangian.evaluator.populations.items()}
+        for name, rows in batch.items():
+            columns = None if rows.gathered else {column: tensors.pop(0) for column in rows.columns}
+            index = tensors.pop(0) if isinstance(rows.index, Tensor) else rows.index
+            weight = None if rows.weight is None else tensors.pop(0)
+            if columns is None:
+                assert index is not None  # the columns were gathered by it
+                found[name] = populations[name].take(index, weight)
+            else:
+                found[name] = replace(rows, columns=columns, index=index, weight=weight)
+        return found
+
+
+class TrainingStep:
+    """One training step of a loop of one's own: gradient, optimizer, multipliers.
+
+        step = lagrangian.training_step(optimizer, graph="compiled")
+        for index in batches:
+            loss = step(D.rows(index))
+
+    It does what `loss = lagrangian(batch); optimizer.zero_grad(); loss.backward(); optimizer.step();
+    lagrangian.ascend()` does. The first steps are made in Python, until the optimizer has its state and the
+    running residuals have settled (a pass over the data, or some 400 steps).
+    """
+
+    def __init__(self, lagrangian: Lagrangian, optimizer: torch.optim.Optimizer, mode: Mode | None) -> None:
+        self.lagrangian = lagrangian
+        self.optimizer = optimizer
+        self.graph = None if mode is None else RecordedStep(lagrangian, optimizer, self._step, mode)
+        self._count = 0
+
+    def __call__(self, batch: Batches) -> Tensor:
+        """Makes a step.
+
+        Args:
+            batch: as for the Lagrangian.
+
+        Returns:
+            The Lagrangian on the batch before the step, detached.
+
+        Raises:
+            ModelingError: E207 when the step cannot be recorded; E140 as for the Lagrangian.
+        """
+        lagrangian = self.lagrangian
+        lagrangian.evaluator.follow_parameters()
+        rows = lagrangian.batches(batch)
+        self._count += 1
+        if self.graph is None or self._count == 1 or not lagrangian.settled:
+            return self._step(rows)
+        if self._count % LOOK == 0:
+            self.graph.look()
+        try:
+            loss = self.graph(rows)
+        except NotRecorded as reason:
+            raise cannot_be(self.graph.mode, reason) from reason
+        lagrangian.follow(rows)
+        return loss
+
+    def _step(self, batch: Mapping[str, Rows]) -> Tensor:
+        loss = self.lagrangian(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.lagrangian.evaluator.decisions.project()
+        self.lagrangian.ascend()
+        return loss.detach()
+
+
+def cannot_be(mode: Mode, reason: NotRecorded) -> ModelingError:
+    """E207 for a step that was to be recorded."""
+    return ModelingError("E207", f"the training step cannot be {mode}: {reason}", fix='graph="off"')
+
+
+def _first_line(problem: Exception) -> str:
+    if isinstance(problem, NotRecorded):
+        return str(problem)
+    text = str(problem).strip()
+    return f"{type(problem).__name__}: {text.splitlines()[0]}" if text else type(problem).__name__

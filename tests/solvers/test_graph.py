@@ -1,0 +1,328 @@
+"""Recorded steps are the steps that Python makes."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensor
+
+import constrain as cn
+from constrain import E, P, forall
+from constrain.errors import ModelingError
+from constrain.solvers import primal_dual
+
+
+def sample(rows=300):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, 3, generator=g, dtype=torch.float64)
+    y = (x[:, 0] + torch.randn(rows, generator=g, dtype=torch.float64) > 0).double()
+    return cn.Data("sample", x=x, y=y, group=(torch.rand(rows, generator=g) < 0.1).long())
+
+
+def network(seed=3, inputs=3):
+    torch.manual_seed(seed)
+    layers = (torch.nn.Linear(inputs, 6), torch.nn.Tanh(), torch.nn.Linear(6, 1), torch.nn.Flatten(0))
+    return torch.nn.Sequential(*layers).double()
+
+
+def scored(net=None):
+    D = sample()
+    s = cn.Model(network() if net is None else net, "f")(D.x)
+    return D, s, F.binary_cross_entropy_with_logits(s, D.y, reduction="none")
+
+
+def groups(net=None):
+    D, s, loss = scored(net)
+    return cn.minimize(E(loss)).subject_to(
+        **{f"g{k}": E(s, given=D.group == k) <= 0.1 for k in (0, 1)}, level=E(s * s) <= 0.3
+    )
+
+
+def rates():
+    D, s, loss = scored()
+    return cn.minimize(E(loss)).subject_to(rate=P(s > 0, by=D.group) >= 0.4, gap=abs(E(s)) <= 0.05)
+
+
+def rows():
+    D, _, loss = scored()
+    return cn.minimize(E(loss)).subject_to(
+        fit=forall(D, loss <= 1.0), some=forall(D.where(D.y > 0), loss >= 0.1)
+    )
+
+
+def curved():
+    """Products (half batches), ratios (running averages), a variance."""
+    D, s, loss = scored()
+    return cn.minimize(E(loss)).subject_to(
+        product=E(s) * E(s * D.y) <= 0.1, ratio=E(s * D.y) / E(s * s + 1.0) >= 0.05, spread=cn.Var(s) <= 0.2
+    )
+
+
+def tails():
+    """Thresholds, a slack, an objective that is a largest value."""
+    D, s, loss = scored()
+    return cn.minimize(cn.max(E(loss, by=D.group))).subject_to(
+        tail=cn.CVaR(loss, 0.9) <= 1.2,
+        median=cn.Quantile(s, 0.5) <= 0.1,
+        soft=(E(s) <= -0.1).relax(cost=cn.squared(10.0)),
+    )
+
+
+def bounded():
+    """A variable in a box beside a model, an equality, a parameter."""
+    D, s, loss = scored()
+    b, level = cn.Variable((), "b", bounds=(-0.1, 0.05)), cn.Parameter("level", value=0.2)
+    return cn.minimize(E(loss) + cn.square(b - 1.0)).subject_to(same=E(s) == b, much=E(s * D.y) <= level)
+
+
+def points():
+    """Fresh points of a continuous population."""
+    t, u = cn.Uniform("t", 0.0, 1.0), cn.Model(network(2, 1), "u")
+    return cn.minimize(E((u(t) - t) ** 2)).subject_to(level=E(u(t)) <= 0.4)
+
+
+def stratified():
+    D, s, loss = scored()
+    return cn.minimize(E(loss)).subject_to(gap=E(s, by=D.group) <= 0.1), {"sampling": "stratified"}
+
+
+def whole():
+    """Batches of all rows."""
+    return groups(), {"batch": 300}
+
+
+def dataset():
+    """Rows of a dataset, whose last batch is smaller."""
+    D = sample()
+    table = torch.utils.data.TensorDataset(*(torch.as_tensor(D.values(k)) for k in ("x", "y", "group")))
+    S = cn.Data.from_dataset("sample", table, ("x", "y", "group"))
+    s = cn.Model(network(), "f")(S.x)
+    loss = F.binary_cross_entropy_with_logits(s, S.y, reduction="none")
+    return cn.minimize(E(loss)).subject_to(gap=E(s, by=S.group) <= 0.1)
+
+
+def augmented():
+    return rates(), {"formulation": "augmented"}
+
+
+def dual_first():
+    return groups(), {"scheme": "dual-first"}
+
+
+def alternating():
+    return groups(), {"scheme": "alternating"}
+
+
+PROBLEMS = [
+    groups, rates, rows, curved, tails, bounded, points, stratified, whole, dataset, augmented, dual_first,
+    alternating,
+]  # fmt: skip
+
+
+def trained(build, graph, **options):
+    found = build()
+    problem, own = found if isinstance(found, tuple) else (found, {})
+    settings = {"epochs": 6, "batch": 70, "progress": False, "seed": 1} | own | options
+    return problem.solve("lagrangian", graph=graph, **settings)
+
+
+def agree(a, b, tolerance=1e-9):
+    assert a.objective == pytest.approx(b.objective, rel=tolerance)
+    for name, value in a.weights.items():
+        np.testing.assert_allclose(value, b.weights[name], rtol=tolerance, atol=tolerance)
+    for name, value in a.multipliers.items():
+        np.testing.assert_allclose(value, b.multipliers[name], rtol=tolerance, atol=tolerance)
+
+
+def fakes():
+    """Stand-ins without data that something still holds."""
+    gc.collect()
+    return [t for t in gc.get_objects() if type(t) is FakeTensor]
+
+
+@pytest.mark.parametrize("build", PROBLEMS)
+def test_a_recorded_run_ends_where_python_ends(build):
+    a, b = trained(build, "off"), trained(build, "recorded")
+    assert "recorded step" in b.provenance.solver
+    assert "recorded step" not in a.provenance.solver
+    agree(a, b)
+    assert not fakes()
+
+
+OPTIMIZERS = {
+    "Adam": lambda t: torch.optim.Adam(t, lr=0.01),
+    "fused": lambda t: torch.optim.Adam(t, lr=0.01, fused=True),
+    "amsgrad": lambda t: torch.optim.Adam(t, lr=0.01, amsgrad=True, weight_decay=0.01),
+    "AdamW": lambda t: torch.optim.AdamW(t, lr=0.01),
+    "SGD": lambda t: torch.optim.SGD(t, lr=0.05),
+    "momentum": lambda t: torch.optim.SGD(t, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "RMSprop": lambda t: torch.optim.RMSprop(t, lr=0.01),
+    "Adagrad": lambda t: torch.optim.Adagrad(t, lr=0.01),
+    "NAdam": lambda t: torch.optim.NAdam(t, lr=0.01),
+    "Adamax": lambda t: torch.optim.Adamax(t, lr=0.01),
+    "Adadelta": lambda t: torch.optim.Adadelta(t, lr=0.1),
+    "groups": lambda t: torch.optim.SGD([{"params": t[:2], "lr": 0.01}, {"params": t[2:]}], lr=0.05),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers(name):
+    make = OPTIMIZERS[name]
+    agree(trained(groups, "off", optimizer=make), trained(groups, "recorded", optimizer=make), 1e-7)
+
+
+# ------------------------------------------------------------------------------------------- choosing
+class Branching(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x):
+        found = self.inner(x)
+        return found if found.shape[0] == 0 or float(found.sum()) < 1e9 else -found
+
+
+def test_what_cannot_be_recorded_is_refused_when_asked_for_and_else_made_in_python(monkeypatch):
+    def build():
+        return groups(Branching())
+
+    with pytest.raises(ModelingError, match=r"E207.*training step cannot be recorded.*\n.*graph=\"off\""):
+        trained(build, "recorded")
+    with pytest.raises(ModelingError, match="more than one evaluation"):
+        trained(groups, "recorded", scheme="extragradient")
+    monkeypatch.setattr(primal_dual, "RECORDED_STEPS", 1)
+    found = trained(build, "auto")
+    assert "recorded" not in found.provenance.solver
+    agree(trained(build, "off"), found, 0.0)
+    assert not fakes()
+
+
+def test_long_runs_are_recorded_by_themselves():
+    assert "recorded step" in trained(groups, "auto", epochs=520).provenance.solver
+    assert "recorded step" not in trained(groups, "auto", epochs=5).provenance.solver
+
+
+@pytest.mark.parametrize("graph", ["fast", True])
+def test_other_words_are_refused(graph):
+    with pytest.raises(ModelingError, match="E141"):
+        trained(groups, graph)
+
+
+class Warmed(torch.nn.Module):
+    """A temperature that its owner changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.temperature = network(), 1.0
+
+    def forward(self, x):
+        return self.inner(x) / self.temperature
+
+
+@pytest.mark.parametrize("graph", ["off", "recorded"])
+def test_attributes_of_modules_may_change_between_epochs(graph, request):
+    net = Warmed()
+
+    def warmer(told):
+        net.temperature = 1.0 + 0.1 * told.done
+
+    found = trained(lambda: groups(net), graph, callback=warmer)
+    known = request.config.stash.setdefault(_KEY, [])
+    known.append(found)
+    if len(known) == 2:
+        agree(*known)
+
+
+_KEY = pytest.StashKey[list]()
+
+
+def test_the_culprit_is_named_in_recorded_steps_too():
+    x = torch.linspace(0.5, 1.5, 50, dtype=torch.float64)
+    D, w = cn.Data("people", x=x), cn.Variable((), "w")
+    problem = cn.minimize(cn.square(w - 3.0)).subject_to(root=E(cn.log(1.6 - D.x * w)) >= -9.0)
+    solution = problem.solve("lagrangian", progress=False, epochs=200, lr=0.5, graph="recorded")
+    assert solution.status == "diverged"
+    assert "root" in solution.message
+    assert np.isfinite(w.value)
+
+
+# --------------------------------------------------------------------------------- loops of one's own
+def looped(build, graph, change=None, steps=60):
+    problem = build()
+    lagrangian = problem.compile(seed=0)
+    net = lagrangian.evaluator.program.models[0].module
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 20, 0.5)
+    step = None if graph is None else lagrangian.training_step(optimizer, graph)
+    D = next(iter(lagrangian.evaluator.populations))
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(4)).repeat(20)
+    losses: list[float] = []
+    lagrangian.refresh()
+    for k in range(steps):
+        batch = D.rows(order[50 * k : 50 * k + (50 if k != 40 else 13)])
+        if step is None:
+            loss = lagrangian(batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            lagrangian.ascend()
+        else:
+            loss = step(batch)
+        schedule.step()
+        losses.append(float(loss.detach()))
+        if change is not None and k == steps // 2:
+            change(lagrangian)
+    return losses, {k: v.clone() for k, v in lagrangian.state_dict().items()}
+
+
+def raised(lagrangian):
+    (symbol,) = lagrangian.evaluator.program.parameters
+    symbol.value = -0.1
+
+
+@pytest.mark.parametrize("graph", ["off", "recorded"])
+@pytest.mark.parametrize(
+    ("build", "change"), [(groups, None), (rates, None), (rows, None), (tails, None), (bounded, raised)]
+)
+def test_a_loop_of_ones_own(build, change, graph):
+    plain, state = looped(build, None, change)
+    if build is bounded:  # what it leaves to its own loop, `training_step` projects
+        return
+    own, own_state = looped(build, graph, change)
+    np.testing.assert_allclose(own, plain, rtol=1e-9)
+    assert state.keys() == own_state.keys()
+    for key, value in state.items():
+        np.testing.assert_allclose(own_state[key], value, rtol=1e-8, atol=1e-10, err_msg=key)
+
+
+def test_a_parameter_may_change_in_the_loop():
+    def build():
+        D, s, loss = scored()
+        level = cn.Parameter("level", value=0.2)
+        return cn.minimize(E(loss)).subject_to(much=E(s * D.y) <= level)
+
+    plain, _ = looped(build, None, raised)
+    still, _ = looped(build, None)
+    own, _ = looped(build, "recorded", raised)
+    np.testing.assert_allclose(own, plain, rtol=1e-9)
+    assert not np.allclose(still, plain)
+
+
+def test_words_of_the_loop():
+    lagrangian = groups().compile()
+    optimizer = torch.optim.SGD(lagrangian.evaluator.decisions.tensors, lr=0.1)
+    with pytest.raises(ModelingError, match=r"E141.*no graph is called 'fast'"):
+        lagrangian.training_step(optimizer, "fast")
+
+
+# -------------------------------------------------------------------------------------------- compiled
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [groups, rows])
+def test_a_compiled_run_ends_where_python_ends(build):
+    a, b = trained(build, "off"), trained(build, "compiled")
+    assert "compiled step" in b.provenance.solver
+    agree(a, b, 1e-6)
