@@ -505,11 +505,14 @@ class Lagrangian(nn.Module):
                 which takes up to a minute; "off" makes every step in Python.
 
         Raises:
-            ModelingError: E141 for another word.
+            ModelingError: E141 for another word, or what is no optimizer of torch.
         """
         if graph not in ("off", "recorded", "compiled"):  # pyright: ignore[reportUnnecessaryContains]
             fix = 'one of "off", "recorded", "compiled"'
             raise ModelingError("E141", f"no graph is called {graph!r}", fix=fix)
+        if not isinstance(optimizer, torch.optim.Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
+            fix = "training_step(torch.optim.Adam(f.module.parameters(), lr=1e-3))"
+            raise ModelingError("E141", f"{type(optimizer).__name__} is no optimizer of torch", fix=fix)
         return TrainingStep(self, optimizer, None if graph == "off" else graph)
 
     def use(self, rule: Ascent) -> None:
