@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from constrain.analysis.curvature import analyze
 from constrain.diagnostics.names import part_label
 from constrain.diagnostics.point import array_of
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from constrain.analysis.fact import Fact
     from constrain.diagnostics.point import Point
     from constrain.diagnostics.relaxed import Priced
     from constrain.runtime.binding import Index
@@ -221,16 +223,25 @@ def inside(
     x = decisions.get()
     inside = np.where(at_lower, lower + NEAR_BOUND * (1 + np.abs(np.where(at_lower, lower, 0.0))), x)
     inside = np.where(at_upper, upper - NEAR_BOUND * (1 + np.abs(np.where(at_upper, upper, 0.0))), inside)
+    curved = _curved(evaluator, entries)
     decisions.set(inside)
     try:
-        other = gradients(evaluator, entries, multipliers)
+        other = gradients(evaluator, [entries[k] for k in curved], _remaining(entries, multipliers))
     finally:
         decisions.set(x)
+    rows = found.rows.copy()
+    rows[curved] = np.where(moved, other.rows, rows[curved])
     return Gradients(
-        np.where(moved, other.objective, found.objective),
-        np.where(moved, other.rows, found.rows),
-        np.where(moved, other.rest, found.rest),
+        np.where(moved, other.objective, found.objective), rows, np.where(moved, other.rest, found.rest)
     )
+
+
+def _curved(evaluator: Evaluator, entries: Sequence[Entry]) -> list[int]:
+    """Places of the entries of parts that are not affine: gradients of the others are the same everywhere."""
+    memo: dict[int, Fact] = {}
+    parts = {e.part for e in entries}
+    affine = {i for i in parts if analyze(evaluator.program.parts[i].residual, memo).affine}
+    return [k for k, e in enumerate(entries) if e.part not in affine]
 
 
 def _remaining(
