@@ -72,7 +72,9 @@ class NuPI:
 
     The recursive form of the proportional-integral controller with a smoothed error, projected as a whole
     (Sohrabi, Ramirez, Zhang, Lacoste-Julien and Gallego-Posada, 2024, "On PI controllers for updating
-    Lagrange multipliers in constrained optimization", algorithm 1). The first step is one of plain ascent.
+    Lagrange multipliers in constrained optimization", algorithm 1). Without the
+    projection it is lambda_0 + step (rate sum of e + gain xi_t), what `Lagrangian` does itself; with it a
+    multiplier at 0 also forgets its proportional part.
 
     Attributes:
         gain: proportional gain, dimensionless; None takes the rate. With memory 0 that is the optimistic
@@ -84,21 +86,21 @@ class NuPI:
     memory: float = 0.95
 
     def start(self, past: dict[str, Tensor], name: str, values: Tensor) -> None:
-        """No error yet, in any entry."""
-        past[name] = torch.full_like(values, torch.nan)
+        """No error yet."""
+        past[name] = torch.zeros_like(values)
 
     def moved(self, past: dict[str, Tensor], move: Move) -> Tensor:
         """The multipliers after a step."""
-        own = past[move.name] if move.index is None else past[move.name][move.index]
-        error = move.residual.to(own.dtype)
-        before = torch.where(torch.isnan(own), error, own)
+        before = past[move.name] if move.index is None else past[move.name][move.index]
+        error = move.residual.to(before.dtype)
         after = torch.lerp(before, error, 1 - self.memory)
         gain = move.rate if self.gain is None else self.gain
+        change = move.steps * (move.rate * error + gain * (after - before))
         if move.index is None:
             past[move.name].copy_(after)
         else:
             past[move.name][move.index] = after
-        return move.values + move.steps * (move.rate * error + gain * (after - before))
+        return move.values + change
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from constrain.runtime.decisions import Decisions
 from constrain.runtime.evaluator import Evaluator
 from constrain.solvers.checkpoint import Checkpoint, read, write
 from constrain.solvers.primal_dual import PrimalDual
-from constrain.solvers.schemes import DualDescent, Penalty
 from constrain.solvers.progress import largest
+from constrain.solvers.schemes import DualDescent, Penalty
 from constrain.solvers.state import evaluator_state, restore, restore_evaluator, state
 
 
@@ -128,6 +128,8 @@ CASES = {
     "dataset": ("lagrangian", dataset),
     "loader": ("lagrangian", loader),
     "refreshed": ("lagrangian", refreshed),
+    "recorded": ("lagrangian", lambda: (rates(), {"graph": "recorded"})),
+    "recorded tails": ("lagrangian", lambda: (tails(), {"graph": "recorded"})),
     "penalties": ("augmented", rates),
     "extragradient": ("lagrangian", lambda: (rates(), {"scheme": "extragradient", "dual": "mirror"})),
     "alternating": ("lagrangian", lambda: (rates(), {"scheme": "alternating", "dual": "nupi"})),

@@ -124,7 +124,7 @@ class Optimistic(Scheme):
         """
         need_duals(run, self.name, "plain")
         run.lagrangian.use(NuPI(gain=None, memory=0.0))
-        return {"updates": [torch.zeros_like(t) for t in run.tensors], "started": False}
+        return {"updates": [torch.zeros_like(t) for t in run.tensors]}
 
     def step(self, run: Training, state: State) -> State:
         """One step of both."""
@@ -133,9 +133,8 @@ class Optimistic(Scheme):
         run.optimizer.step()
         with torch.no_grad():
             updates = [t - b for t, b in zip(run.tensors, before, strict=True)]
-            if state["started"]:
-                for t, now, last in zip(run.tensors, updates, state["updates"], strict=True):
-                    t.add_(now - last)
+            for t, now, last in zip(run.tensors, updates, state["updates"], strict=True):
+                t.add_(now - last)
         run.evaluator.decisions.project()
         run.ascend()
-        return {"updates": updates, "started": True}
+        return {"updates": updates}
