@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from constrain._lazy import attribute, language_printing
+from constrain.diagnostics.alive import rebind
+from constrain.driver.blocks import Block, blocks_of, text_of
 from constrain.driver.formulas import formula_of
 from constrain.driver.installed import installed_routes
 from constrain.driver.options import ALIASES, check_options, check_parameters
@@ -178,9 +180,24 @@ def explain(problem: Problem, **options: Any) -> Explanation:
             method, reason = "closed", form.reason
     except RouteError as error:
         method, reason = None, str(error).splitlines()[0]
+    apart = [] if method == "closed" else _blocks(problem, program, method, options)
+    if apart:
+        method, reason = "blocks", text_of(apart)
+        answers = (Route("blocks", True, reason), *answers)
     text = str(language_printing().problem_text(problem))
     answers += installed_routes(program, facts)
     return Explanation(text, facts, answers, method, reason, program)
+
+
+def _blocks(
+    problem: Problem, program: Program, method: str | None, options: Mapping[str, Any]
+) -> list[Block]:
+    """The blocks that would be solved apart."""
+    general = ("data", "params", "holdout", "start", "seed", "time_limit", "tolerance", "device", "progress")
+    asked = {key: value for key, value in options.items() if key not in (*general, "margin")}
+    data = options.get("data")
+    named = None if data is None else rebind(program, data)
+    return blocks_of(problem, method, asked, named, options.get("params"))
 
 
 def _check_named(options: Mapping[str, Any]) -> None:

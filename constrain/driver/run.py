@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from constrain._lazy import backend
 from constrain.diagnostics.alive import rebind
+from constrain.diagnostics.anywhere import settle
 from constrain.diagnostics.judge import Facts as JudgeFacts
 from constrain.diagnostics.judge import build_solution
+from constrain.driver.blocks import (
+    blocks_of,
+    components,
+    in_order,
+    merged,
+    own_data,
+    own_params,
+    own_start,
+    text_of,
+)
 from constrain.driver.checkpoints import checkpoints_of, places, refuse_without_steps
 from constrain.driver.formulas import asked_for_formula, formula_of
 from constrain.driver.infeasible import with_conflict
@@ -183,6 +194,9 @@ def _dispatch(
     found = _by_formula(program, facts, method, request, start, wishes, asked)
     if found is not None:
         return found
+    apart = _apart(problem, program, facts, request, start, wishes) if method == "auto" else None
+    if apart is not None:
+        return apart
     chosen, why = choose(program, facts, wishes) if method == "auto" else (method, "asked for")
     name = chosen if isinstance(chosen, str) else getattr(chosen, "name", type(chosen).__name__)
     by_name = name in ("lagrangian", "cooper") or any(asked[k] is not None for k in ("batch", "epochs"))
@@ -231,6 +245,44 @@ def _by_formula(
     tolerance = CONVEX_TOLERANCE if request.tolerance is None else request.tolerance
     found = _Run(program, facts, f"closed: {form.reason}", request, tolerance).formula(form, multipliers)
     return found if method == "closed" or found.status is not Status.LIMIT else None
+
+
+def _apart(
+    problem: Problem,
+    program: Program,
+    facts: Facts,
+    request: _Request,
+    start: Solution | Mapping[str, Any] | None,
+    wishes: Mapping[str, Any],
+) -> Solution | None:
+    """The solution of a problem whose blocks have routes of their own; None for other problems."""
+    if len(components(problem)) < 2:
+        return None
+    try:
+        joint = choose(program, facts, wishes)[0]
+    except RouteError:
+        joint = None
+    named = None if request.data is None else rebind(program, request.data)
+    blocks = blocks_of(problem, joint, wishes, named, request.params)
+    if not blocks:
+        return None
+    multipliers, began, limit = _start(start), time.perf_counter(), request.time_limit
+    check_start(program, multipliers)
+    found: list[Solution] = []
+    for block in in_order(blocks):
+        own = replace(
+            request,
+            data=own_data(block.problem, named),
+            holdout=None,
+            params=own_params(block.problem, request.params),
+            time_limit=None if limit is None else max(limit - (time.perf_counter() - began), 1.0),
+        )
+        begin = own_start(block.problem, multipliers)
+        found.append(_dispatch(block.problem, "auto", own, begin, {"batch": None, "epochs": None}))
+    trained = any(block.method == "lagrangian" for block in blocks)
+    usual = TRAINING_TOLERANCE if trained else CONVEX_TOLERANCE
+    tolerance = usual if request.tolerance is None else request.tolerance
+    return _Run(program, facts, text_of(blocks), request, tolerance).together(found)
 
 
 def _start(start: Solution | Mapping[str, Any] | None) -> Mapping[str, Any] | None:
@@ -362,6 +414,14 @@ class _Run:
         raw = form.solve(setup.evaluator, progress=bar, multipliers=multipliers, time_limit=self.time_limit)
         return self._judge(setup, raw, {})
 
+    def together(self, solutions: Sequence[Solution]) -> Solution:
+        """The points that were found for the blocks, judged as one of the whole problem."""
+        with self._precise():
+            setup = self._prepare(self._double(), check=False)
+            settle(setup.evaluator)
+            keys = [part.key for part in self.program.judged.parts]
+            return self._judge(setup, merged(solutions, self.program.sign, keys), {})
+
     def cooper(self, options: Mapping[str, Any], multipliers: Mapping[str, Any] | None) -> Solution:
         """Cooper's primal-dual optimizers on the compiled estimates."""
         solver = backend("cooper").CooperSolver
@@ -427,6 +487,8 @@ class _Run:
 
     def _judge(self, setup: Setup, raw: RawResult, options: Mapping[str, Any]) -> Solution:
         facts = JudgeFacts(self.facts.convex and not self.facts.integer, self.facts.problem_class, self.route)
+        if facts.certified_convex and raw.bound is None:
+            raw = replace(raw, bound=raw.bound_if_convex)
         setup.decisions.write_back()
         solution = build_solution(
             self.program,
