@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from scipy import optimize
 
+from constrain._lazy import reports
 from constrain.diagnostics.table import number, short, wrapped
 
 if TYPE_CHECKING:
@@ -209,6 +211,17 @@ class Infeasibility:
             return ""
         found = "it becomes feasible" if self.verdict == "infeasible" else "there is a point that was found"
         return f"relax {what} and {found}"
+
+    def report(self, path: str | Path | None = None) -> str:
+        """The diagnosis as a page that needs no network, written to `path` when one is given."""
+        page = str(reports("page").infeasibility_page(self))
+        if path is not None:
+            Path(path).write_text(page, encoding="utf-8")
+        return page
+
+    def _repr_html_(self) -> str:
+        """A fragment for notebooks."""
+        return str(reports("diagnosis").infeasibility_section(self))
 
     def __str__(self) -> str:
         lines = wrapped("verdict", f"{self.verdict}: {self.reason}")

@@ -415,6 +415,7 @@ def _as_written(
         train=train,
         holdout=other,
         warnings=warnings,
+        provenance=replace(found.provenance, source=first.provenance.source, latex=first.provenance.latex),
         live=_Written(cast("Attached", first.live), cast("Attached", found.live)),
         tightening=Tightening(
             margins={name: plain(m) for name, m in plan.margins.items()},

@@ -14,6 +14,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from constrain.reports.diagnosis import VERDICTS, infeasibility_section, margin_section
 from constrain.reports.elements import Markup, element, joined
 from constrain.reports.sections import (
     charts_section,
@@ -22,15 +23,18 @@ from constrain.reports.sections import (
     kkt_section,
     mathematics_section,
     provenance_section,
+    status_mark,
     steps_section,
     warnings_section,
 )
 from constrain.reports.whatif import path_section
+from constrain.solution.records import Status
 
 if TYPE_CHECKING:
+    from constrain.diagnostics.infeasibility import Infeasibility
     from constrain.solution import Solution
 
-__all__ = ["html_report"]
+__all__ = ["html_report", "infeasibility_page"]
 
 
 def html_report(solution: Solution) -> str:
@@ -41,6 +45,8 @@ def html_report(solution: Solution) -> str:
         header(solution),
         mathematics_section(solution),
         constraints_section(solution),
+        margin_section(solution),
+        None if solution.diagnosis is None else infeasibility_section(solution.diagnosis),
         slider,
         charts_section(solution),
         kkt_section(solution),
@@ -48,10 +54,34 @@ def html_report(solution: Solution) -> str:
         steps_section(solution),
         provenance_section(solution),
     )
-    style, script = _resource("page.css"), _resource("page.js") if slider else ""
+    title = f"{solution.status.value.replace('_', ' ')} · constrain report"
+    return _document(title, body, scripted=slider is not None)
+
+
+def infeasibility_page(found: Infeasibility) -> str:
+    """The page of a diagnosis by itself."""
+    word = found.verdict.replace("_", " ")
+    tone = Status.FEASIBLE if found.feasible else Status.INFEASIBLE
+    top = element(
+        "header",
+        element("p", "constrain diagnosis", class_="eyebrow"),
+        element(
+            "div",
+            status_mark(tone),
+            element("h1", word.capitalize()),
+            class_=f"verdict {'good' if found.feasible else 'bad'}",
+        ),
+        element("p", f"{VERDICTS[found.verdict].capitalize()}.", class_="meaning"),
+    )
+    body = element("main", top, infeasibility_section(found, "Why"))
+    return _document(f"{word} · constrain diagnosis", body, scripted=False)
+
+
+def _document(title: str, body: Markup, *, scripted: bool) -> str:
+    """A page that admits its own style and script and nothing else."""
+    style, script = _resource("page.css"), _resource("page.js") if scripted else ""
     policy = f"default-src 'none'; style-src '{_digest(style)}'"
     policy += f"; script-src '{_digest(script)}'" if script else ""
-    title = f"{solution.status.value.replace('_', ' ')} · constrain report"
     head = element(
         "head",
         element("meta", charset="utf-8"),

@@ -170,6 +170,7 @@ class Solution:
         paths: by parameter what `path` found; pages show them as a slider.
         tightening: the margins of `solve(margin=...)` and their price; None without.
         mixture: iterates of the run of which drawing one beats every single one; None where none do.
+        diagnosis: what `infeasibility()` found, for pages; it is not stored.
     """
 
     status: Status
@@ -193,6 +194,7 @@ class Solution:
     paths: dict[str, ParametricPath] = field(default_factory=dict[str, "ParametricPath"])
     tightening: Tightening | None = None
     mixture: Mixture | None = None
+    diagnosis: Infeasibility | None = field(default=None, repr=False, compare=False)
 
     # ---- constraints
     @property
@@ -276,7 +278,8 @@ class Solution:
     def infeasibility(self, **options: Any) -> Infeasibility:
         """Which constraints exclude each other, what it takes to have a feasible point, and the proof.
 
-        On the data and with the parameters of this solution; its history counts as evidence.
+        On the data and with the parameters of this solution; its history counts as evidence. What was found
+        is kept in `diagnosis` and shown on the solution's page.
 
         Args:
             options: of `problem.diagnose_infeasible()`, such as `starts=`, `method=` and `time_limit=`.
@@ -284,7 +287,8 @@ class Solution:
         Raises:
             ModelingError: E129 when the problem is not at hand, E141 for an option.
         """
-        return self._need("infeasibility()").infeasibility(self, options)
+        self.diagnosis = self._need("infeasibility()").infeasibility(self, options)
+        return self.diagnosis
 
     def path(self, parameter: Any, values: Any, **options: Any) -> ParametricPath:
         """Optimal value and multipliers along a parameter, by solves that start from this one.

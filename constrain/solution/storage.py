@@ -27,7 +27,7 @@ SCHEMA = 1
 INLINE = 32
 """Arrays up to this size stay readable in the JSON file."""
 
-_SKIPPED = ("live",)
+_SKIPPED = ("live", "diagnosis")
 
 
 class _Encoder:

@@ -52,3 +52,23 @@ def linear():
     solution = problem.solve(progress=False)
     solution.path("hours", np.linspace(4, 22, 10))
     return solution
+
+
+def with_margins():
+    """Bounds that were moved by measured margins, per group and for one number; an equality has none."""
+    D, held = sample("train", 400, 2), sample("test", 300, 3)
+    f = cn.Model(torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Flatten(0)).double(), "f")
+    bce = F.binary_cross_entropy_with_logits(f(D.x), D.y, reduction="none")
+    relations = {
+        EVIL: abs(E(f(D.x), by=D.group) - E(f(D.x))) <= 0.3,
+        "level": E(f(D.x)) <= 0.4,
+        "first": E(f(D.x) * D.y) == 0.4,
+    }
+    return cn.minimize(E(bce)).subject_to(**relations).solve(margin="auto", holdout=held, progress=False)
+
+
+def conflicting():
+    """Three constraints of which two exclude each other, with names that would be markup."""
+    x, least = cn.Variable(3, "x", nonneg=True), cn.Parameter("least", 5.0)
+    relations = {EVIL: x[0] + x[1] <= 3, "output": x[0] + x[1] >= least, "other": x[2] <= 1}
+    return cn.minimize(cn.sum(x)).subject_to(**relations).solve(progress=False)

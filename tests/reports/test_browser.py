@@ -11,6 +11,7 @@ import pytest
 import constrain as cn
 
 from .browser import browser, executable
+from .conftest import conflicting, with_margins
 
 pytestmark = pytest.mark.skipif(
     executable() is None, reason="no Chromium on the path (Debian: apt-get install chromium)"
@@ -35,8 +36,11 @@ def pages(rich, tmp_path_factory):
     )
     linear = problem.solve(progress=False)
     linear.path("hours", [4, 8, 12, 16, 20])
-    for name, solution in (("rich", rich), ("linear", linear)):
+    for name, solution in (("rich", rich), ("linear", linear), ("margins", with_margins())):
         solution.report(folder / f"{name}.html")
+    conflict = conflicting()
+    conflict.infeasibility().report(folder / "diagnosis.html")
+    conflict.report(folder / "conflict.html")
     return folder
 
 
@@ -79,7 +83,7 @@ def unfiltered(kind, line, above):
     return out
 
 
-@pytest.mark.parametrize("name", ["rich", "linear"])
+@pytest.mark.parametrize("name", ["rich", "linear", "margins", "conflict", "diagnosis"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_page_is_drawn(chromium, pages, name, width, scheme):

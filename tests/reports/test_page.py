@@ -27,6 +27,8 @@ from constrain.reports.mathml import mathml
 from constrain.solution import Status
 from constrain.testing import known_problems
 
+from .conftest import conflicting, with_margins
+
 VOID = {"meta", "br", "input"}
 EVIL = '<script>alert("1")</script>'
 
@@ -90,6 +92,60 @@ def test_the_page_has_every_number_of_the_table(rich):
             for row in constraint_rows(rich[name]):
                 for key in ("value", "holdout_value", "multiplier", "shadow_price"):
                     assert number(float(row[key])) in text, (name, key)
+
+
+def test_margins_have_a_card_with_every_number():
+    solution = with_margins()
+    page = solution.report(format="html")
+    text = Reader(page).text
+    t = solution.tightening
+    assert "Margins" in text
+    assert number(t.price) in text
+    assert number(t.objective, 6) in text
+    for found in (t.margins, t.errors):
+        for values in found.values():
+            for value in np.ravel(values).tolist():
+                assert number(value) in text
+    assert "none: an equality" in text
+    assert solution.provenance.latex == problem_latex(solution.live.problem)  # as written, not as solved
+    assert "group=<b>bold" in text
+    assert "script" not in Reader(page).tags
+    assert "Margins" not in Reader(replace(solution, tightening=None).report(format="html")).text
+
+
+def test_a_diagnosis_has_a_page_and_a_card_on_the_page_of_its_solution(tmp_path):
+    solution = conflicting()
+    assert "smallest conflict" not in Reader(solution.report(format="html")).text
+    found = solution.infeasibility()
+    for text in (
+        Reader(found.report(tmp_path / "why.html")).text,
+        Reader(solution.report(format="html")).text,
+    ):
+        for name in found.names:
+            assert name in text
+        for by in (*found.amounts.values(), *found.alone.values(), found.total):
+            assert number(by) in text
+        assert "least = 5" in text
+        assert found.advice[1:] in text
+        assert str(found.certificate) in text
+    assert (tmp_path / "why.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert "script" not in Reader(found.report()).tags
+    assert EVIL in Reader(found._repr_html_()).text
+    assert solution.diagnosis is found
+    solution.save(tmp_path / "run")
+    assert cn.load(tmp_path / "run").diagnosis is None
+
+
+def test_a_diagnosis_without_proof_shows_its_evidence():
+    x = cn.Variable((), "x", bounds=(-2.0, 2.0))
+    problem = cn.minimize(x).subject_to(low=cn.sum_squares(x) >= 3, high=x**2 + x <= -0.5)
+    found = problem.diagnose_infeasible()
+    text = Reader(found.report()).text
+    assert "evidence" in text
+    assert "likely infeasible" in text.lower()
+    y = cn.Variable((), "y")
+    fine = cn.minimize(y**2).subject_to(c=y >= 1).diagnose_infeasible()
+    assert "All constraints can hold together" in Reader(fine.report()).text
 
 
 def test_names_are_never_markup(rich):
