@@ -85,6 +85,11 @@ class Method(Protocol):
         ...
 
     @property
+    def notes(self) -> list[str]:
+        """What the run changed on the way, in words."""
+        ...
+
+    @property
     def spreads(self) -> Mapping[str, float]:
         """Per part key the standard deviation of one row's contribution: the unit of its violation."""
         ...
@@ -237,10 +242,8 @@ class IterateJudge:
             self.found = self.evaluator.program.feasibility and violation == 0.0
             scaled = max(scaled, worst / method.spreads.get(part.key, 1.0))
         self._keep(epoch, objective, scaled)
-        if 3 * (epoch + 1) >= self.epochs:
-            rooms = [self.tolerance * method.spreads.get(part.key, 1.0) for part in self.parts]
-            decisions = self.evaluator.decisions
-            self.candidates.add(epoch + 1, objective, outer.residuals, rooms, decisions)
+        rooms = [self.tolerance * method.spreads.get(part.key, 1.0) for part in self.parts]
+        self.candidates.add(epoch + 1, objective, outer.residuals, rooms, self.evaluator.decisions)
         multipliers = method.multipliers()
         if 3 * (epoch + 1) > 2 * self.epochs:
             self._tail_count += 1
@@ -446,6 +449,7 @@ def train(
     if judge.kept is not None:
         judge.evaluator.decisions.restore(judge.kept.state)
         message += f"; iterate of epoch {judge.kept.epoch} kept"
+    message = "; ".join([message, *method.notes])
     seconds = time.perf_counter() - run.started
     return RawResult(
         ending, judge.averaged(method), method.solver, seconds, method.steps, judge.history, message=message,
