@@ -149,7 +149,8 @@ class RecordedStep:
         arguments = [self._rates(), *packed.tensors]
         try:
             self._check()
-            self.lagrangian.estimate(batch)  # so that nothing is first made while stand-ins are used
+            self.lagrangian.warm(batch)  # nothing may be made first while stand-ins are used
+            self.lagrangian.evaluator.decisions.project()
             with self._untouched():
                 graph = trace(step, arguments)
             if self.mode == "compiled" and graph.random and not self.strict:

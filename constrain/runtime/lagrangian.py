@@ -351,6 +351,12 @@ class Lagrangian(nn.Module):
             moved = self._turned(moved, self.gain * self.scales)
         return torch.cat([self.one, moved])
 
+    def warm(self, batch: Batches) -> None:
+        """Makes what is made on first use, and changes nothing else."""
+        self.value(self.evaluate(batch, learn=False))
+        self._turned(self.values, self.scales)
+        self.forget()
+
     def _turned(self, moved: Tensor, steps: Tensor) -> Tensor:
         """What the slacks of relaxed averages and a largest value in the objective make of a step."""
         if self._turn is not None:
