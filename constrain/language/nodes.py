@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, cast
 
 from constrain._lazy import language_printing
 
@@ -129,6 +129,10 @@ class ArraySymbol:
 
 
 # ----------------------------------------------------------------------------------------------- nodes
+_COMPARED: dict[type, tuple[str, ...]] = {}
+"""By class of nodes the fields that they are compared by."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Node:
     """Base of all nodes: structural equality with a cached hash, and a source location beside it."""
@@ -138,8 +142,12 @@ class Node:
     _hash: int = field(init=False)
 
     def __post_init__(self) -> None:
-        names = (f.name for f in fields(self) if f.name not in ("loc", "_key", "_hash"))
-        self._identify(tuple(getattr(self, name) for name in names))
+        own = _COMPARED.get(type(self))
+        if own is None:
+            own = _COMPARED[type(self)] = tuple(
+                f.name for f in fields(self) if f.name not in ("loc", "_key", "_hash")
+            )
+        self._identify(tuple([getattr(self, name) for name in own]))
 
     def _identify(self, key: tuple[Any, ...]) -> None:
         """Fixes what the node is compared by."""
@@ -478,7 +486,16 @@ AnyNode: TypeAlias = (
 
 # ------------------------------------------------------------------------------------------- traversal
 def children(node: Node) -> tuple[Node, ...]:
-    """Direct sub-nodes in the user's order."""
+    """Direct sub-nodes in the user's order; found once and kept on the node."""
+    known = node.__dict__.get("_children")
+    if known is None:
+        known = _children(node)
+        object.__setattr__(node, "_children", known)
+    return known
+
+
+def _children(node: Node) -> tuple[Node, ...]:
+    """`children`, from the fields."""
     match node:
         case Call(args=args) | Apply(args=args) | Logic(args=args):
             return args
@@ -587,17 +604,20 @@ def postorder(*roots: Node) -> list[Node]:
     """Every distinct node under `roots`, children first. Iterative: sums of 10 000 terms are fine."""
     seen: set[int] = set()
     order: list[Node] = []
-    stack: list[tuple[Node, bool]] = [(root, False) for root in reversed(roots)]
+    stack: list[Node | None] = [*reversed(roots)]
     while stack:
-        node, expanded = stack.pop()
-        if expanded:
-            order.append(node)
+        node = stack.pop()
+        if node is None:  # everything under the node below has been visited
+            order.append(cast("Node", stack.pop()))
             continue
         if id(node) in seen:
             continue
         seen.add(id(node))
-        stack.append((node, True))
-        stack.extend((child, False) for child in reversed(children(node)))
+        parts = children(node)
+        if parts:
+            stack += (node, None, *reversed(parts))
+        else:
+            order.append(node)
     return order
 
 
@@ -610,14 +630,15 @@ def fold(root: Node, step: Callable[[Node, tuple[T, ...]], T], memo: dict[int, T
     stack = [root]
     while stack:
         node = stack[-1]
-        parts = children(node)
-        waiting = [child for child in parts if id(child) not in done]
         if id(node) in done:
             stack.pop()
-        elif waiting:
+            continue
+        parts = children(node)
+        waiting = [child for child in parts if id(child) not in done]
+        if waiting:
             stack.extend(reversed(waiting))
         else:
-            done[id(node)] = step(node, tuple(done[id(child)] for child in parts))
+            done[id(node)] = step(node, tuple([done[id(child)] for child in parts]))
             stack.pop()
     return done[id(root)]
 

@@ -53,11 +53,13 @@ def refuse_unreachable(
             help.
     """
     memo: Memo = {}
+    table: dict[n.Node, n.Node] = {}
     for form in program.forms:
-        _seed(memo, form.relation, data, params)
-        for low, high, every in _claims(form):
+        relation = n.intern(form.relation, table)  # what many constraints share is looked at once
+        _seed(memo, relation, data, params)
+        for low, high, every in _claims(relation):
             if _gap(low, high, memo, every=every) > 0:
-                raise _unreachable(form, memo)
+                raise _unreachable(form, relation, memo)
     for form in program.forms:
         for part in form.parts:
             fixed = [x for x in n.postorder(part.residual) if isinstance(x, n.Indicator) and _fixed(x)]
@@ -76,10 +78,12 @@ def always_held(
     Arguments as in `refuse_unreachable`. Equalities, and constraints without decisions, are left out.
     """
     memo: Memo = {}
+    table: dict[n.Node, n.Node] = {}
     found: list[str] = []
     for form in program.forms:
-        _seed(memo, form.relation, data, params)
-        claims = _claims(form)
+        relation = n.intern(form.relation, table)
+        _seed(memo, relation, data, params)
+        claims = _claims(relation)
         moving = any(depends_on_decisions(x) for claim in claims for x in claim[:2])
         ends = [(analyze(low, memo).bounds.high, analyze(high, memo).bounds.low) for low, high, _ in claims]
         if form.op != "==" and moving and all(a <= b for a, b in ends):
@@ -101,9 +105,9 @@ def _seed(
             memo[id(x)] = Fact("constant", bounds=bounds_of_value(params[x.symbol.name]))
 
 
-def _claims(form: Form) -> list[tuple[n.Node, n.Node, bool]]:
+def _claims(relation: n.Node) -> list[tuple[n.Node, n.Node, bool]]:
     """The pairs `a <= b` that a constraint as written asks for, and whether it does so of every entry."""
-    relation, every = form.relation, True
+    every = True
     while isinstance(relation, (n.ForAll, n.Scaled)):
         if isinstance(relation, n.ForAll):
             every = relation.where is None
@@ -193,8 +197,8 @@ def _interval(bounds: Bounds) -> str:
     return f"[{bounds.low:.3g}, {bounds.high:.3g}]"
 
 
-def _unreachable(form: Form, memo: Memo) -> ModelingError:
-    claims = _claims(form)
+def _unreachable(form: Form, relation: n.Node, memo: Memo) -> ModelingError:
+    claims = _claims(relation)
     sides = [claims[0][0], claims[0][1]] if len(claims) == 1 or form.op == "==" else [claims[0][1]]
     if form.op == ">=":
         sides.reverse()

@@ -38,25 +38,46 @@ def real(x: Any, dtype: torch.dtype) -> Any:
     return x.to(dtype) if isinstance(x, Tensor) and not x.is_floating_point() else x
 
 
+class Table(list[Any]):
+    """Symbols or nodes that generated code refers to by position; equal nodes have one position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._places: dict[Any, int] = {}
+        self._placed = 0
+
+    def place(self, item: Any) -> int:
+        """Position of an item, appended when new."""
+        for i in range(self._placed, len(self)):  # what was added in other ways
+            self._places.setdefault(self[i], i)
+        self._placed = len(self)
+        found = self._places.get(item)
+        if found is None:
+            found = self._places[item] = len(self)
+            self.append(item)
+            self._placed += 1
+        return found
+
+
 @dataclass
 class Tables:
-    """What generated code refers to by position; shared by all functions of one program."""
+    """What generated code refers to by position; shared by all functions of one program.
 
-    variables: list[n.VariableSymbol] = field(default_factory=list[n.VariableSymbol])
-    models: list[Any] = field(default_factory=list[Any])
-    parameters: list[n.ParameterSymbol] = field(default_factory=list[n.ParameterSymbol])
-    arrays: list[n.ArraySymbol] = field(default_factory=list[n.ArraySymbol])
-    moments: list[n.Moment] = field(default_factory=list[n.Moment])
-    margins: list[n.Node] = field(default_factory=list[n.Node])
+    Attributes:
+        variables: `VariableSymbol`s.
+        models: `Model`s.
+        parameters: `ParameterSymbol`s.
+        arrays: `ArraySymbol`s.
+        moments: `Moment` nodes.
+        margins: nodes, the margins of events.
+    """
 
-    @staticmethod
-    def place(table: list[Any], item: Any) -> int:
-        """Position of an item, appended when new."""
-        for i, known in enumerate(table):
-            if known is item or (isinstance(item, n.Node) and known == item):
-                return i
-        table.append(item)
-        return len(table) - 1
+    variables: Table = field(default_factory=Table)
+    models: Table = field(default_factory=Table)
+    parameters: Table = field(default_factory=Table)
+    arrays: Table = field(default_factory=Table)
+    moments: Table = field(default_factory=Table)
+    margins: Table = field(default_factory=Table)
 
 
 @dataclass(frozen=True)
@@ -99,16 +120,18 @@ class _Writer:
         return name
 
     def mark(self, root: n.Node) -> None:
-        """Finds the nodes whose value differs between the two modes."""
-        for node in n.postorder(root):
-            if id(node) not in self.sensitive:
-                own = (isinstance(node, n.Indicator) and node.surrogate is not None) or (
-                    isinstance(node, n.Pinned) and node.primal is not None
-                )
-                below = any(self.sensitive[id(c)] for c in n.children(node)) and not isinstance(
-                    node, n.Moment
-                )
-                self.sensitive[id(node)] = own or below
+        """Finds the nodes whose value differs between the two modes; only new ones are visited."""
+
+        def differs(node: n.Node, parts: tuple[bool, ...]) -> bool:
+            match node:
+                case n.Moment():
+                    return False
+                case n.Indicator(surrogate=own) | n.Pinned(primal=own) if own is not None:
+                    return True
+                case _:
+                    return any(parts)
+
+        n.fold(root, differs, self.sensitive)
 
     def differentiate(self, roots: Sequence[n.Node]) -> None:
         """Makes the columns that derivatives are taken by local leaves; all uses then refer to these."""
@@ -124,14 +147,15 @@ class _Writer:
         """Name of the value of `root` in this mode."""
         self.kept.append(root)
         self.mark(root)
-        for node in self._needed(root):
-            key = self._key(node, mode)
-            if key not in self.names:
-                self.names[key] = self._line(node, mode)
+        for node in self._needed(root, mode):
+            self.names[self._key(node, mode)] = self._line(node, mode)
         return self.names[self._key(root, mode)]
 
-    def _needed(self, root: n.Node) -> list[n.Node]:
-        """Nodes under `root`, children first; what is inside a moment belongs to another function."""
+    def _needed(self, root: n.Node, mode: Mode | None = None) -> list[n.Node]:
+        """Nodes under `root`, children first; what is inside a moment belongs to another function.
+
+        With a mode without those that are written in it already, and what is under them.
+        """
         order: list[n.Node] = []
         seen: set[int] = set()
         stack: list[tuple[n.Node, bool]] = [(root, False)]
@@ -139,7 +163,7 @@ class _Writer:
             node, done = stack.pop()
             if done:
                 order.append(node)
-            elif id(node) not in seen:
+            elif id(node) not in seen and (mode is None or self._key(node, mode) not in self.names):
                 seen.add(id(node))
                 stack.append((node, True))
                 if not isinstance(node, n.Moment):
@@ -160,25 +184,25 @@ class _Writer:
             case n.Array(symbol=symbol):
                 if isinstance(symbol.value, str):
                     return repr(symbol.value)
-                return f"a[{Tables.place(self.tables.arrays, symbol)}]"
+                return f"a[{self.tables.arrays.place(symbol)}]"
             case n.Column(name=name):
                 return self.leaves.get(name, f"c[{name!r}]")
             case n.Codes(columns=columns):
                 return f"c[{'#' + ','.join(columns)!r}]"
             case n.Pinned(symbol=symbol, primal=primal):
                 own = symbol if primal is None or mode == "exact" else primal
-                return f"a[{Tables.place(self.tables.arrays, own)}]"
+                return f"a[{self.tables.arrays.place(own)}]"
             case n.Decision(symbol=symbol):
-                return f"v[{Tables.place(self.tables.variables, symbol)}]"
+                return f"v[{self.tables.variables.place(symbol)}]"
             case n.Knob(symbol=symbol):
-                return f"k[{Tables.place(self.tables.parameters, symbol)}]"
+                return f"k[{self.tables.parameters.place(symbol)}]"
             case n.Weights(model=model):
-                return f"w[{Tables.place(self.tables.models, model)}]"
+                return f"w[{self.tables.models.place(model)}]"
             case n.Moment():
-                return f"m[{Tables.place(self.tables.moments, node)}]"
+                return f"m[{self.tables.moments.place(node)}]"
             case n.Call(model=model, args=args, features=features):
                 listed = ", ".join(self._tensor(self.ref(x, mode), x) for x in args)
-                module = f"f[{Tables.place(self.tables.models, model)}]"
+                module = f"f[{self.tables.models.place(model)}]"
                 stacked = f"rowwise.on_features({module}, {listed}, dtype=dtype)"
                 return self.emit(stacked if features else f"{module}({listed})")
             case n.Gradient(arg=arg, wrt=wrt):
@@ -252,7 +276,7 @@ class _Writer:
             surrogate,
             emit=self.emit,
             value=lambda node: self.ref(node, mode),
-            spread=lambda margin: f"s[{Tables.place(self.tables.margins, margin)}]",
+            spread=lambda margin: f"s[{self.tables.margins.place(margin)}]",
         )
         return writer.write(event)
 

@@ -13,6 +13,7 @@ import itertools
 import math
 import re
 import warnings
+import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -40,6 +41,8 @@ _SHAPE_WORDS = re.compile(r"(?i)shape|size|dimension|channel|\b\dD\b|\bdim\b|ind
 _OTHER_WORDS = re.compile(
     r"(?i)meta|device|dtype|scalar type|item\(\)|data-dependent|same type|expected type"
 )
+_SEEN: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], _Row]] = weakref.WeakKeyDictionary()
+"""Shapes of what a module returned, by the shapes and types of its arguments, its layers and its state."""
 _KINDS = {"i": torch.int64, "u": torch.int64, "b": torch.bool}
 
 
@@ -67,6 +70,12 @@ def call_shape(node: n.Call, shapes: Sequence[Shape | None], leads: Sequence[int
         return None
     _check_signature(node, module, shown)
     floating = next((t.dtype for t in state.values() if t.is_floating_point()), torch.get_default_dtype())
+    dtypes = [_dtype(a, floating) for a in node.args]
+    layers = tuple((id(m), m.training) for m in module.modules())
+    key = (node.features, *shapes, *leads, *dtypes, layers, *(tuple(t.shape) for t in state.values()))
+    seen = _SEEN.setdefault(module, {})
+    if key in seen:
+        return seen[key]
     known = [*(s or () for s in shapes), *(tuple(t.shape) for t in state.values())]
     rows = _unusual_size(known)
 
@@ -80,8 +89,9 @@ def call_shape(node: n.Call, shapes: Sequence[Shape | None], leads: Sequence[int
         with _untouched(module):
             return rowwise.on_features(run, *inputs, dtype=floating) if node.features else run(*inputs)
 
-    result = _first_success(attempt, [_dtype(a, floating) for a in node.args], floating, rows, node, shown)
-    return _row_shape(result, rows if any(leads) else None, node, shown)
+    result = _first_success(attempt, dtypes, floating, rows, node, shown)
+    found = seen[key] = _row_shape(result, rows if any(leads) else None, node, shown)
+    return found
 
 
 def takes_features(model: Model, args: tuple[n.Node, ...]) -> bool:
