@@ -111,9 +111,11 @@ def solve(  # noqa: PLR0913  # the public options
         polish: after minibatch training, continue on the full data with the multipliers that it found, by
             Newton's method where that can take the problem; full-data methods need none.
         margin: tightens bounds and solves again from there, so that constraints hold beyond the sample:
-            `"auto"` (one-sided 95 % for all of them together, from standard errors of their residuals),
-            numbers by the name of the constraint, or a calibration sample, which adds the gap to it. The
-            result is judged against the bounds as written; `solution.tightening` has the price.
+            `"auto"` (one-sided 95 % for all of them together, from standard errors of their residuals; where
+            models have more weights than the square root of the rows, a fifth of the rows is held back from
+            training, and the gap to it is added), numbers by the name of the constraint, or a calibration
+            sample, which adds the gap to it. The result is judged against the bounds as written;
+            `solution.tightening` has the price.
         checkpoint: file in which the run is stored every 30 seconds, so that another process can continue it
             bit by bit; another interval by `Checkpoint(path, steps=..., seconds=...)` of
             `constrain.solvers.checkpoint`. For `"lagrangian"`, `"augmented"` and `"cooper"`.
@@ -138,8 +140,13 @@ def solve(  # noqa: PLR0913  # the public options
         data, holdout, params, seed, time_limit, tolerance, device, progress, polish, to, source, callbacks
     )
 
-    def once(asked: Problem, begin: Solution | Mapping[str, Any] | None) -> Solution:
-        return _dispatch(asked, method, request, begin, {"batch": batch, "epochs": epochs, **options})
+    def once(
+        asked: Problem,
+        begin: Solution | Mapping[str, Any] | None,
+        rows: Data | Mapping[str, Data] | None = data,
+    ) -> Solution:
+        own = replace(request, data=rows)
+        return _dispatch(asked, method, own, begin, {"batch": batch, "epochs": epochs, **options})
 
     if margin is None:
         return once(problem, start)
@@ -147,7 +154,8 @@ def solve(  # noqa: PLR0913  # the public options
         raise ModelingError(
             "E141", "margin= solves several times, and a checkpoint holds one run", fix="margin= alone"
         )
-    return solve_with_margin(problem, margin, once, start, holdout=holdout, data=data, params=params)
+    where: dict[str, Any] = {"holdout": holdout, "data": data, "params": params}
+    return solve_with_margin(problem, margin, once, start, seed=seed, **where)
 
 
 @dataclass(frozen=True)

@@ -89,12 +89,23 @@ def direction(node: n.Node, place: int, facts: dict[int, Fact]) -> Side:
             return _sign(node.args[1], facts) if place == 0 else 0
         case "where":
             return 1 if place else 0
+        case "pow":
+            return _raised(node, facts) if place == 0 else 0
         case _:
             kinds = ATOMS[node.atom].monotone
             kind = kinds[min(place, len(kinds) - 1)]
             if kind == "by-sign":
                 return _sign(node.args[place], facts)
             return {"up": 1, "down": -1}.get(kind, 0)
+
+
+def _raised(node: n.Apply, facts: dict[int, Fact]) -> Side:
+    """Of a base with a known sign, in a power above 0: even powers fall where it is negative."""
+    exponent = node.args[1]
+    if not isinstance(exponent, n.Constant) or exponent.value <= 0:
+        return 0
+    base = _sign(node.args[0], facts)
+    return base if base > 0 or exponent.value % 2 == 0 else 0
 
 
 def _sign(node: n.Node, facts: dict[int, Fact]) -> Side:

@@ -52,6 +52,7 @@ class RawResult:
         seconds: wall time.
         iterations: solver steps.
         bound: proven bound of the program's optimal value (lower, since it minimizes), if any.
+        bound_if_convex: the same, proven only where the program is convex (weak duality).
         message: in words.
         candidates: iterates from which a mixture can be made (`solvers.mixtures.Candidates`); None without.
     """
@@ -64,6 +65,7 @@ class RawResult:
     history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     bound: float | None = None
     message: str = ""
+    bound_if_convex: float | None = None
     candidates: Any = None
 
 

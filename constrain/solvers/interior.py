@@ -12,12 +12,12 @@ alone is minimized (restoration): ending there at a positive value is a proof of
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from constrain.solvers.newton import projected_gradient, projected_newton
+from constrain.solvers.restoration import NEAR_BEST, State, descended, nearer
 from constrain.solvers.systems import eye_like, finite, kkt_factor, pulled
 
 if TYPE_CHECKING:
@@ -45,11 +45,7 @@ _CENTER, _POWER = 0.2, 1.5
 _FILTER = 1e-5
 _ARMIJO = 1e-4
 _CORRECTIONS = 4
-_NEAR_BEST = 1e-6
-"""Error that is good enough where rounding allows no more."""
 _RESTORATIONS = 12
-_DESCENTS = 200
-"""Most steps of a restoration with a block for every row."""
 
 
 class Smooth(Protocol):
@@ -137,27 +133,6 @@ def interior_point(
     return _Run(problem, options or InteriorPoint(), record).run(np.asarray(x, float), y)
 
 
-class _Restored(Exception):  # a signal
-    """The restoration has reduced the violation enough."""
-
-    def __init__(self, v: Vector) -> None:
-        self.v = v
-
-
-@dataclass
-class _State:
-    """A point v = (x, s) with all that is known of it, and its multipliers."""
-
-    v: Vector
-    f: float
-    h: Vector
-    y: Vector
-    lower: Vector
-    upper: Vector
-    gradient: Vector = field(default_factory=lambda: np.zeros(0))
-    jacobian: Jacobian = field(default_factory=lambda: np.zeros((0, 0)))
-
-
 class _Run:
     """One run; slacks of inequalities follow the decisions in one vector."""
 
@@ -174,40 +149,40 @@ class _Run:
         self.restorations = 0
 
     # ------------------------------------------------------------------------------------- evaluation
-    def _values(self, v: Vector) -> tuple[float, Vector]:
+    def values(self, v: Vector) -> tuple[float, Vector]:
         f, c = self.problem.values(v[: self.n])
         h = c.copy()
         h[self.slack] += v[self.n :]
         return f, h
 
-    def _differentiate(self, state: _State) -> None:
+    def differentiate(self, state: State) -> None:
         g, state.jacobian = self.problem.derivatives(state.v[: self.n])
         state.gradient = np.concatenate([g, np.zeros(len(self.slack))])
 
-    def _pull(self, state: _State, y: Vector) -> Vector:
+    def pull(self, state: State, y: Vector) -> Vector:
         """Transposed Jacobian of h times y."""
         return np.concatenate([pulled(state.jacobian, y), y[self.slack]])
 
-    def _gaps(self, v: Vector) -> tuple[Vector, Vector]:
+    def gaps(self, v: Vector) -> tuple[Vector, Vector]:
         """Distances to the bounds; 1 where there are none."""
         below = np.where(self.has_low, v - np.where(self.has_low, self.low, 0.0), 1.0)
         above = np.where(self.has_high, np.where(self.has_high, self.high, 0.0) - v, 1.0)
         return below, above
 
     def _barrier(self, v: Vector, f: float) -> float:
-        below, above = self._gaps(v)
+        below, above = self.gaps(v)
         if min(below.min(initial=1.0), above.min(initial=1.0)) <= 0:
             return np.inf
         return f - self.mu * float(np.log(below).sum() + np.log(above).sum())
 
-    def _barrier_gradient(self, state: _State) -> Vector:
-        below, above = self._gaps(state.v)
+    def _barrier_gradient(self, state: State) -> Vector:
+        below, above = self.gaps(state.v)
         return state.gradient - self.mu * self.has_low / below + self.mu * self.has_high / above
 
-    def _error(self, state: _State, mu: float) -> float:
+    def _error(self, state: State, mu: float) -> float:
         """Largest entry of the KKT conditions, dual ones relative to large multipliers."""
-        below, above = self._gaps(state.v)
-        dual = state.gradient + self._pull(state, state.y) - state.lower + state.upper
+        below, above = self.gaps(state.v)
+        dual = state.gradient + self.pull(state, state.y) - state.lower + state.upper
         count = max(self.m + int(self.has_low.sum() + self.has_high.sum()), 1)
         total = np.abs(state.y).sum() + state.lower.sum() + state.upper.sum()
         relative = max(100.0, total / count) / 100.0
@@ -221,7 +196,7 @@ class _Run:
         )
 
     # ------------------------------------------------------------------------------------------ start
-    def _inside(self, v: Vector, push: float) -> Vector:
+    def inside(self, v: Vector, push: float) -> Vector:
         """The nearest point that keeps a distance > 0 from all bounds."""
         low, high = np.where(self.has_low, self.low, 0.0), np.where(self.has_high, self.high, 0.0)
         width = np.where(self.has_low & self.has_high, high - low, np.inf)
@@ -230,24 +205,24 @@ class _Run:
         v = np.where(self.has_low, np.maximum(v, low + from_low), v)
         return np.where(self.has_high, np.minimum(v, high - from_high), v)
 
-    def _first(self, x: Vector, y: Vector | None) -> _State:
-        v = self._inside(np.concatenate([x, np.ones(len(self.slack))]), self.options.push)
+    def _first(self, x: Vector, y: Vector | None) -> State:
+        v = self.inside(np.concatenate([x, np.ones(len(self.slack))]), self.options.push)
         v[self.n :] = -self.problem.values(v[: self.n])[1][self.slack]
-        v = self._inside(v, self.options.push)
-        f, h = self._values(v)
+        v = self.inside(v, self.options.push)
+        f, h = self.values(v)
         warm = y is not None
-        below, above = self._gaps(v)
+        below, above = self.gaps(v)
         if warm:
             lower, upper = self.has_low * self.mu / below, self.has_high * self.mu / above
         else:
             lower, upper = self.has_low * 1.0, self.has_high * 1.0
-        state = _State(v, f, h, np.zeros(self.m) if y is None else y.copy(), lower, upper)
-        self._differentiate(state)
+        state = State(v, f, h, np.zeros(self.m) if y is None else y.copy(), lower, upper)
+        self.differentiate(state)
         if not warm:
             state.y = self._estimate(state)
         return state
 
-    def _estimate(self, state: _State) -> Vector:
+    def _estimate(self, state: State) -> Vector:
         """Least-squares multipliers; 0 where they are huge."""
         if not self.m:
             return np.zeros(0)
@@ -261,7 +236,7 @@ class _Run:
             A[self.slack, self.n + np.arange(len(self.slack))] = 1.0
             y = np.asarray(np.linalg.lstsq(A.T, right, rcond=None)[0], dtype=np.float64)
         else:
-            solver = self._damped(state, np.zeros(len(right)), 1.0, _LOOSENED)
+            solver = self.damped(state, np.zeros(len(right)), 1.0, _LOOSENED)
             if solver is None:
                 return np.zeros(self.m)
             y = solver(-right, np.zeros(self.m))[1]
@@ -274,7 +249,7 @@ class _Run:
         state = self._first(x, y)
         if not (np.isfinite(state.f) and np.isfinite(state.h).all()):
             return self._end(state, "limit", 0, "the start has no finite value")
-        self.largest = 1e4 * max(1.0, self._violation(state.h))
+        self.largest = 1e4 * max(1.0, self.violation(state.h))
         for k in range(options.iterations):
             error = self._error(state, 0.0)
             if self.record is not None:
@@ -283,7 +258,7 @@ class _Run:
                 self.record(k, state.f, c, state.y, error, self.mu)
             if error <= options.tolerance:
                 return self._end(state, "converged", k)
-            if state.f < UNBOUNDED and self._violation(state.h) <= _NEAR_BEST:
+            if state.f < UNBOUNDED and self.violation(state.h) <= NEAR_BEST:
                 return self._end(state, "unbounded", k, "the objective falls without bound")
             self._lower_barrier(state)
             new = self._step(state)
@@ -291,7 +266,7 @@ class _Run:
                 state.y = self._estimate(state)  # a nearly singular system may have made them huge
                 new = self._step(state)
             if new is None:
-                if error <= _NEAR_BEST:
+                if error <= NEAR_BEST:
                     return self._end(state, "converged", k, "to rounding")
                 found = self._restore(state)
                 if isinstance(found, str):
@@ -300,40 +275,40 @@ class _Run:
             state = new
         return self._end(state, "limit", options.iterations, f"{options.iterations} Newton steps")
 
-    def _end(self, state: _State, ending: Any, iterations: int, message: str = "") -> InteriorResult:
+    def _end(self, state: State, ending: Any, iterations: int, message: str = "") -> InteriorResult:
         y = np.where(self.problem.equal, state.y, np.maximum(state.y, 0.0))
         x = np.clip(state.v[: self.n], self.problem.low, self.problem.high)
         return InteriorResult(x, y, ending, self._error(state, 0.0), iterations, message)
 
-    def _lower_barrier(self, state: _State) -> None:
+    def _lower_barrier(self, state: State) -> None:
         least = 0.1 * self.options.tolerance
         while self.mu > least and self._error(state, self.mu) <= _TARGET * self.mu:
             self.mu = max(least, min(_CENTER * self.mu, self.mu**_POWER))
             self.filter = []
 
     @staticmethod
-    def _violation(h: Vector) -> float:
+    def violation(h: Vector) -> float:
         return float(np.abs(h).sum())
 
     # ------------------------------------------------------------------------------------- directions
-    def _step(self, state: _State) -> _State | None:
+    def _step(self, state: State) -> State | None:
         """The next point; None where no step is acceptable."""
         curvature = self.problem.hessian(state.v[: self.n], state.y)
         if not finite(curvature):
             curvature = eye_like(state.jacobian)
-        below, above = self._gaps(state.v)
+        below, above = self.gaps(state.v)
         sigma = state.lower / below * self.has_low + state.upper / above * self.has_high
         solver = self._factorize(state, curvature, sigma)
         if solver is None:
             return None
         slope = self._barrier_gradient(state)
-        dv, dy = solver(slope + self._pull(state, state.y), state.h)
+        dv, dy = solver(slope + self.pull(state, state.y), state.h)
         if not np.isfinite(dv).all():
             return None
         return self._search(state, dv, dy, slope, solver)
 
     def _factorize(
-        self, state: _State, curvature: Hessian, sigma: Vector
+        self, state: State, curvature: Hessian, sigma: Vector
     ) -> Callable[[Vector, Vector], tuple[Vector, Vector]] | None:
         """A solver of the KKT system with the inertia of a minimum (algorithm IC of the paper)."""
         n, m = self.n, self.m
@@ -354,8 +329,8 @@ class _Run:
                 shift *= 100.0 if self.shift == 0.0 else 8.0
         return None
 
-    def _damped(
-        self, state: _State, sigma: Vector, damping: float, loosened: float
+    def damped(
+        self, state: State, sigma: Vector, damping: float, loosened: float
     ) -> Callable[[Vector, Vector], tuple[Vector, Vector]] | None:
         """A solver of the system with `damping` times the identity in the place of second derivatives."""
         diagonal = np.full(self.m, loosened)
@@ -380,9 +355,9 @@ class _Run:
 
         return solve
 
-    def _fraction(self, v: Vector, dv: Vector) -> float:
+    def fraction(self, v: Vector, dv: Vector) -> float:
         """Longest step that keeps a hundredth of the distance to every bound (or mu, when larger)."""
-        below, above = self._gaps(v)
+        below, above = self.gaps(v)
         keep = max(_FRACTION, 1 - self.mu)
         down, up = self.has_low & (dv < 0), self.has_high & (dv > 0)
         longest = np.concatenate([keep * below[down], keep * above[up]])
@@ -392,27 +367,27 @@ class _Run:
     # ------------------------------------------------------------------------------------ line search
     def _search(
         self,
-        state: _State,
+        state: State,
         dv: Vector,
         dy: Vector,
         slope: Vector,
         solver: Callable[[Vector, Vector], tuple[Vector, Vector]],
-    ) -> _State | None:
+    ) -> State | None:
         """Backtracking until the filter accepts; the first refusal is followed by corrections."""
-        theta, phi = self._violation(state.h), self._barrier(state.v, state.f)
+        theta, phi = self.violation(state.h), self._barrier(state.v, state.f)
         down = float(slope @ dv)
-        first = alpha = self._fraction(state.v, dv)
+        first = alpha = self.fraction(state.v, dv)
         tiny = float(np.abs(dv / (1 + np.abs(state.v))).max(initial=0.0)) < 1e-14
         while alpha > 1e-12 * first:
-            f, h = self._values(state.v + alpha * dv)
+            f, h = self.values(state.v + alpha * dv)
             if tiny or self._accepts(f, h, state.v + alpha * dv, theta, phi, down, alpha):
                 return self._moved(state, alpha * dv, alpha, dv, dy, f, h)
-            if alpha == first and np.isfinite(h).all() and self._violation(h) >= theta:
+            if alpha == first and np.isfinite(h).all() and self.violation(h) >= theta:
                 corrected = self._correct(state, dv, slope, solver, (h, alpha, theta, phi, down))
                 if corrected is not None:
                     return corrected
             alpha *= 0.5
-            if alpha < 1e-8 and theta > _NEAR_BEST:
+            if alpha < 1e-8 and theta > NEAR_BEST:
                 return None
         return None
 
@@ -421,7 +396,7 @@ class _Run:
     ) -> bool:
         """Whether the filter takes a trial point; its present point enters the filter where it should."""
         new = self._barrier(v, f) if np.isfinite(f) and np.isfinite(h).all() else np.inf
-        violation = self._violation(h)
+        violation = self.violation(h)
         if not np.isfinite(new) or violation > self.largest:
             return False
         noise = 1e-14 * max(1.0, abs(phi))
@@ -439,31 +414,31 @@ class _Run:
 
     def _correct(
         self,
-        state: _State,
+        state: State,
         dv: Vector,
         slope: Vector,
         solver: Callable[[Vector, Vector], tuple[Vector, Vector]],
         trial: tuple[Vector, float, float, float, float],
-    ) -> _State | None:
+    ) -> State | None:
         """Second-order corrections: steps that meet the constraints at the end of the refused step."""
         h, alpha, theta, phi, down = trial
-        sum_h, before = alpha * state.h + h, self._violation(h)
+        sum_h, before = alpha * state.h + h, self.violation(h)
         for _ in range(_CORRECTIONS):
-            step, dy = solver(slope + self._pull(state, state.y), sum_h)
-            longest = self._fraction(state.v, step)
-            f, h = self._values(state.v + longest * step)
+            step, dy = solver(slope + self.pull(state, state.y), sum_h)
+            longest = self.fraction(state.v, step)
+            f, h = self.values(state.v + longest * step)
             if self._accepts(f, h, state.v + longest * step, theta, phi, down, alpha):
                 return self._moved(state, longest * step, longest, dv, dy, f, h)
-            if not np.isfinite(h).all() or self._violation(h) > 0.99 * before:
+            if not np.isfinite(h).all() or self.violation(h) > 0.99 * before:
                 return None
-            sum_h, before = longest * sum_h + h, self._violation(h)
+            sum_h, before = longest * sum_h + h, self.violation(h)
         return None
 
     def _moved(
-        self, state: _State, step: Vector, alpha: float, dv: Vector, dy: Vector, f: float, h: Vector
-    ) -> _State:
+        self, state: State, step: Vector, alpha: float, dv: Vector, dy: Vector, f: float, h: Vector
+    ) -> State:
         """The next state, multipliers of bounds kept near mu / distance."""
-        below, above = self._gaps(state.v)
+        below, above = self.gaps(state.v)
         dl = self.has_low * (self.mu / below - state.lower - state.lower / below * dv)
         du = self.has_high * (self.mu / above - state.upper + state.upper / above * dv)
         keep = max(_FRACTION, 1 - self.mu)
@@ -471,115 +446,36 @@ class _Run:
         falling = dz < 0
         longest = float(min(1.0, (keep * z[falling] / -dz[falling]).min(initial=1.0)))
         v = state.v + step
-        near, far = self._gaps(v)
+        near, far = self.gaps(v)
         lower, upper = state.lower + longest * dl, state.upper + longest * du
         lower = self.has_low * np.clip(lower, self.mu / near / 1e10, 1e10 * self.mu / near)
         upper = self.has_high * np.clip(upper, self.mu / far / 1e10, 1e10 * self.mu / far)
-        new = _State(v, f, h, state.y + alpha * dy, lower, upper)
-        self._differentiate(new)
+        new = State(v, f, h, state.y + alpha * dy, lower, upper)
+        self.differentiate(new)
         return new
 
     # ------------------------------------------------------------------------------------ restoration
-    def _restore(self, state: _State) -> _State | Literal["infeasible", "limit"]:
+    def _restore(self, state: State) -> State | Literal["infeasible", "limit"]:
         """Minimizes |h|^2 / 2 until the filter takes the point; a Levenberg-Marquardt method in bounds."""
         self.restorations += 1
-        theta, phi = self._violation(state.h), self._barrier(state.v, state.f)
+        theta, phi = self.violation(state.h), self._barrier(state.v, state.f)
         if self.restorations > _RESTORATIONS:
             return "limit"
         if theta <= 1e-12:
             return "limit"
         self.filter.append((theta, phi))
-        v = (
-            self._nearer(state, theta)
-            if isinstance(state.jacobian, np.ndarray)
-            else self._descended(state, theta)
-        )
+        dense = isinstance(state.jacobian, np.ndarray)
+        v = nearer(self, state, theta) if dense else descended(self, state, theta)
         if isinstance(v, str):
             return v
-        f, h = self._values(v)
-        below, above = self._gaps(v)
+        f, h = self.values(v)
+        below, above = self.gaps(v)
         lower = np.minimum(1e3, self.has_low * self.mu / below)
         upper = np.minimum(1e3, self.has_high * self.mu / above)
-        new = _State(v, f, h, np.zeros(self.m), lower, upper)
-        self._differentiate(new)
+        new = State(v, f, h, np.zeros(self.m), lower, upper)
+        self.differentiate(new)
         new.y = self._estimate(new)
         return new
-
-    def _nearer(self, state: _State, theta: float) -> Vector | Literal["infeasible", "limit"]:
-        """A point of a tenth of the violation, by projected Newton steps on |h|^2 / 2; dense."""
-        probe = _State(state.v, 0.0, state.h, state.y, state.lower, state.upper)
-
-        def value(v: Vector) -> tuple[float, Vector]:
-            f, h = self._values(v)
-            if not (np.isfinite(f) and np.isfinite(h).all()):
-                return 1e300, np.zeros_like(v)
-            inner = self._inside(v, 1e-8)
-            if self._violation(self._values(inner)[1]) <= 0.1 * theta:
-                raise _Restored(inner)
-            probe.v = v
-            self._differentiate(probe)
-            return 0.5 * float(h @ h), self._pull(probe, h)
-
-        def gauss_newton(v: Vector) -> Vector:
-            probe.v = v
-            self._differentiate(probe)
-            assert isinstance(probe.jacobian, np.ndarray)  # dense
-            A = np.zeros((self.m, len(v)))
-            A[:, : self.n] = probe.jacobian
-            A[self.slack, self.n + np.arange(len(self.slack))] = 1.0
-            return A.T @ A
-
-        try:
-            found = projected_newton(
-                value, gauss_newton, state.v, self.low, self.high, tolerance=1e-12, iterations=200
-            )
-        except _Restored as restored:
-            return restored.v
-        h = self._values(found.x)[1]
-        if np.abs(h).max() > _NEAR_BEST:
-            state.v, (state.f, state.h) = found.x, self._values(found.x)
-            slope = projected_gradient(found.x, found.gradient, self.low, self.high)
-            small = np.abs(slope).max() <= 1e-5 * np.abs(h).max()
-            return "infeasible" if small or found.converged else "limit"
-        return self._inside(found.x, 1e-8)
-
-    def _descended(self, state: _State, theta: float) -> Vector | Literal["infeasible", "limit"]:
-        """The same with a block for every row: Levenberg-Marquardt steps on |h|^2 / 2 and a barrier."""
-        probe = _State(state.v, state.f, state.h, state.y, state.lower, state.upper)
-        damping, mu = 1e-4, min(self.mu, 1e-4 * theta)
-
-        def merit(v: Vector, h: Vector) -> float:
-            below, above = self._gaps(v)
-            if min(below.min(initial=1.0), above.min(initial=1.0)) <= 0 or not np.isfinite(h).all():
-                return np.inf
-            return 0.5 * float(h @ h) - mu * float(np.log(below).sum() + np.log(above).sum())
-
-        for _ in range(_DESCENTS):
-            self._differentiate(probe)
-            below, above = self._gaps(probe.v)
-            pushes = mu * self.has_high / above - mu * self.has_low / below
-            sigma = mu * (self.has_low / below**2 + self.has_high / above**2)
-            solver = self._damped(probe, sigma, damping, 1.0)
-            if solver is None:
-                return "limit"
-            step = solver(pushes, probe.h)[0]
-            v = probe.v + self._fraction(probe.v, step) * step
-            f, h = self._values(v)
-            if merit(v, h) < merit(probe.v, probe.h):
-                damping = max(0.1 * damping, 1e-10)
-                probe.v, probe.f, probe.h = v, f, h
-                if self._violation(h) <= 0.1 * theta:
-                    return v
-                mu = min(mu, 1e-4 * self._violation(h))
-            else:
-                damping *= 10
-            if damping > 1e8:
-                break
-        slope = projected_gradient(probe.v, self._pull(probe, probe.h), self.low, self.high)
-        if self._violation(probe.h) > _NEAR_BEST and np.abs(slope).max() <= 1e-3 * np.abs(probe.h).max():
-            state.v, state.f, state.h = probe.v, probe.f, probe.h
-            return "infeasible"
-        return "limit"
 
 
 _WORDS = {

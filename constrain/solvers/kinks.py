@@ -125,9 +125,7 @@ def without_kinks(
     slacks = tuple(kink.slack for kink in state.kinks)
     auxiliary = (*program.auxiliary, *slacks)
     new = replace(program, objective=objective, forms=tuple(forms), auxiliary=auxiliary)
-    if any(kink.rows is not None for kink in state.kinks):
-        new = _of_new_moments(new)
-    return new, tuple(state.kinks)
+    return _of_new_moments(new) if state.moved else new, tuple(state.kinks)
 
 
 def _of_new_moments(program: Program) -> Program:
@@ -146,11 +144,16 @@ class _Rewriting:
 
     Args:
         rows: number of rows of the samples whose kinks per row are replaced.
+
+    Attributes:
+        kinks: what was replaced, inner ones first.
+        moved: whether an average was.
     """
 
     def __init__(self, rows: Mapping[Data, int]) -> None:
         self.rows = rows
         self.kinks: list[Kink] = []
+        self.moved = False
         self.known: dict[tuple[n.Node, int], tuple[n.Node, Kink]] = {}
 
     def part(self, part: Part) -> Part:
@@ -184,6 +187,7 @@ class _Rewriting:
         integrand = self._in_rows(node.integrand, side, node.data, _counted(node))
         if integrand is node.integrand:
             return node
+        self.moved = True
         new = replace(node, integrand=integrand)
         return new if straight else self._slack(node, (new,), (new,), side)
 

@@ -23,7 +23,7 @@ from constrain.solvers.kinks import PREFIX, smoothed
 from constrain.solvers.records import entries_of
 from constrain.solvers.saddles import ESCAPES, SADDLE, points_below, way_down
 from constrain.solvers.starts import MOVE, RETRIES, inside_domain, nearby, pushed, stuck
-from constrain.solvers.systems import divided, finite, lengths
+from constrain.solvers.systems import divided, finite, lengths, pulled
 from constrain.solvers.threads import threads_for
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ _BELOW = 1e-3
 """First barrier parameter of a run that starts below a saddle."""
 _FEASIBLE = 1e-6
 """Violation up to which a point that is kept at a limit counts as feasible."""
+_NEGLIGIBLE = 1e-7
+"""Slope of the scaled Lagrangian in a decision without bounds that is rounding."""
 MANY_ROWS = 300
 """Rows with constraints above which these are eliminated row by row."""
 _WARM = 1e-6
@@ -228,6 +230,29 @@ class Scaled:
         """The largest violation among residuals, in their units."""
         return float(np.where(self.equal, np.abs(c), c).max(initial=0.0))
 
+    def lower_bound(self, x: Vector, y: Vector) -> float | None:
+        """A bound of the optimal value of a convex problem, from any multipliers (weak duality).
+
+        With the slopes r of the Lagrangian at x, f is at least L(x, y) + sum_j min over the bounds of
+        r_j (z_j - x_j) at every feasible z.
+
+        Args:
+            x: a point, (n,).
+            y: multipliers of the scaled problem, (m,); those of inequalities are >= 0.
+
+        Returns:
+            In the units of the problem as written; None where a slope of a decision without bounds makes it
+            minus infinity.
+        """
+        f, c = self.values(x)
+        gradient, jacobian = self.derivatives(x)
+        r = gradient + pulled(jacobian, y)
+        ends = np.where(r > 0, self.low, self.high)
+        closed = np.isfinite(ends)
+        if not np.isfinite(r).all() or np.abs(r[~closed]).max(initial=0.0) > _NEGLIGIBLE:
+            return None
+        return (f + float(y @ c) + float(r[closed] @ (ends[closed] - x[closed]))) * self.f_scale
+
     # ---- scales
     def measure(self, x: Vector) -> tuple[float, Vector]:
         """Gradient norms of objective and constraints; the user's unit where one was given."""
@@ -305,12 +330,13 @@ class _Run:
         problem.deadline = np.inf
         if ending in ("limit", "interrupted"):
             self._take_feasible()
+        bound = problem.lower_bound(self.best, self.y) if ending == "converged" else None
         problem.place(self.best)
         if self.saddle and self.history:
             self.history[-1]["curvature"] = self.saddle
         return RawResult(
             ending, self._multipliers(), "primal-dual interior point (Newton)",
-            time.perf_counter() - start, self.done, self.history, message=message,
+            time.perf_counter() - start, self.done, self.history, message=message, bound_if_convex=bound,
         )  # fmt: skip
 
     def _take_feasible(self) -> None:
