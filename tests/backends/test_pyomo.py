@@ -411,8 +411,8 @@ def expression_counted():
 
 
 def nonconvex_integers():
-    z = cn.Variable(2, "z", integer=True, bounds=(1, 9))
-    return cn.minimize(cn.sum(z)).subject_to(area=z[0] * z[1] >= 12)
+    z, x = cn.Variable((), "z", integer=True, bounds=(1, 9)), cn.Variable(2, "x", bounds=(1, 9))
+    return cn.minimize(z + cn.sum(x)).subject_to(area=x[0] * x[1] + z >= 12)
 
 
 REFUSED = {

@@ -9,7 +9,8 @@ import numpy as np
 
 from constrain.backends.pyomo.expressions import Lowerer
 from constrain.backends.pyomo.package import pyo
-from constrain.backends.pyomo.term import Term, expression_of, named
+from constrain.backends.pyomo.products import Products, convex
+from constrain.backends.pyomo.term import Term, expression_of, mapped, named
 from constrain.runtime.binding import parameter_values
 
 if TYPE_CHECKING:
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["Built", "ModelClass", "build"]
 
 ModelClass = Literal["LP", "QP", "NLP", "MILP", "MIQP", "MINLP"]
-PSD_TOLERANCE = 1e-9
-"""A quadratic objective is convex when its least eigenvalue is at least -tolerance * largest."""
-LARGEST = 3000
-"""Most variables of a quadratic form whose eigenvalues are looked at."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +107,13 @@ def build(
     model = pyo.ConcreteModel()
     model.objective = pyo.Objective(expr=0.0)  # its name is taken before a decision or constraint asks for it
     builder = Lowerer(program, data or {}, values, model)
-    objective = builder.expression(program.objective).reshape(-1)[0]
+    products = Products(builder.pieces, builder.space, program.objective)
+    builder.pieces.straight = products.linear
+    objective = products.linear(builder.expression(program.objective).reshape(-1)[0])
     rows: list[Row] = []
     shapes: dict[str, tuple[int, ...]] = {}
     for part in program.parts:
-        shapes[part.key] = _part(builder, part, rows)
+        shapes[part.key] = _part(builder, products, part, rows)
     model.objective.set_value(_not_constant(model, objective))
     discrete = tuple(v for v in builder.space.variables if not v.is_continuous())
     terms = [row.term for row in rows] + [term for term, _ in builder.pieces.terms]
@@ -144,9 +143,11 @@ def _not_constant(model: Any, item: Any) -> Any:
     return 0.0 * anything + (item.constant if isinstance(item, Term) else float(item))
 
 
-def _part(builder: Lowerer, part: Part, rows: list[Row]) -> tuple[int, ...]:
+def _part(builder: Lowerer, products: Products, part: Part, rows: list[Row]) -> tuple[int, ...]:
     """Adds the constraints of a part; returns the shape of its residual."""
-    residual = builder.expression(part.residual)
+    products.node, equality = part.residual, part.kind == "=="
+    terms = builder.expression(part.residual)
+    residual = mapped(lambda item: products.linear(item, equality=equality), terms)
     chosen = np.ones(residual.shape, dtype=bool)
     if part.rows is not None and residual.ndim and part.where is not None:
         selected = builder.constants.array(part.where).astype(bool)
@@ -176,20 +177,6 @@ def _kind(objective: Any, terms: list[Any], *, integer: bool) -> ModelClass:
     own = objective.degree if isinstance(objective, Term) else 0
     if affine and own in (0, 1):
         return "MILP" if integer else "LP"
-    if affine and own == 2 and _convex(objective):
+    if affine and own == 2 and convex(objective):
         return "MIQP" if integer else "QP"
     return "MINLP" if integer else "NLP"
-
-
-def _convex(objective: Term) -> bool:
-    """Whether a quadratic term is convex."""
-    used = sorted({i for pair in objective.quadratic for i in pair})
-    if len(used) > LARGEST:
-        return False
-    place = {number: k for k, number in enumerate(used)}
-    matrix = np.zeros((len(used), len(used)))
-    for (i, j), factor in objective.quadratic.items():
-        matrix[place[i], place[j]] += factor / 2
-        matrix[place[j], place[i]] += factor / 2
-    values = np.linalg.eigvalsh(matrix)
-    return bool(values[0] >= -PSD_TOLERANCE * max(abs(values[-1]), 1e-300))

@@ -35,7 +35,7 @@ from constrain.backends.pyomo.term import (
 from constrain.errors import RouteError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -55,11 +55,13 @@ class Pieces:
         switches: number of binary variables that were made.
         zero: by the number of a variable whose nonzero entries are counted, its switch.
         terms: the auxiliary constraints: a term and its Pyomo constraint, `<= 0` or `== 0`.
+        straight: replaces products with a discrete factor in a term that is to be at most 0.
     """
 
     def __init__(self, model: Any, space: Space) -> None:
         self._space = space
         self.switches = 0
+        self.straight: Callable[[Any], Any] = _as_it_is
         self.terms: list[tuple[Any, Any]] = []
         self.zero: dict[int, Term] = {}
         self._auxiliary = named(model, "auxiliary", pyo.VarList())
@@ -80,11 +82,16 @@ class Pieces:
 
     def below(self, item: Any) -> None:
         """Requires `item <= 0`."""
+        item = self.straight(item)
         if not isinstance(item, Term):
             if item <= STRICT:
                 return
             item = item + self.variable(0.0, 0.0)
         self.terms.append((item, self._rules.add(expression_of(item) <= 0)))
+
+    def equal(self, item: Any) -> None:
+        """Requires `item == 0`."""
+        self.terms.append((item, self._rules.add(expression_of(item) == 0)))
 
     def nonzero(self, item: Any, node: n.Node) -> Any:
         """A switch that is on wherever a variable is not zero."""
@@ -126,8 +133,7 @@ class Pieces:
             z = self.switch()
             self.below(top - item - (high - low) * (1.0 - z))
             switches.append(z)
-        total = combine([1.0] * len(switches), switches) - 1.0
-        self.terms.append((total, self._rules.add(expression_of(total) == 0)))
+        self.equal(combine([1.0] * len(switches), switches) - 1.0)
         return top
 
     def event(self, margin: Any, side: int, node: n.Node, *, strict: bool) -> Any:
@@ -150,6 +156,10 @@ class Pieces:
         if side >= 0:  # off: the margin is at most minus the room
             self.below(margin + room - (high + room) * z)
         return z
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
 
 
 def finite(item: Any, node: n.Node) -> tuple[float, float]:

@@ -23,6 +23,7 @@ from constrain.backends.pyomo.engines import LINEAR, Outcome, label, nonlinear_e
 from constrain.backends.pyomo.expressions import moving, sides
 from constrain.backends.pyomo.outer import outer_approximation, solve_fixed
 from constrain.backends.pyomo.package import pyo
+from constrain.backends.pyomo.products import product_bound
 from constrain.backends.pyomo.term import Term
 from constrain.errors import ConstrainError, RouteError
 from constrain.language import nodes as n
@@ -66,6 +67,7 @@ _CLASSES = {
 }
 RESTRICTED = "multipliers are those of the program with its integers fixed"
 NO_ROOM = "no proof: events have to hold, or not, with some room"
+NO_POINT = "no point satisfies the constraints: a linear relaxation of the products has none"
 ROOMY = "no point is better whose events hold, or not, with some room"
 
 
@@ -382,6 +384,10 @@ def _solution(
     convex: bool,
 ) -> RawSolution:
     message = "; ".join((outcome.message, *notes))
+    relaxed, impossible = (None, False) if convex or built.integer else product_bound(built)
+    if impossible and outcome.ending in ("likely_infeasible", "limit", "error"):
+        outcome = Outcome("infeasible", NO_POINT)
+        message = NO_POINT
     if not outcome.values:
         ending = outcome.ending
         if ending == "infeasible" and built.program.has_rates:  # w = 0 meets no w > 0, and needs no room
@@ -403,6 +409,7 @@ def _solution(
     if not built.integer and convex and outcome.ending == "converged" and outcome.duals is not None:
         pairs = [(row.term, row.constraint) for row in built.rows] + list(built.auxiliary)
         bound = lower_bound(built.space, built.objective, pairs, outcome.duals, x)
+    bound = relaxed if bound is None else bound
     values = {symbol: _read(array, x) for symbol, array in built.variables.items()}
     weights = {m: {k: _read(array, x) for k, array in own.items()} for m, own in built.weights.items()}
     objective = float(pyo.value(built.model.objective.expr))
