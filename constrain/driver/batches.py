@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
@@ -89,11 +89,12 @@ class Noise:
 def groups(evaluator: Evaluator, batches: Mapping[str, int] | None) -> list[Group]:
     """Every condition and group of the problem with its number of rows, smallest first."""
     found: list[Group] = []
+    terms = _terms(evaluator.program)
     for data, population in evaluator.populations.items():
         size = None if batches is None else batches[data.name]
         for (given, by), stratum in population.strata.items():
             if (given is not None or by) and population.sampled:
-                found += _groups_of(population, stratum, (given, by), size, evaluator.program)
+                found += _groups_of(population, stratum, (given, by), size, terms)
     return sorted(found, key=lambda g: g.rows)
 
 
@@ -102,7 +103,7 @@ def _groups_of(
     stratum: Stratum,
     key: tuple[n.Node | None, tuple[str, ...]],
     size: int | None,
-    program: Program,
+    terms: Mapping[_Averaged, list[str]],
 ) -> list[Group]:
     given, by = key
     condition = "" if given is None else str(language_printing().text(given, limit=60))
@@ -114,10 +115,10 @@ def _groups_of(
     found: list[Group] = []
     for place, (name, count) in enumerate(zip(names, counts, strict=True)):
         both = " and ".join(filter(None, (name, condition)))
-        terms = _terms(program, population.data.name, given, by, place if some else None)
+        own = terms.get((population.data.name, given, by, place if some else None), ())
         expected = None if size is None else count * size / population.rows
         missing = None if size is None else absence(int(count), population.rows, size)
-        found.append(Group(population.data.name, both, int(count), expected, missing, terms))
+        found.append(Group(population.data.name, both, int(count), expected, missing, tuple(own)))
     return found
 
 
@@ -126,29 +127,31 @@ def _level_name(by: tuple[str, ...], level: Any) -> str:
     return ", ".join(f"{column}={value}" for column, value in zip(by, values, strict=True))
 
 
-def _terms(
-    program: Program, data: str, given: n.Node | None, by: tuple[str, ...], place: int | None
-) -> tuple[str, ...]:
-    """The objective and the constraints in which an average over this condition and these groups occurs.
+_Averaged: TypeAlias = tuple[str, n.Node | None, tuple[str, ...], int | None]
+"""A sample, a condition, groups, and of listed levels the place of one."""
 
-    Args:
-        program: the moment form.
-        data: name of the sample.
-        given: the condition.
-        by: the groups.
-        place: of listed levels, which one of them; else None.
-    """
 
-    def uses(root: n.Node) -> bool:
-        found = n.postorder(root)
-        picks = [pick for x in found if (pick := place_of(x)) is not None]
-        averages = [x for x in found if isinstance(x, n.Moment)] if place is None else [
-            whole for whole, own in picks if own == place
-        ]  # fmt: skip
-        return any((x.data.name, x.given, tuple(c.name for c in x.by)) == (data, given, by) for x in averages)
+def _terms(program: Program) -> dict[_Averaged, list[str]]:
+    """By what is averaged over, the objective and the constraints in which such an average occurs."""
+    found: dict[_Averaged, list[str]] = {}
+    known: dict[int, tuple[str, n.Node | None, tuple[str, ...]]] = {}  # by average, which terms share
+    roots = [("objective", program.objective), *((p.constraint, p.residual) for p in program.parts)]
 
-    own = ["objective"] if uses(program.objective) else []
-    return (*own, *dict.fromkeys(p.constraint for p in program.parts if uses(p.residual)))
+    def add(average: n.Moment, place: int | None, term: str) -> None:
+        if id(average) not in known:
+            known[id(average)] = (average.data.name, average.given, tuple(c.name for c in average.by))
+        terms = found.setdefault((*known[id(average)], place), [])
+        if not terms or terms[-1] != term:  # terms come one after the other
+            terms.append(term)
+
+    for term, root in roots:
+        for x in n.postorder(root):
+            pick = place_of(x)
+            if isinstance(x, n.Moment):
+                add(x, None, term)
+            elif pick is not None:
+                add(*pick, term)
+    return {key: list(dict.fromkeys(terms)) for key, terms in found.items()}
 
 
 def absence(count: int, rows: int, size: int) -> float:

@@ -16,7 +16,7 @@ from constrain.lowering.lower import EPIGRAPH
 from constrain.lowering.reach import always_held
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from constrain.diagnostics.point import Point
     from constrain.driver.linear import System
@@ -109,8 +109,8 @@ def repetitions(evaluator: Evaluator, system: System) -> list[Finding]:
     own = _rows_by_constraint(system)
     seen: set[frozenset[str]] = set()
     said: set[str] = set()  # one reason why a constraint can be left out is enough
-    for first, second in _pairs(list(own)):
-        if said & {first, second}:
+    for first, second in _pairs(own):
+        if first in said or second in said:
             continue
         if own[first] == own[second]:
             found.append(_same(first, second))
@@ -144,10 +144,15 @@ def _rows_by_constraint(system: System) -> dict[str, dict[tuple[object, ...], fl
     return own
 
 
-def _pairs(names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for k, second in enumerate(names):
-        for first in names[:k]:
+def _pairs(own: Mapping[str, Mapping[tuple[object, ...], float]]) -> Iterator[tuple[str, str]]:
+    """Constraints that share a direction, in order: the others say nothing about each other."""
+    with_direction: dict[tuple[object, ...], list[str]] = {}
+    for second, directions in own.items():
+        found = dict.fromkeys(first for d in directions for first in with_direction.get(d, ()))
+        for first in found:
             yield first, second
+        for d in directions:
+            with_direction.setdefault(d, []).append(second)
 
 
 def _weaker(weak: dict[tuple[object, ...], float], strong: dict[tuple[object, ...], float]) -> bool:

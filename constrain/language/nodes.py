@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, cast
 
 from constrain._lazy import language_printing
@@ -426,12 +427,12 @@ class Among:
         assert isinstance(self.events[0].lhs, Column)  # made so
         return self.events[0].lhs
 
-    @property
+    @cached_property
     def name(self) -> str:
         """What strata and level axes know it by; no column is called so."""
         return f"{self.column.name} in ({', '.join(map(repr, self.values))})"
 
-    @property
+    @cached_property
     def values(self) -> tuple[Any, ...]:
         """The levels, numbers or texts."""
         sides = (event.rhs for event in self.events)
