@@ -16,6 +16,7 @@ from torch.func import grad
 
 from constrain._lazy import backend, driver
 from constrain.inner.kkt import System, repaired, system
+from constrain.inner.products import Products
 from constrain.inner.quadratic import Solved
 
 if TYPE_CHECKING:
@@ -36,14 +37,16 @@ class Curved:
     Args:
         structure: the inner problem.
         functions: its functions.
+        large: optimality conditions are applied to vectors and never made as a matrix.
 
     Attributes:
         failures: of the last call, per row that has no solution, the reason in words.
     """
 
-    def __init__(self, structure: Structure, functions: Functions) -> None:
+    def __init__(self, structure: Structure, functions: Functions, *, large: bool = False) -> None:
         self.structure = structure
         self.functions = functions
+        self.large = large
         self.failures: dict[int, str] = {}
         self._built: Any = None
         self._last: Tensor | None = None
@@ -159,7 +162,9 @@ class Curved:
         active: Tensor,
         parameters: Sequence[Tensor],
         batched: Sequence[bool],
-    ) -> System:
+    ) -> System | Products:
+        if self.large:
+            return Products(self.functions, (x, z, y), active, parameters, batched)
         below, equal = self.functions.slopes(batched)(x, *parameters)
         curvature = self.functions.curvature(batched)(x, z, y, *parameters)
         return system(curvature.nan_to_num(), below.nan_to_num(), equal.nan_to_num(), active)
@@ -206,14 +211,23 @@ class Curved:
         """Multipliers that fit the stationarity of a point best, and the active set without negative ones."""
         functions = self.functions
         slope = functions.batch(grad(functions.objective), batched)(x, *parameters)
-        below, equal = functions.slopes(batched)(x, *parameters)
-        eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[None]
-        zeros = x.new_zeros(active.shape), x.new_zeros(len(x), equal.shape[1])
+        zeros = x.new_zeros(active.shape), x.new_zeros(len(x), functions.equalities)
         z, y = zeros
+
+        def nearest(active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            if self.large:
+                conditions: System | Products = Products(
+                    functions, (x, *zeros), active, parameters, batched, metric=True
+                )
+            else:
+                conditions = system(eye, below.nan_to_num(), equal.nan_to_num(), active)
+            return conditions.solve(-slope.nan_to_num(), *zeros)
+
+        if not self.large:
+            below, equal = functions.slopes(batched)(x, *parameters)
+            eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[None]
         for _ in range(1 + active.shape[1]):
-            _, z, y = system(eye, below.nan_to_num(), equal.nan_to_num(), active).solve(
-                -slope.nan_to_num(), *zeros
-            )
+            _, z, y = nearest(active)
             scale = 1e-6 * (1 + z.abs().amax(-1, keepdim=True)) if z.shape[1] else z
             negative = active & (z < -scale)
             if not bool(negative.any()):

@@ -6,14 +6,15 @@ optimality conditions as a function of the solution and the parameters.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 from torch.func import grad, jacrev
 
-from constrain.inner.kkt import assembled, first
+from constrain.inner.kkt import System, assembled, first
 from constrain.inner.linalg import linalg
+from constrain.inner.products import Products, Symmetric
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,16 +56,17 @@ class Solution(torch.autograd.Function):
         if all(g is None for g in upstream):
             return (None,) * (4 + len(needed))
         inner, solved = ctx.inner, ctx.solved
-        inner.warn(solved, solution=True)
         tensors: Sequence[Tensor] = ctx.saved_tensors
         given = [torch.zeros_like(t) if g is None else g for t, g in zip(tensors[:3], upstream, strict=True)]
         again = torch.is_grad_enabled()
         if any(several(g) for g in given):
+            inner.warn(solved, solution=True)
             return (None, None, None, None, *_dense(ctx, tensors, needed, solved.system.solve(*given)))
         with torch.enable_grad():
             own = _leaves(tensors[3:], needed, again=again)
             points = [t if again else t.detach() for t in tensors[:3]]
             steps = _differentiable(ctx, points, own, given) if again else solved.system.solve(*given)
+            inner.warn(solved, solution=True)
             total = -_product(inner.functions, ctx.batched, points, own, steps)
             grads = gradients(total, own, again=again)
         return (None, None, None, None, *grads)
@@ -89,6 +91,8 @@ class Value(torch.autograd.Function):
         functions: Functions = ctx.inner.functions
         tensors: Sequence[Tensor] = ctx.saved_tensors
         again = torch.is_grad_enabled()
+        if several(upstream[0]):
+            return (None,) * 6 + _each_row(ctx, tensors, upstream[0])
         with torch.enable_grad():
             own = _leaves(tensors[3:], ctx.needs_input_grad[6:], again=again)
             x, z, y = (t if again else t.detach() for t in tensors[:3])
@@ -131,6 +135,28 @@ def _dense(
         moved = -(direction[..., None] * flat).sum(1)
         grads.append((moved if many else moved.sum(0)).reshape(t.shape))
     return grads
+
+
+def _each_row(ctx: Any, tensors: Sequence[Tensor], upstream: Tensor) -> tuple[Tensor | None, ...]:
+    """upstream · value(theta) with the gradient of every row: autograd does not see batched gradients."""
+    functions: Functions = ctx.inner.functions
+    x, z, y = (t.detach() for t in tensors[:3])
+    wide = [
+        t if many else t.expand(len(x), *t.shape) for t, many in zip(tensors[3:], ctx.batched, strict=True)
+    ]
+    with torch.enable_grad():
+        own = _leaves(wide, ctx.needs_input_grad[6:], again=False)
+        value, below, equal = functions.batch(functions.everything, [True] * len(own))(x, *own)
+        total = value.sum() + (z * below).sum() + (first(y, equal.shape[1]) * equal).sum()
+        slopes = gradients(total, own, again=False)
+    found: list[Tensor | None] = []
+    for slope, many in zip(slopes, ctx.batched, strict=True):
+        if slope is None:
+            found.append(None)
+            continue
+        product = slope * upstream.reshape(-1, *(1 for _ in range(slope.dim() - 1)))
+        found.append(product if many else product.sum(0))
+    return tuple(found)
 
 
 def _leaves(parameters: Sequence[Tensor], needed: Sequence[bool], *, again: bool) -> list[Tensor]:
@@ -177,7 +203,10 @@ def _differentiable(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """K^-1 g with a graph to the points and the parameters."""
     functions: Functions = ctx.inner.functions
-    system = ctx.solved.system
+    system: System | Products = ctx.solved.system
+    if isinstance(system, Products):
+        found = cast("Tensor", Symmetric.apply(system, torch.cat(list(given), 1), *points, *own))
+        return system.split(found)
     n, p, k = functions.size, functions.equalities, system.index.shape[1]
     x, z, y = points
     below, equal = functions.slopes(ctx.batched)(x, *own)

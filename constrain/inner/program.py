@@ -20,6 +20,7 @@ from constrain.inner.gradients import Solution
 from constrain.inner.kkt import places_of, weak
 from constrain.inner.linalg import linalg
 from constrain.inner.quadratic import Quadratic, Solved, solve
+from constrain.inner.splitting import split
 from constrain.inner.structure import Structure, structure
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 
     from constrain.language.problem import Problem
 
-__all__ = ["Answer", "Inner", "compiled"]
+__all__ = ["LARGE", "Answer", "Inner", "compiled"]
+
+LARGE = 3000
+"""Variables and constraints beyond which the optimality conditions are not made as a matrix."""
 
 
 @lru_cache(maxsize=128)
@@ -75,7 +79,9 @@ class Inner:
         self.structure: Structure = structure(problem, solution=solution)
         self.functions = Functions(self.structure)
         self.closed = closed_form(self.structure, self.functions)
-        self.curved = Curved(self.structure, self.functions)
+        size = self.functions.size + self.functions.inequalities + self.functions.equalities
+        self.large = size > LARGE and not self.structure.integer
+        self.curved = Curved(self.structure, self.functions, large=self.large)
         self.iterations = 0
         self._constant: dict[tuple[str, torch.device], Tensor] = {}
 
@@ -95,7 +101,14 @@ class Inner:
             "cone": "CVXPY per row, Newton's method on the batch",
             "nonlinear": "solvers of the package per row, Newton's method on the batch",
         }
-        return f"{self.structure.described}: {ways[self.structure.kind]}"
+        if not self.large:
+            return f"{self.structure.described}: {ways[self.structure.kind]}"
+        size = self.functions.size + self.functions.inequalities + self.functions.equalities
+        ways["quadratic"] = "operator splitting with conjugate gradients"
+        return (
+            f"{self.structure.described}: {ways[self.structure.kind]}, products in the place of matrices "
+            f"(MINRES; {size} variables and constraints > {LARGE})"
+        )
 
     # ---- numbers
     def solutions(self, parameters: Sequence[Tensor], batched: Sequence[bool], batch: int) -> Answer:
@@ -132,6 +145,8 @@ class Inner:
         with torch.no_grad():
             if self.structure.kind != "quadratic":
                 return self._solve_curved(parameters, batched, batch)
+            if self.large and self.structure.facts.convex:
+                return self._solve_large(parameters, batched, batch)
             qp = self._quadratic(parameters, batched, batch)
             if self.structure.integer:
                 qp = self._fixed(qp, parameters, batched, batch)
@@ -143,6 +158,13 @@ class Inner:
                 reason = reason_of(qp.take(torch.tensor([i], device=qp.q.device)))
                 raise self._error("E192" if reason else "E193", i, reason or _SHORT, parameters, batched)
             return found
+
+    def _solve_large(self, parameters: Sequence[Tensor], batched: Sequence[bool], batch: int) -> Solved:
+        found, failures = split(self.functions, parameters, batched, batch)
+        for i, reason in failures.items():
+            none = reason.startswith(("infeasible", "unbounded"))
+            raise self._error("E192" if none else "E193", i, reason, parameters, batched)
+        return found
 
     def _solve_curved(self, parameters: Sequence[Tensor], batched: Sequence[bool], batch: int) -> Solved:
         found = self.curved.solve(parameters, batched, batch)

@@ -9,13 +9,16 @@ batch move together, and rows that have converged stand still. Linear programs a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from constrain.inner.kkt import System, repaired, system
 from constrain.inner.linalg import linalg
+
+if TYPE_CHECKING:
+    from constrain.inner.products import Products
 
 __all__ = ["Quadratic", "Solved", "interior_point", "solve"]
 
@@ -81,7 +84,7 @@ class Solved:
     active: Tensor
     ok: Tensor
     iterations: int
-    system: System | None = None
+    system: System | Products | None = None
 
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:
