@@ -366,6 +366,11 @@ class _Training:
         return f"cooper {cooper.__version__} ({kinds})"
 
     @property
+    def notes(self) -> list[str]:
+        """Nothing: Cooper's optimizers keep their settings."""
+        return []
+
+    @property
     def spreads(self) -> Mapping[str, float]:
         """Spread of a row's contribution, by part key."""
         return self.lagrangian.spreads

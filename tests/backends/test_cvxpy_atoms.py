@@ -245,7 +245,9 @@ CASES = {
     "trace": [lambda: cn.trace(q), lambda: cn.trace(SQUARE @ q)],
     "logdet": [lambda: torch.logdet(q + q.T)],
     "symmetric_part": [lambda: apply("symmetric_part", q)],
-    "lambda_max": [lambda: cn.lambda_max(D.z[..., None, None] * q)],  # of one matrix: tests/backends/test_matrices.py
+    "lambda_max": [
+        lambda: cn.lambda_max(D.z[..., None, None] * q)
+    ],  # of one matrix: tests/backends/test_matrices.py
     "lambda_min": [lambda: cn.lambda_min(D.z[..., None, None] * q)],
     "spectral_norm": [lambda: cn.spectral_norm(m), lambda: cn.spectral_norm(A @ m.T)],
     "nuclear_norm": [lambda: cn.nuclear_norm(m), lambda: cn.nuclear_norm(q)],

@@ -23,6 +23,7 @@ from constrain.runtime import rowwise
 from constrain.runtime.binding import as_array
 from constrain.runtime.constants import Constants
 from constrain.runtime.coordinates import affine_parts
+from constrain.runtime.lowering import made_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -132,20 +133,8 @@ class Lowerer:
 
     # ---- expressions
     def expression(self, root: n.Node) -> Any:
-        """The cvxpy expression of a node. Iterative: long sums are fine."""
-        stack = [root]
-        while stack:
-            node = stack[-1]
-            if node in self._lowered:
-                stack.pop()
-                continue
-            waiting = [x for x in self._needs(node) if x not in self._lowered]
-            if waiting:
-                stack.extend(waiting)
-                continue
-            self._lowered[node] = self._lower(node)
-            stack.pop()
-        return self._lowered[root]
+        """The cvxpy expression of a node."""
+        return made_from(root, self._lowered, self._needs, self._lower)
 
     def _needs(self, node: n.Node) -> tuple[n.Node, ...]:
         if self.fixed(node) or isinstance(node, (n.Moment, n.Call)):

@@ -6,9 +6,7 @@ convolutions ...) is a constant matrix times the entries of its arguments, which
 
 from __future__ import annotations
 
-import keyword
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -22,6 +20,7 @@ from constrain.language import functions as f
 from constrain.language.expr import as_expr
 from constrain.language.problem import Problem, maximize, minimize
 from constrain.language.symbols import Parameter, Variable
+from constrain.runtime.lowering import identifier
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,18 +47,6 @@ class Imported:
     problem: Problem
     variables: dict[int, Variable]
     constraints: dict[int, str]
-
-
-# ----------------------------------------------------------------------------------------------- names
-def _identifier(text: str, taken: set[str]) -> str:
-    name = re.sub(r"\W", "_", text).strip("_") or "x"
-    if name[0].isdigit() or keyword.iskeyword(name):
-        name = f"_{name}"
-    found, number = name, 2
-    while found in taken:
-        found, number = f"{name}_{number}", number + 1
-    taken.add(found)
-    return found
 
 
 # ------------------------------------------------------------------------------------------- functions
@@ -307,7 +294,7 @@ class _Importer:
 
         Source: Rockafellar & Uryasev (2000).
         """
-        level = Variable((), _identifier("level", self.taken))
+        level = Variable((), identifier("level", self.taken))
         return float(node.k) * level + f.sum(f.relu(_entries(x) - level))
 
     def variable(self, node: Any) -> Variable:
@@ -327,7 +314,7 @@ class _Importer:
         bounds = None if low is None and high is None else (low, high)
         made: Any = Variable(
             node.shape,
-            _identifier(node.name(), self.taken),
+            identifier(node.name(), self.taken),
             nonneg=bool(own["nonneg"] or own["pos"]),
             boolean=bool(own["boolean"]),
             integer=bool(own["integer"]),
@@ -342,7 +329,7 @@ class _Importer:
 
     def _parameter(self, node: Any) -> Parameter:
         if node.id not in self.parameters:
-            made: Any = Parameter(_identifier(node.name(), self.taken), shape=node.shape)
+            made: Any = Parameter(identifier(node.name(), self.taken), shape=node.shape)
             if node.value is not None:
                 made.value = _dense(node.value).reshape(node.shape)
             self.parameters[node.id] = made
@@ -392,13 +379,13 @@ def imported(problem: Any) -> Imported:
     relations: dict[str, Any] = {}
     for number, constraint in enumerate(problem.constraints):
         label = getattr(constraint, "label", None) or f"c{number}"
-        name = _identifier(label, importer.taken)
+        name = identifier(label, importer.taken)
         names[constraint.id] = name
         relations[name] = importer.relation(constraint)
         if type(constraint).__name__ == "ExpCone":  # where the logarithm is defined
             for side in constraint.args[1:]:
                 if not side.is_nonneg():
-                    domain = _identifier(f"{name}_domain", importer.taken)
+                    domain = identifier(f"{name}_domain", importer.taken)
                     relations[domain] = importer.expression(side) >= 0.0
     return Imported(start(objective).subject_to(**relations), importer.variables, names)
 

@@ -33,6 +33,7 @@ from constrain.lowering.orientation import direction
 from constrain.runtime import rowwise
 from constrain.runtime.binding import as_array
 from constrain.runtime.constants import Constants
+from constrain.runtime.lowering import made_from
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -140,20 +141,8 @@ class Lowerer:
         return not moving(node, self._moving)
 
     def expression(self, root: n.Node) -> NDArray[Any]:
-        """The array of terms of a node. Iterative: long sums are fine."""
-        stack = [root]
-        while stack:
-            node = stack[-1]
-            if node in self._lowered:
-                stack.pop()
-                continue
-            waiting = [x for x in self._needs(node) if x not in self._lowered]
-            if waiting:
-                stack.extend(waiting)
-                continue
-            self._lowered[node] = self._lower(node)
-            stack.pop()
-        return self._lowered[root]
+        """The array of terms of a node."""
+        return made_from(root, self._lowered, self._needs, self._lower)
 
     def _needs(self, node: n.Node) -> tuple[n.Node, ...]:
         if self.fixed(node) or isinstance(node, (n.Call, n.Indicator)):

@@ -6,9 +6,7 @@ linear constraints becomes one constraint with a matrix; others become one const
 
 from __future__ import annotations
 
-import keyword
 import math
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +19,7 @@ from constrain.language import functions as f
 from constrain.language.problem import Problem, find, maximize, minimize
 from constrain.language.statistics import between
 from constrain.language.symbols import Variable
+from constrain.runtime.lowering import identifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,17 +61,6 @@ class Imported:
     constraints: dict[str, tuple[Any, ...]]
 
 
-def _identifier(text: str, taken: set[str]) -> str:
-    name = re.sub(r"\W+", "_", text).strip("_") or "x"
-    if name[0].isdigit() or keyword.iskeyword(name):
-        name = f"_{name}"
-    found, number = name, 2
-    while found in taken:
-        found, number = f"{name}_{number}", number + 1
-    taken.add(found)
-    return found
-
-
 class _Importer:
     """Converts a model; `place` finds the variable and the position of a Pyomo variable."""
 
@@ -107,7 +95,7 @@ class _Importer:
         shape = () if scalar else (len(group),)
         made: Any = Variable(
             shape,
-            _identifier(name, self.taken),
+            identifier(name, self.taken),
             boolean=kind == "boolean",
             integer=kind == "integer",
             bounds=bounds,
@@ -274,7 +262,7 @@ class _Importer:
         self._add(data.name, _relation(sense, low, body, high), (data,))
 
     def _add(self, text: str, relation: Any, rows: tuple[Any, ...]) -> None:
-        name = _identifier(text, self.taken)
+        name = identifier(text, self.taken)
         self.relations[name] = relation
         self.constraints[name] = rows
 
