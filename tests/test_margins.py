@@ -6,10 +6,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 import constrain as cn
 from constrain import E, P, forall
+from constrain.driver.calibration import HeldBack, hold_back
+from constrain.lowering.lower import lower
 
 RNG = np.random.default_rng(3)
 X = RNG.normal(1.0, 2.0, size=400)
@@ -140,6 +143,83 @@ def test_rates_and_the_stored_record(tmp_path):
     assert t.largest("share") == pytest.approx(stats.t.ppf(0.95, 399) * float(t.errors["share"]), rel=1e-6)
     assert float(t.errors["share"]) == pytest.approx(math.sqrt(rate * (1 - rate) / 399), rel=1e-6)
     assert cn.load(solution.save(tmp_path / "run")).tightening.margins == t.margins
+
+
+# --------------------------------------------------------------------------------- models that fit noise
+def recognition(rng, rows, *, width=0):
+    """Labels with noise in 40 columns, and a recall; a network of `width` units, or a linear score."""
+    x = rng.normal(size=(rows, 40))
+    y = (x[:, 0] + x[:, 1] + rng.normal(size=rows) > 0).astype(float)
+    D = cn.Data("d", x=x, y=y, g=np.where(np.arange(rows) % 3 == 0, "a", "b"))
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(40, width), torch.nn.ReLU()] if width else []
+    layers += [torch.nn.Linear(width or 40, 1), torch.nn.Flatten(0)]
+    f = cn.Model(torch.nn.Sequential(*layers).double(), "f")
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(f(D.x), D.y, reduction="none")
+    return D, cn.minimize(E(loss)).subject_to(
+        loss=E(loss, given=D.y == 1) <= 0.25, level=abs(E(f(D.x), by=D.g) - E(f(D.x))) <= 1.0
+    )
+
+
+def test_a_model_with_many_weights_is_measured_on_rows_that_it_is_not_trained_on():
+    rng = np.random.default_rng(0)
+    problem = recognition(rng, 600, width=16)[1]
+    held, _ = recognition(rng, 4000)
+    first = [p.detach().clone() for p in problem_model(problem).parameters()]
+    plain = problem.solve("lagrangian", epochs=25, holdout=held, progress=False)
+    assert plain["loss"].verdict == "violated"
+    with torch.no_grad():
+        for p, start in zip(problem_model(problem).parameters(), first, strict=True):
+            p.copy_(start)
+    solution = problem.solve("lagrangian", epochs=25, holdout=held, margin="auto", progress=False)
+    t = solution.tightening
+    assert t.held_back == 120
+    assert solution.train.rows == (480,)
+    assert t.largest("loss") > float(t.gaps["loss"]) > 2 * float(plain["loss"].train.half_width)
+    assert solution["loss"].verdict == "holds"
+    assert "and the gap to 120 rows held back" in " ".join(str(solution).split())
+    assert "120 rows that were held back" in solution.report(format="html")
+    assert "C313" not in {w.code for w in solution.warnings}
+
+
+def problem_model(problem):
+    (model,) = lower(problem).models
+    return model.module
+
+
+def test_few_weights_take_all_rows():
+    _, problem = recognition(np.random.default_rng(1), 4000)
+    assert hold_back(problem, None, 0) == HeldBack()
+
+
+def test_the_held_back_rows_have_their_share_of_every_group():
+    D, problem = recognition(np.random.default_rng(1), 600, width=16)
+    apart = hold_back(problem, None, 3)
+    for part, share in ((apart.training, 0.8), (apart.calibration, 0.2)):
+        groups = np.asarray(part["d"].values("g"))
+        assert len(groups) == share * 600
+        assert (groups == "a").sum() == share * 200
+    rows = np.concatenate([np.asarray(part["d"].values("x")) for part in (apart.training, apart.calibration)])
+    assert sorted(rows[:, 0].tolist()) == sorted(np.asarray(D.values("x"))[:, 0].tolist())
+    again = hold_back(problem, None, 3)
+    assert np.array_equal(again.training["d"].values("y"), apart.training["d"].values("y"))
+
+
+def test_a_stream_says_what_to_do():
+    rng = np.random.default_rng(0)
+    x = torch.as_tensor(rng.normal(size=(64, 3)))
+    rows = torch.utils.data.TensorDataset(x, x.sum(1))
+    D = cn.Data.from_dataset("d", rows, columns=["x", "y"])
+    net = torch.nn.Sequential(
+        torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1), torch.nn.Flatten(0)
+    )
+    f = cn.Model(net.double(), "f")
+    problem = cn.minimize(E((f(D.x) - D.y) ** 2)).subject_to(level=E(f(D.x)) <= 0.1)
+    solution = problem.solve(epochs=2, margin="auto", progress=False)
+    (warning,) = [w for w in solution.warnings if w.code == "C313"]
+    assert "41 weights for 64 rows" in warning.message
+    assert "'d' is a stream" in warning.message
+    assert "margin=sample" in warning.message
 
 
 # ------------------------------------------------------------------------------------- what it refuses

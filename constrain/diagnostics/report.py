@@ -361,7 +361,8 @@ def margin_lines(s: Solution) -> list[str]:
     if t.errors:
         count = "one number" if t.counted == 1 else f"{t.counted} numbers together"
         how = f"one-sided {100 * t.confidence:g} % for {count}"
-        how += ", and the gap to the calibration sample" if t.gaps else ""
+        rows = f"{t.held_back:,} rows held back" if t.held_back else "the calibration sample"
+        how += f", and the gap to {rows}" if t.gaps else ""
     price = f"objective {number(t.objective, 6)} without, price {number(t.price)}"
     if math.isfinite(t.expected):
         price += f" (multipliers foresaw {number(t.expected)})"

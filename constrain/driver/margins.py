@@ -7,8 +7,10 @@ probability 1 - alpha (Holm 1979: numbers with so much room that they are decide
 
 That covers the sampling error of the constraint at a given point. A model with many parameters fits the noise
 of its training rows, so that its constraints have less room elsewhere (overfitting); that gap cannot be read
-off the training rows. `margin=sample` measures it on a calibration sample, which should not be the hold-out:
-the margin is then gap + z * SE, with the standard error on that sample, and is measured anew after a solve.
+off the training rows. `margin=sample` measures it on a calibration sample, which should not be the hold-out,
+and `margin="auto"` holds one back where a model has that many weights (`calibration.py`): the margin is then
+gap + z * SE, with the standard error on that sample, and is measured anew after a solve. Each of these solves
+starts where the first one did.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from constrain.diagnostics.influence import spread
 from constrain.diagnostics.judge import statistical
 from constrain.diagnostics.names import level_axis
 from constrain.diagnostics.point import read_point, reduce_to
+from constrain.driver.calibration import HeldBack, hold_back, remembered
+from constrain.driver.setup import lowered
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.data import Data, suggest
@@ -80,9 +84,10 @@ class _Plan:
 def solve_with_margin(
     problem: Problem,
     margin: Any,
-    once: Callable[[Problem, Any], Solution],
+    once: Callable[[Problem, Any, Any], Solution],
     start: Any,
     *,
+    seed: int = 0,
     holdout: Data | Mapping[str, Data] | None,
     data: Data | Mapping[str, Data] | None,
     params: Mapping[str, Any] | None,
@@ -92,8 +97,9 @@ def solve_with_margin(
     Args:
         problem: as written.
         margin: `"auto"`, numbers by the name of the constraint, or a calibration sample.
-        once: solves a problem from a start.
+        once: solves a problem from a start, on the data as given or on some of their rows.
         start: of the first solve.
+        seed: of the choice of rows that are held back.
         holdout: as in `solve`.
         data: as in `solve`.
         params: as in `solve`.
@@ -102,21 +108,30 @@ def solve_with_margin(
         ModelingError: E139 (no such constraint), E141 (no margin), E198 (a constraint that takes none).
     """
     plan = _given(problem, margin)
-    first = once(problem, start)
+    apart = HeldBack() if plan is not None or isinstance(margin, Data) else hold_back(problem, data, seed)
+    rows = data if apart.training is None else apart.training
+    calibration = margin if isinstance(margin, Data) else apart.calibration
+    restart = remembered(lowered(problem, rows))
+    first = once(problem, start, rows)
     attached = cast("Attached", first.live)
-    if plan is not None:
-        found = once(_tightened(problem, attached, plan), first)
-        return _as_written(problem, found, first, plan, holdout=holdout, data=data, params=params)
-    calibration = margin if isinstance(margin, Data) else None
-    plan = _automatic(problem, attached, calibration, attached.point)
-    found = once(_tightened(problem, attached, plan), first)
-    for _ in range(ROUNDS - 1 if calibration is not None else 0):
-        again = _automatic(problem, attached, calibration, cast("Attached", found.live).point)
-        if again.enough:
-            break
-        plan = again
-        found = once(_tightened(problem, attached, plan), found)
-    return _as_written(problem, found, first, plan, holdout=holdout, data=data, params=params)
+    if calibration is None:
+        plan = _automatic(problem, attached, None, attached.point) if plan is None else plan
+        found = once(_tightened(problem, attached, plan), first, rows)
+    else:
+        plan = _automatic(problem, attached, calibration, attached.point)
+        restart()
+        found = once(_tightened(problem, attached, plan), start, rows)
+        for _ in range(ROUNDS - 1):
+            again = _automatic(problem, attached, calibration, cast("Attached", found.live).point)
+            if again.enough:
+                break
+            plan = again
+            restart()
+            found = once(_tightened(problem, attached, plan), start, rows)
+    result = _as_written(problem, found, first, plan, apart, holdout=holdout, data=rows, params=params)
+    if apart.warning is not None:
+        result.warnings = (*result.warnings, apart.warning)
+    return result
 
 
 # ------------------------------------------------------------------------------------ what was asked for
@@ -184,7 +199,10 @@ def _refused(name: str, relation: n.Node) -> ModelingError:
 
 # ------------------------------------------------------------------------------------ measured margins
 def _automatic(
-    problem: Problem, attached: Attached, calibration: Data | None, state: Mapping[str, Any]
+    problem: Problem,
+    attached: Attached,
+    calibration: Data | Mapping[str, Data] | None,
+    state: Mapping[str, Any],
 ) -> _Plan:
     """Margins from standard errors of residuals, and with a calibration sample from the gap to it.
 
@@ -209,10 +227,10 @@ def _automatic(
         if not np.isfinite(found.error).any():
             skipped[name] = "no sample enters"
             continue
-        gap = found.residual - here[name].residual
+        gap = np.nan_to_num(found.residual - here[name].residual)  # a group may have no rows there
         noise = stats.t.ppf(1 - level, np.maximum(found.rows - 1, 1)) * found.error
-        margins[name] = np.maximum(0.0, gap + np.nan_to_num(noise))
-        enough = enough and bool((found.residual + np.nan_to_num(noise) <= 0.0).all())
+        margins[name] = np.maximum(0.0, gap) + np.nan_to_num(noise)  # more room there is chance
+        enough = enough and bool((np.nan_to_num(found.residual + noise, nan=0.0) <= 0.0).all())
         if calibration is not None:
             gaps[name] = gap
     errors = {name: there[name].error for name in margins}
@@ -284,7 +302,9 @@ def _shared_level(ratios: NDArray[np.float64], alpha: float) -> tuple[float, int
     return alpha / max(1, left), left
 
 
-def _elsewhere(attached: Attached, sample: Data, chosen: Mapping[str, int]) -> dict[str, _Measured]:
+def _elsewhere(
+    attached: Attached, sample: Data | Mapping[str, Data], chosen: Mapping[str, int]
+) -> dict[str, _Measured]:
     """The constraints at the same point on another sample."""
     evaluator = Evaluator(
         attached.program,
@@ -384,6 +404,7 @@ def _as_written(
     found: Solution,
     first: Solution,
     plan: _Plan,
+    apart: HeldBack,
     *,
     holdout: Data | Mapping[str, Data] | None,
     data: Data | Mapping[str, Data] | None,
@@ -428,6 +449,7 @@ def _as_written(
             price=sign * (found.objective - first.objective),
             expected=_expected(first, plan),
             skipped=plan.skipped,
+            held_back=apart.rows,
         ),
     )
 

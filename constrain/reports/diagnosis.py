@@ -69,9 +69,10 @@ def margin_section(s: Solution) -> Markup | None:
     if t.errors:
         count = "one number" if t.counted == 1 else f"{t.counted} numbers together"
         note += f" Margins hold {count} at one-sided {100 * t.confidence:g} %, as far as sampling error goes"
-        note += ", after the gap to the calibration sample." if t.gaps else "."
+        where = f"{t.held_back:,} rows that were held back" if t.held_back else "the calibration sample"
+        note += f", beyond the gap to {where}." if t.gaps else "."
     foreseen = f"multipliers foresaw {number(t.expected)}" if math.isfinite(t.expected) else ""
-    titles = ("constraint", "bound as written", "margin", "standard error", "gap to the calibration sample")
+    titles = ("constraint", "bound as written", "margin", "standard error", "gap")
     return _section(
         "Margins",
         _facts(

@@ -32,6 +32,8 @@ class Tightening:
         price: how much worse the objective became, >= 0 but for rounding.
         expected: the price that the multipliers without margins predict; NaN without multipliers.
         skipped: constraints without a margin, and why.
+        held_back: rows that were kept out of training to measure the gaps; 0 where a sample was given, or
+            none was needed.
     """
 
     margins: dict[str, Number]
@@ -44,6 +46,7 @@ class Tightening:
     price: float
     expected: float
     skipped: dict[str, str] = field(default_factory=dict[str, str])
+    held_back: int = 0
 
     def largest(self, name: str) -> float:
         """The largest margin of a constraint."""
