@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from constrain.solution.records import Status, Warn
+from constrain.solvers.guard import SWINGS, cycle_length
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,12 +26,6 @@ __all__ = ["growing", "read_course"]
 
 LEAST = 12
 """Records in the rest below which nothing is said."""
-
-SWINGS = 4
-"""Passages from one side of the trend to the other that make two cycles."""
-
-RELATED = 0.6
-"""Autocorrelation at lag one, in size, below which a series is noise."""
 
 RELEVANT = 0.1
 """Least effect of a bouncing multiplier (times the spread of the residual), as a share of the objective."""
@@ -143,7 +138,7 @@ def _cycles(
 
 def _cycle(residual: NDArray[np.float64], price: NDArray[np.float64], size: float) -> int:
     """Records per cycle; 0 without one."""
-    return _period(residual) or (_bounces(price) if _priced(residual, price, size) else 0)
+    return cycle_length(residual) or (_bounces(price) if _priced(residual, price, size) else 0)
 
 
 def _priced(residual: NDArray[np.float64], price: NDArray[np.float64], size: float) -> bool:
@@ -179,22 +174,6 @@ def _stuck(residual: NDArray[np.float64], moving: NDArray[np.float64]) -> bool:
     """Whether a run ended away from the bound: not where it wanted to be, but anywhere."""
     last = residual[-max(2, residual.size // 4) :]
     return float(np.mean(np.abs(last))) > STUCK * float(np.std(moving))
-
-
-def _period(values: NDArray[np.float64]) -> int:
-    """Records per cycle of a series that swings around its trend twice or more; 0 without a cycle.
-
-    Cycles are smooth, or flip from record to record, and sampling noise is neither: its autocorrelation at
-    lag one is near 0.
-    """
-    line = np.polyval(np.polyfit(np.arange(values.size), values, 1), np.arange(values.size))
-    x = values - line
-    power = float(x @ x)
-    if not np.isfinite(power) or power <= 1e-24 or abs(float(x[:-1] @ x[1:])) < RELATED * power:
-        return 0
-    sides = np.sign(x[np.abs(x) > 0.5 * float(np.std(x))])
-    swings = int((np.diff(sides) != 0).sum())
-    return round(2 * values.size / swings) if swings >= SWINGS else 0
 
 
 def _bounces(multiplier: NDArray[np.float64]) -> int:

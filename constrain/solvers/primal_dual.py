@@ -21,6 +21,7 @@ from constrain.lowering.lower import EPIGRAPH
 from constrain.runtime.graph import NotRecorded, RecordedStep, cannot_be
 from constrain.runtime.lagrangian import Lagrangian
 from constrain.runtime.multipliers import multiplier_functions
+from constrain.solvers.guard import Guard
 from constrain.solvers.sampling import BatchSampler, Sampling
 from constrain.solvers.schemes import Scheme, dual_of, scheme_of
 from constrain.solvers.training import IterateJudge, epochs_or_default, half_cosine, schedule_of, train
@@ -166,6 +167,7 @@ class Training:
         rate: first integral step of the multipliers, dimensionless.
         resting: multipliers rest, as in the epochs of the warm-up.
         graph: makes the steps where they are recorded, else None.
+        guard: damps the multipliers where violations cycle.
     """
 
     def __init__(self, options: PrimalDual, evaluator: Evaluator) -> None:
@@ -214,6 +216,8 @@ class Training:
         self.rate = next(rate for rate in asked if rate is not None)
         self.after_step: Callable[[], None] = lambda: None
         self.graph = self._graph()
+        asked = (options.gain, options.rate, options.memory, options.dual)
+        self.guard = Guard(acts=self.scheme.guarded and all(value is None for value in asked))
 
     @property
     def solver(self) -> str:
@@ -225,6 +229,11 @@ class Training:
         if self.dual_name is not None:
             kind += f" with {self.dual_name} multipliers"
         return f"{kind} ({type(self.optimizer).__name__}, torch {torch.__version__.split('+')[0]}{graph})"
+
+    @property
+    def notes(self) -> list[str]:
+        """What the run changed because of cycles, in words."""
+        return self.guard.notes
 
     @property
     def spreads(self) -> Mapping[str, float]:
@@ -323,6 +332,12 @@ class Training:
         self._lent = batch
         self.state = self.scheme.step(self, self.state)
 
+    def damp(self, gain: float, memory: float, rate: float) -> None:
+        """Another rule of the multipliers from the next step on, which a recorded step would not see."""
+        self.lagrangian.gain, self.lagrangian.memory, self.rate = gain, memory, rate
+        if self.graph is not None:
+            self.graph = self._graph()
+
     def run_eagerly(self) -> None:
         """Makes the following steps in Python, where every operation can be watched."""
         self.graph = None
@@ -390,6 +405,7 @@ class Training:
     def observe(self, residuals: Mapping[int, Tensor], moments: list[Tensor]) -> None:
         """Running residuals and averages become exact."""
         self.lagrangian.observe(residuals, moments)
+        self.guard.observe(self, residuals)
         self.state = self.scheme.observe(self, self.state, residuals)
 
     def terminate(self) -> str:

@@ -179,10 +179,22 @@ class _Kept:
     rank: tuple[int, float]
     state: dict[str, Tensor]
     epoch: int
+    averaged: int = 0  # so many of the last epochs, where it is their average
+
+    @property
+    def words(self) -> str:
+        """Which one was kept."""
+        if self.averaged:
+            return f"the average of the last {self.averaged} epochs kept"
+        return f"iterate of epoch {self.epoch} kept"
 
 
 class IterateJudge:
-    """Evaluates iterates exactly on the full data, keeps the best one, averages late multipliers, records.
+    """Evaluates iterates exactly on the full data, keeps the best one, averages late ones, records.
+
+    The average of the iterates after the epochs of the last third is one more candidate: what steps on
+    batches do at random around an optimum, it leaves out (Polyak and Juditsky, 1992, "Acceleration of
+    stochastic approximation by averaging").
 
     Args:
         evaluator: the compiled program with its data.
@@ -205,6 +217,7 @@ class IterateJudge:
         self.found = False
         """A feasibility problem is solved: on the full data every constraint holds exactly."""
         self._tail: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}  # of the decisions
         self._tail_count = 0
 
     def judge(self, epoch: int, method: Method) -> tuple[dict[int, Tensor], list[Tensor]]:
@@ -222,10 +235,32 @@ class IterateJudge:
             self._judge(epoch, method, moments)
         return {i: r for i, r in enumerate(outer.residuals) if r is not None}, moments
 
-    def _judge(self, epoch: int, method: Method, moments: list[Tensor]) -> None:
+    def consider_average(self, method: Method) -> None:
+        """Judges the average of the late iterates, and keeps it where it is better than the best of all."""
+        decisions = self.evaluator.decisions
+        if self._tail_count < 2 or self.found or self.kept is None:
+            return
+        last = decisions.snapshot()
+        means = {name: (total / self._tail_count).to(last[name].dtype) for name, total in self._sums.items()}
+        decisions.restore({**last, **means})
+        moments = self.evaluator.moments("exact")
         with torch.no_grad():
             outer = self.evaluator.outer(moments, "exact").detach()
-        objective = float(outer.objective)
+            if self.largest.settle(outer.residuals):
+                outer = self.evaluator.outer(moments, "exact").detach()
+        with self.slacks.settled(outer.residuals):
+            objective, _, scaled, _ = self._measured(method, self._outer(moments))
+            self._keep(self.epochs - 1, objective, scaled, averaged=self._tail_count)
+        decisions.restore(last)
+
+    def _outer(self, moments: list[Tensor]) -> Outer:
+        with torch.no_grad():
+            return self.evaluator.outer(moments, "exact").detach()
+
+    def _measured(
+        self, method: Method, outer: Outer
+    ) -> tuple[float, float, float, dict[int, Tensor]]:
+        """Objective, violation, violation in spreads, and exact residuals by part position."""
         violation = scaled = 0.0
         exact: dict[int, Tensor] = {}
         for i, part in enumerate(self.parts):
@@ -239,8 +274,13 @@ class IterateJudge:
             worst = float(over.amax()) if over.numel() else 0.0
             worst = math.inf if math.isnan(worst) else worst
             violation = max(violation, worst)
-            self.found = self.evaluator.program.feasibility and violation == 0.0
             scaled = max(scaled, worst / method.spreads.get(part.key, 1.0))
+        return float(outer.objective), violation, scaled, exact
+
+    def _judge(self, epoch: int, method: Method, moments: list[Tensor]) -> None:
+        outer = self._outer(moments)
+        objective, violation, scaled, exact = self._measured(method, outer)
+        self.found = self.evaluator.program.feasibility and violation == 0.0
         self._keep(epoch, objective, scaled)
         rooms = [self.tolerance * method.spreads.get(part.key, 1.0) for part in self.parts]
         self.candidates.add(epoch + 1, objective, outer.residuals, rooms, self.evaluator.decisions)
@@ -249,17 +289,20 @@ class IterateJudge:
             self._tail_count += 1
             for key, value in multipliers.items():
                 self._tail[key] = value + self._tail[key] if key in self._tail else value
+            for block in self.evaluator.decisions.blocks:
+                own = block.tensor.detach().double()
+                self._sums[block.name] = self._sums[block.name] + own if block.name in self._sums else own.clone()
         row = {"step": method.steps, "epoch": epoch + 1, "objective": self.evaluator.program.sign * objective}
         self.history.append({**row, "violation": violation, **self._entries(exact, multipliers)})
 
-    def _keep(self, epoch: int, objective: float, scaled: float) -> None:
+    def _keep(self, epoch: int, objective: float, scaled: float, averaged: int = 0) -> None:
         if not (math.isfinite(objective) and math.isfinite(scaled)):
             return
         rank = (0, objective) if scaled <= self.tolerance else (1, scaled)
         if 3 * (epoch + 1) < self.epochs and not self.found:
             rank = (2, -float(epoch))  # early: kept only until a later one comes
         if self.kept is None or rank < self.kept.rank:
-            self.kept = _Kept(rank, self.evaluator.decisions.snapshot(), epoch + 1)
+            self.kept = _Kept(rank, self.evaluator.decisions.snapshot(), epoch + 1, averaged)
 
     def _entries(self, exact: Mapping[int, Tensor], multipliers: Mapping[str, Tensor]) -> dict[str, float]:
         row: dict[str, float] = {}
@@ -280,6 +323,7 @@ class IterateJudge:
             "history": self.history,
             "found": self.found,
             "tail": self._tail,
+            "sums": self._sums,
             "count": self._tail_count,
             "candidates": self.candidates.state_dict(),
         }
@@ -294,6 +338,7 @@ class IterateJudge:
         self.history = stored["history"]
         self.found = stored["found"]
         self._tail = {key: value.to(device) for key, value in stored["tail"].items()}
+        self._sums = {key: value.to(device) for key, value in stored["sums"].items()}
         self._tail_count = stored["count"]
         if "candidates" in stored:
             self.candidates.load_state_dict(stored["candidates"], device)
@@ -446,9 +491,11 @@ def train(
     checkpoints = progress.checkpoints if isinstance(progress, Watched) else None
     run = _Run(method, judge, checkpoints)
     ending, message = _ending(run, progress, started, time_limit)
+    if ending == "limit":
+        judge.consider_average(method)
     if judge.kept is not None:
         judge.evaluator.decisions.restore(judge.kept.state)
-        message += f"; iterate of epoch {judge.kept.epoch} kept"
+        message += f"; {judge.kept.words}"
     message = "; ".join([message, *method.notes])
     seconds = time.perf_counter() - run.started
     return RawResult(

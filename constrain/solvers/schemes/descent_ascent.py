@@ -35,6 +35,7 @@ class DescentAscent(Scheme):
     order: Order = "simultaneous"
 
     recordable: ClassVar[bool] = True
+    guarded: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
