@@ -10,18 +10,24 @@ of the constraints on expectations the minimizer is a tilted softmax of every bl
 
 so the dual function is a sum of log-partition functions, smooth and concave; its gradient is the residual
 G p(v) - h, its Hessian minus the covariance of the rows of G under p over the temperature. It is maximized by
-projected Newton steps (Bertsekas, SIAM J. Control Optim. 20 (1982) 221) with an Armijo search. Any v bounds
-the optimal value from below, so a problem is proven to be infeasible when the dual function exceeds every
-value that the objective can take.
+Newton steps within v >= 0 (a quadratic program in v, solved as nonnegative least squares: Lawson and Hanson,
+Solving Least Squares Problems, 1974) with an Armijo search. Where costs are large against the temperature,
+p(0) sits in a corner and has no covariance; then the temperature falls to its value in stages, each from
+the multipliers of the one before.
+
+Any v bounds the optimal value from below, so a problem is proven to be infeasible when the dual function
+exceeds every value that the objective can take.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from scipy import linalg as scipy_linalg
+from scipy import optimize as scipy_optimize
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,13 +38,23 @@ __all__ = ["Tilted", "TiltedSolution", "maximize_dual"]
 
 Floats: TypeAlias = "NDArray[np.float64]"
 
-STEPS = 200
-"""Most Newton steps; a few are enough where some point is strictly feasible."""
+cholesky: Any = scipy_linalg.cholesky  # type: ignore[reportUnknownMemberType]  # scipy has no types
+solve_triangular: Any = scipy_linalg.solve_triangular  # type: ignore[reportUnknownMemberType]
+nnls: Any = scipy_optimize.nnls  # type: ignore[reportUnknownMemberType]
+
+STEPS = 100
+"""Most Newton steps of a stage; a few are enough where some point is strictly feasible."""
 BALANCED = 1e-13
 """Residuals below this share of their units are zero."""
-SINGULAR = 1e-12
-"""Eigenvalues below this share of the largest one: directions in which nothing changes."""
-ARMIJO = 1e-4
+ROUGHLY = 1e-5
+"""The same in the stages before the last one."""
+ARMIJO, HALVINGS = 1e-4, 12
+"""Of the line search: least share of the predicted increase, and most halvings of a step."""
+DAMPING = (1e-13, 1e-9, 1e-6, 1e-3, 1.0, 1e3)
+"""Shares of the curvature's diagonal that are added to it, the next one where no step helps."""
+DIRECT, RANGE, COOLING = 300.0, 10.0, 4.0
+"""Range of costs over temperature within a block up to which one stage is tried, that of the first of several
+stages, and the factor between them."""
 
 
 @dataclass(frozen=True)
@@ -134,17 +150,18 @@ class _Dual:
         )
         return _Point(prices, p, normalizer, value, self.rows @ p - self.bound)
 
-    def curvature(self, p: Floats, free: NDArray[np.bool_]) -> Floats:
-        """Covariance of the free rows over the temperature, summed over blocks."""
-        given, rows = self.given, self.rows[free]
+    def curvature(self, p: Floats) -> Floats:
+        """Covariance of the rows over the temperature, summed over blocks."""
+        given, rows = self.given, self.rows
         means = np.add.reduceat(rows * p, given.starts, axis=1) / given.mass
         centered = rows - means[:, self.block]
         return (centered * (p / self.own)) @ centered.T
 
-    def pinned(self, at: _Point) -> NDArray[np.bool_]:
-        """Inequalities with multiplier zero that have room, and rows that no decision moves."""
-        idle = ~self.given.equal & (at.prices <= 0) & (at.gradient <= 0)
-        return idle | self.flat
+    def off(self, at: _Point) -> Floats:
+        """What the gradient is short of balance, in units of the rows; 0 for rows that no decision moves."""
+        open_ = self.given.equal | (at.prices > 0)
+        left = np.where(open_, at.gradient, np.maximum(at.gradient, 0.0))
+        return np.where(self.flat, 0.0, np.abs(left)) / self.scale
 
 
 def maximize_dual(given: Tilted, start: Floats | None = None, deadline: float = np.inf) -> TiltedSolution:
@@ -155,58 +172,108 @@ def maximize_dual(given: Tilted, start: Floats | None = None, deadline: float = 
         start: (k,) multipliers to start from; zeros where left out.
         deadline: on the clock of `time.perf_counter`.
     """
+    span = _span(given)
+    trace: list[tuple[float, float]] = []
+    if span <= DIRECT or not len(given.rows):
+        found = _stage(given, start, span, deadline, trace)
+        if found.ending != "limit":
+            return found
+    heat = span / RANGE
+    while heat > 1.0:
+        warmer = replace(given, temperature=heat * given.temperature)
+        start = _stage(warmer, start, span, deadline, trace, ROUGHLY).prices
+        heat /= COOLING
+    return _stage(given, start, span, deadline, trace)
+
+
+def _span(given: Tilted) -> float:
+    """The largest range of costs over temperature within a block: how far p(0) is in a corner."""
+    high = np.maximum.reduceat(given.cost, given.starts)
+    low = np.minimum.reduceat(given.cost, given.starts)
+    return float(((high - low) / given.temperature).max())
+
+
+def _stage(
+    given: Tilted,
+    start: Floats | None,
+    span: float,
+    deadline: float,
+    trace: list[tuple[float, float]],
+    tolerance: float = BALANCED,
+) -> TiltedSolution:
+    """Newton steps at one temperature."""
     dual = _Dual(given)
     prices = np.zeros(len(given.rows)) if start is None else start * dual.unit
     point = dual.at(np.where(given.equal, prices, np.maximum(prices, 0.0)))
-    trace: list[tuple[float, float]] = []
-    ending: Ending = "limit"
+    point, ending = _climbed(dual, point, tolerance, deadline, trace)
+    # exponents, costs over temperature, are known up to rounding only
+    if ending == "limit" and (dual.off(point) <= max(1e-11, 1e-15 * span)).all():
+        ending = "converged"
+    return _solution(dual, point, "infeasible" if _contradicted(dual, point) else ending, trace)
+
+
+def _climbed(
+    dual: _Dual, point: _Point, tolerance: float, deadline: float, trace: list[tuple[float, float]]
+) -> tuple[_Point, Ending]:
+    """Newton steps from a point until it is balanced within the tolerance."""
     for _ in range(STEPS):
-        free = ~dual.pinned(point)
-        off = np.where(free, point.gradient, 0.0)
         trace.append((point.value - float(point.prices @ point.gradient), _violation(dual, point)))
-        if (np.abs(off) <= BALANCED * dual.scale).all():
-            ending = "converged"
-            break
+        if (dual.off(point) <= tolerance).all():
+            return point, "converged"
         if point.value > dual.ceiling + 1e-9 * (1.0 + abs(dual.ceiling)):
-            return _solution(dual, point, "infeasible", trace)
-        moved = _step(dual, point, free) if time.perf_counter() < deadline else None
+            return point, "infeasible"
+        moved = _step(dual, point) if time.perf_counter() < deadline else None
         if moved is None:
             break
         point = moved
-    if ending != "converged" and (np.abs(np.where(dual.pinned(point), 0.0, point.gradient)) <= 1e-10).all():
-        ending = "converged"  # rounding, not the number of steps, is what is left
-    if _contradicted(dual, point):
-        ending = "infeasible"
-    return _solution(dual, point, ending, trace)
+    return point, "limit"
 
 
-def _step(dual: _Dual, point: _Point, free: NDArray[np.bool_]) -> _Point | None:
+def _step(dual: _Dual, point: _Point) -> _Point | None:
     """The next point; None where no step makes the dual function larger."""
-    values, vectors = _eigen(dual.curvature(point.p, free))
-    gradient = point.gradient[free]
-    kept = values > SINGULAR * max(values.max(initial=0.0), 1e-300)
-    inverse = 1.0 / np.where(kept, values, max(float(values.max(initial=0.0)), 1e-300))
-    direction = np.zeros(len(free))
-    direction[free] = vectors @ (inverse * (vectors.T @ gradient))
-    length, before = 1.0, float(np.abs(gradient).max())
-    for _ in range(60):
-        prices = point.prices + length * direction
-        prices = np.where(dual.given.equal, prices, np.maximum(prices, 0.0))
-        trial = dual.at(prices)
-        gain = ARMIJO * float(point.gradient @ (prices - point.prices))
-        if trial.value >= point.value + gain and np.isfinite(trial.value):
-            return trial
-        rounding = 1e-14 * (1.0 + abs(point.value) + float(np.abs(dual.bound * point.prices).sum()))
-        off = float(np.abs(np.where(dual.pinned(trial), 0.0, trial.gradient)).max(initial=0.0))
-        if trial.value >= point.value - rounding and off < 0.5 * before:
-            return trial
-        length *= 0.5
+    before = float(dual.off(point).max())
+    rounding = 1e-14 * (1.0 + abs(point.value) + float(np.abs(dual.bound * point.prices).sum()))
+    curvature = dual.curvature(point.p)
+    for damping in DAMPING:
+        target = _target(dual, point, curvature, damping)
+        if target is None:
+            continue
+        length = 1.0
+        for _ in range(HALVINGS):
+            trial = dual.at(point.prices + length * (target - point.prices))
+            gain = ARMIJO * float(point.gradient @ (trial.prices - point.prices))
+            balanced = trial.value >= point.value - rounding and float(dual.off(trial).max()) < 0.5 * before
+            if np.isfinite(trial.value) and (
+                balanced or (gain > rounding and trial.value >= point.value + gain)
+            ):
+                return trial
+            length *= 0.5
     return None
 
 
-def _eigen(matrix: Floats) -> tuple[Floats, Floats]:
-    found: Any = np.linalg.eigh(matrix)
-    return found
+def _target(dual: _Dual, point: _Point, curvature: Floats, damping: float) -> Floats | None:
+    """Multipliers that maximize the quadratic model of the dual function within their bounds.
+
+    With R'R the damped curvature M: minimize |R v - R'^-1 (gradient + M prices)|^2. Equalities come first, so
+    that they follow from the inequalities by back substitution.
+    """
+    diagonal = curvature.diagonal()
+    if not diagonal.max(initial=0.0) > 0:
+        return None
+    order = np.argsort(~dual.given.equal, kind="stable")
+    free = int(dual.given.equal.sum())
+    damped = curvature + np.diag(damping * diagonal + 1e-15 * diagonal.max())
+    aim = (point.gradient + damped @ point.prices)[order]
+    try:
+        root: Floats = cholesky(damped[np.ix_(order, order)])
+        aim = solve_triangular(root, aim, trans=1)
+        below: Floats = nnls(root[free:, free:], aim[free:])[0] if free < len(order) else np.zeros(0)
+    except (np.linalg.LinAlgError, RuntimeError):
+        return None
+    above: Floats = solve_triangular(root[:free, :free], aim[:free] - root[:free, free:] @ below)
+    target = np.empty(len(order))
+    target[order] = np.concatenate([above, below])
+    return np.where(dual.flat, 0.0, target)
 
 
 def _violation(dual: _Dual, point: _Point) -> float:

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linprog
 
 import constrain as cn
 from constrain import E
 from constrain.errors import ModelingError, RouteError
+from constrain.solvers.tilted import Tilted, maximize_dual
 from constrain.testing import known_problem
 
 N = 7
@@ -345,3 +347,53 @@ def test_a_constraint_that_holds_on_the_boundary_only_goes_to_another_method():
     found = policy(level).solve(progress=False)
     assert found.status.value in ("optimal", "stationary", "feasible")
     assert found["first"].value == pytest.approx(level, abs=1e-6)
+
+
+# ------------------------------------------------------------------------------------- the dual method
+def tilted(seed, *, feasible):
+    """Blocks, masses, units and temperatures of any size; costs up to a million times the temperature."""
+    rng = np.random.default_rng(seed)
+    blocks, count = int(rng.integers(1, 6)), int(rng.integers(1, 16))
+    sizes = rng.integers(1, 20, size=blocks)
+    starts, n = np.concatenate([[0], np.cumsum(sizes)[:-1]]), int(sizes.sum())
+    temperature = 10.0 ** rng.uniform(-3, 1, size=blocks)
+    mass = 10.0 ** rng.uniform(-2, 2, size=blocks)
+    cost = rng.normal(size=n) * 10.0 ** rng.uniform(-2, 3)
+    rows = rng.normal(size=(count, n)) * 10.0 ** rng.uniform(-3, 3, size=(count, 1))
+    inner = np.concatenate([m * rng.dirichlet(np.ones(s)) for m, s in zip(mass, sizes, strict=True)])
+    equal = rng.random(count) < 0.2
+    room = np.where(equal | (rng.random(count) < 0.5), 0.0, np.abs(rows).max(axis=1) * mass.sum() * 0.1)
+    bound = rows @ inner + (room if feasible else -np.abs(rows).max(axis=1) * mass.sum() * 0.2)
+    return Tilted(cost, starts, mass, temperature, rows, bound, equal)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_every_feasible_problem_is_solved_to_its_bound(seed):
+    given = tilted(seed, feasible=True)
+    found = maximize_dual(given)
+    assert found.ending == "converged"
+    unit = np.abs(given.rows).max(axis=1) * given.mass.sum()
+    over = (given.rows @ found.p - given.bound) / unit
+    assert np.where(given.equal, np.abs(over), np.maximum(over, 0)).max() <= 1e-9
+    assert (found.prices[~given.equal] >= 0).all()
+    entropy = np.repeat(given.temperature, given.sizes) @ (found.p * np.log(found.p))
+    value = given.cost @ found.p + entropy
+    assert found.value == pytest.approx(value, rel=1e-8, abs=1e-8)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_infeasible_problems_are_the_ones_of_a_linear_program(seed):
+    given = tilted(seed, feasible=False)
+    unit = np.abs(given.rows).max(axis=1)
+    rows, bound = given.rows / unit[:, None], given.bound / unit
+    sums = np.repeat(np.eye(len(given.mass)), given.sizes, axis=1)
+    sides = np.concatenate([rows, -rows[given.equal]])
+    least = linprog(
+        np.append(np.zeros(rows.shape[1]), 1.0),
+        A_ub=np.column_stack([sides, -np.ones(len(sides))]),
+        b_ub=np.concatenate([bound, -bound[given.equal]]),
+        A_eq=np.column_stack([sums, np.zeros(len(sums))]),
+        b_eq=given.mass,
+        bounds=[(0, None)] * rows.shape[1] + [(None, None)],
+    ).fun
+    assert maximize_dual(given).ending == ("infeasible" if least > 1e-7 else "converged")
