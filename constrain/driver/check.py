@@ -17,9 +17,10 @@ from constrain.diagnostics.point import read_point
 from constrain.driver import batches as of_batches
 from constrain.driver import structure
 from constrain.driver.findings import Finding, finding_of
+from constrain.driver.formulas import formula_of
 from constrain.driver.linear import System
 from constrain.driver.options import named
-from constrain.driver.routes import choose, make_solver, routes
+from constrain.driver.routes import Route, choose, make_solver, routes
 from constrain.driver.setup import lowered, place, prepare
 from constrain.driver.slopes import Slopes, unused_blocks
 from constrain.errors import ConstrainError, ModelingError, RouteError
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     from constrain.diagnostics.point import Point
     from constrain.driver.batches import Group, Noise
-    from constrain.driver.routes import Route
     from constrain.driver.setup import Setup
     from constrain.language.data import Data
     from constrain.language.problem import Problem
@@ -256,7 +256,14 @@ def check(
         return _sorted(Check(text), [*found, finding_of(error, "error", _culprit(problem, error))])
     answers = routes(program, facts)
     chosen: str | None = method
-    if method == "auto":
+    try:
+        form = formula_of(program, data, params)
+    except ConstrainError:  # of data or parameters, which is found below
+        form = ""
+    if not isinstance(form, str):
+        answers = (Route("closed", True, form.reason), *answers)
+        chosen = "closed" if method == "auto" and batch is None else chosen
+    if chosen == "auto":
         try:
             chosen = choose(program, facts, {} if batch is None else {"batch": batch})[0]
         except RouteError as error:
@@ -275,7 +282,7 @@ def check(
 def _refuse_options(batch: Any, method: str) -> None:
     if batch is not None and (not isinstance(batch, int) or batch < 1):
         raise ModelingError("E179", f"batch={batch!r} is no number of rows", fix="batch=128")
-    if method not in ("auto", "cvxpy", "cooper"):
+    if method not in ("auto", "closed", "cvxpy", "cooper"):
         make_solver(method, {})  # refuses unknown names
 
 
