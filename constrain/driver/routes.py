@@ -36,6 +36,11 @@ NEWTON_SIZE, NEWTON_NUMBERS = 2_000, 10_000_000
 """Most decisions plus constraints, and these times rows, for which dense second derivatives are formed."""
 CONE_WORK = 1_000_000
 """Rows times decisions above which Newton's method takes smooth cone programs in the place of CVXPY."""
+SOLVERS = {
+    "cvxpy": ("CLARABEL", "SCS", "OSQP", "SCIPY", "SCIP", "GUROBI", "MOSEK", "CPLEX"),
+    "pyomo": ("HIGHS", "POUNCE", "IPOPT"),
+}
+"""Names that are mistaken for methods, and where they belong."""
 EXACT = ("solver", "options", "verbose")
 """Options that only exact backends have."""
 FULL_DATA_WORK = 100_000_000
@@ -295,9 +300,11 @@ def make_solver(method: Any, options: Mapping[str, Any]) -> Any:
         close = difflib.get_close_matches(method, names, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         known = ", ".join(names)
-        raise RouteError(
-            "E125", f"there is no method {method!r}{hint}", fix=f"one of {known}, or a solver object"
-        )
+        owner = next((o for o, own in SOLVERS.items() if method.upper() in own), None)
+        fix = f"one of {known}, or a solver object"
+        if owner is not None:
+            hint, fix = f": it is a solver of {owner}", f"solve({owner!r}, solver={method!r})"
+        raise RouteError("E125", f"there is no method {method!r}{hint}", fix=fix)
     kind: Any = BUILT_IN[method]
     if method == "augmented" and ("batch" in given or "epochs" in given):
         kind = BUILT_IN["lagrangian"]

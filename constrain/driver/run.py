@@ -241,7 +241,7 @@ def _by_formula(
     """The solution of a problem that has a formula; None for other problems and methods."""
     if method == "closed":
         form = asked_for_formula(program, asked, request.data, request.params)
-    elif method == "auto" and not asks_otherwise(wishes):
+    elif method == "auto" and not asks_otherwise(wishes) and all(v is None for v in asked.values()):
         form = formula_of(program, request.data, request.params)
     else:
         return None

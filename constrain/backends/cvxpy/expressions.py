@@ -13,6 +13,7 @@ from constrain.analysis.models import AffineModel, Features, affine_model, refus
 from constrain.backends.cvxpy.atoms import LOWERINGS, Arguments
 from constrain.backends.cvxpy.averages import SUMS, VARIANCES, Averager, added
 from constrain.backends.cvxpy.declared import lowering_of
+from constrain.backends.cvxpy.inner import inner_value, written_out
 from constrain.backends.cvxpy.matrices import EIGENVALUES, Inequality, eigenvalue
 from constrain.backends.cvxpy.package import cp
 from constrain.errors import RouteError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from constrain.inner import Call
     from constrain.language.data import Data
     from constrain.language.symbols import Model
     from constrain.lowering.program import Program
@@ -139,6 +141,8 @@ class Lowerer:
     def _needs(self, node: n.Node) -> tuple[n.Node, ...]:
         if self.fixed(node) or isinstance(node, (n.Moment, n.Call)):
             return ()
+        if isinstance(node, n.Opaque):
+            return n.children(node)
         if isinstance(node, n.Apply) and node.atom in VARIANCES:
             return ()
         if isinstance(node, n.Apply) and node.atom in SUMS:
@@ -176,6 +180,8 @@ class Lowerer:
                 return Averager(self).moment(node)
             case n.Apply():
                 return self._function(node)
+            case n.Opaque() if (call := inner_value(node)) is not None:
+                return self._inner(node, call)
             case _:
                 raise RouteError("E125", f"cvxpy has no form of a {type(node).__name__}", at=node.loc)
 
@@ -194,6 +200,19 @@ class Lowerer:
         if isinstance(argument, n.Decision) and argument.symbol.symmetric:
             return self.variables[argument.symbol]
         return self.apply(node, [self._lowered[x] for x in node.args], [type_of(x).lead for x in node.args])
+
+    def _inner(self, node: n.Opaque, call: Call) -> Any:
+        """The optimal value of an inner problem, which is written out."""
+        inputs = n.children(node)
+
+        def make(program: Program) -> Lowerer:
+            return Lowerer(program, {}, {p: p.value for p in program.parameters}, symbolic=False)
+
+        found, rules = written_out(
+            call, [self._lowered[x] for x in inputs], [type_of(x).lead for x in inputs], make
+        )
+        self.rules.extend(rules)
+        return found
 
     def apply(self, node: n.Apply, values: Iterable[Any], leads: Iterable[int]) -> Any:
         """One atom of lowered arguments."""

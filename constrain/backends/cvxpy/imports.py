@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from constrain.backends.cvxpy.package import cp
-from constrain.errors import RouteError
+from constrain.errors import ModelingError, RouteError
 from constrain.language import functions as f
 from constrain.language.expr import as_expr
 from constrain.language.problem import Problem, maximize, minimize
@@ -367,8 +367,15 @@ def imported(problem: Any) -> Imported:
     """A cvxpy problem as one of the language, with the way back to its variables and constraints.
 
     Raises:
+        ModelingError: E117 for what is no `cvxpy.Problem`.
         RouteError: E125 for an atom, attribute or constraint without a form in the language.
     """
+    if not isinstance(problem, cp.Problem):
+        own = isinstance(problem, Problem)
+        hint = "a problem of this language already" if own else f"got {type(problem).__name__}"
+        raise ModelingError(
+            "E117", f"from_cvxpy takes a cvxpy.Problem, {hint}", fix="cp.Problem(objective, constraints)"
+        )
     importer = _Importer(convex=problem.is_dcp())
     for variable in problem.variables():
         importer.variable(variable)

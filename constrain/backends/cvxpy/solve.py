@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from constrain.backends.cvxpy.declared import without_lowering
+from constrain.backends.cvxpy.inner import refused
 from constrain.backends.cvxpy.matrices import dual_of
 from constrain.backends.cvxpy.package import cp
-from constrain.errors import RouteError
+from constrain.errors import ModelingError, RouteError
 from constrain.language import nodes as n
 from constrain.language.types import type_of
 from constrain.runtime.columns import read_column
@@ -165,6 +166,9 @@ def support(program: Program, facts: Facts) -> Support:
     unwritten = without_lowering(program)
     if unwritten is not None:
         return Support(False, f"{unwritten} is convex by its declaration, which has no cvxpy=")
+    unwritten = refused(program)
+    if unwritten is not None:
+        return Support(False, unwritten)
     streamed = next((data for data in program.populations if data.streamed), None)
     if streamed is not None:
         return Support(False, f"the sample {streamed.name} streams from a loader: there is no table")
@@ -347,7 +351,8 @@ def solve(
         verbose: let the solver print its log.
 
     Raises:
-        RouteError: E125 when the named solver is not installed.
+        RouteError: E125 when the named solver is not installed, or fails.
+        ModelingError: E141 for options that the solver does not have.
     """
     candidates = _choices(built, facts, solver)
     start = time.perf_counter()
@@ -363,8 +368,16 @@ def solve(
             except cp.error.SolverError as error:
                 failures.append(f"{name}: {str(error).splitlines()[0]}")
                 continue
+            except (TypeError, ValueError, AttributeError) as error:
+                if not options or "NaN or Inf" in str(error):
+                    raise
+                text = f"{name.lower()} does not take options={dict(options)}: {error}"
+                raise ModelingError("E141", text, fix="its own names and types") from None
         notes = tuple(dict.fromkeys(str(w.message) for w in caught))
         return _solution(built, name, raw, data, time.perf_counter() - start, (*built.messages, *notes))
+    if solver is not None:
+        text = f"{solver} cannot take the problem, or fails: {failures[0].partition(': ')[2]}"
+        raise RouteError("E125", text, fix="no solver=, for the one that fits")
     seconds = time.perf_counter() - start
     return RawSolution(
         "error", None, {}, {}, None, candidates[-1].lower(), seconds, message="; ".join(failures)

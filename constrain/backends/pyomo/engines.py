@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from pyomo.common.collections import ComponentMap
 from pyomo.contrib.solver.common.factory import SolverFactory
 from pyomo.contrib.solver.common.results import SolutionStatus, TerminationCondition
-from pyomo.contrib.solver.common.util import NoDualsError
+from pyomo.contrib.solver.common.util import IncompatibleModelError, NoDualsError
 
-from constrain.errors import RouteError
+from constrain.errors import ModelingError, RouteError
+from constrain.language.data import suggest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,14 +93,28 @@ def label(engine: str) -> str:
 
 
 def _made(engine: str) -> Any:
-    if engine not in (LINEAR, *NONLINEAR):
-        known = ", ".join((LINEAR, *NONLINEAR))
-        raise RouteError(
-            "E125", f"the pyomo route does not know the solver {engine!r}", fix=f"one of {known}"
-        )
+    if engine not in _OPTIONS:
+        close = suggest(engine, _OPTIONS)
+        text = f"pyomo has no solver {engine!r} here{close}"
+        raise RouteError("E125", text, fix=f"one of {', '.join(_OPTIONS)}")
     if engine == "pounce" and nonlinear_engine() != "pounce":
         raise RouteError("E125", "pounce is not installed", fix="pip install 'constrain-lang[nlp]'")
-    return SolverFactory(engine)
+    made = SolverFactory(engine)
+    if not made.available():
+        fix = "ipopt on the path; pip install 'constrain-lang[nlp]' for pounce, a port of it"
+        raise RouteError("E125", f"{engine} is not installed", fix=fix)
+    return made
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """E141 for an option that HiGHS does not know, or a value that it refuses: Pyomo passes over both."""
+    trial: Any = importlib.import_module("highspy").Highs()
+    trial.setOptionValue("output_flag", False)
+    for name, value in options.items():
+        if trial.setOptionValue(name, value).name == "kError":
+            text = f"highs does not take the option {name!r} with the value {value!r}"
+            fix = 'its own names: options={"mip_rel_gap": 1e-4, "presolve": "off"}'
+            raise ModelingError("E141", text, fix=fix)
 
 
 def run(
@@ -110,11 +125,20 @@ def run(
     options: Mapping[str, Any] | None = None,
     verbose: bool = False,
 ) -> Outcome:
-    """Solves a model. Its variables keep their values: what was found is in the outcome."""
-    if engine not in _OPTIONS:
-        raise RouteError("E125", f"pyomo has no solver {engine!r} here", fix=f"one of {', '.join(_OPTIONS)}")
+    """Solves a model. Its variables keep their values: what was found is in the outcome.
+
+    Raises:
+        RouteError: E125 for a solver that is not known, not installed, or cannot take the model.
+        ModelingError: E141 for an option that the solver does not have.
+    """
+    _made(engine)
+    if engine == LINEAR and options:
+        _check_options(options)
     own = {**_OPTIONS[engine], **(options or {})}
     outcome = _once(engine, model, time_limit, own, verbose)
+    refused = options and outcome.ending == "error" and "valid option" in outcome.message
+    if refused:
+        raise ModelingError("E141", f"{engine}: {outcome.message}", fix="options by the names of the solver")
     if outcome.message == _ENDINGS["infeasibleOrUnbounded"][1] and engine == LINEAR:
         return _once(engine, model, time_limit, {**own, "presolve": "off"}, verbose)
     if engine in NONLINEAR and outcome.ending == "limit" and time_limit is None:
@@ -140,6 +164,13 @@ def _once(
             tee=verbose,
             solver_options=dict(options),
         )
+    except (IncompatibleModelError, ValueError) as error:
+        reason = str(error).splitlines()[0].partition(", but ")[0]
+        if isinstance(error, IncompatibleModelError) and engine == LINEAR:
+            reason = "it takes linear constraints and quadratic objectives only"
+        raise RouteError(
+            "E125", f"{engine} cannot take the problem: {reason}", fix="no solver=, for the one that fits"
+        ) from None
     finally:
         log.setLevel(level)
     return _outcome(found)
@@ -148,6 +179,8 @@ def _once(
 def _outcome(found: Any) -> Outcome:
     condition: TerminationCondition = found.termination_condition
     ending, message = _ENDINGS.get(condition.name, ("error", f"the solver reports {condition.name}"))
+    if ending == "error" and "option" in str(found.solver_log):
+        message = next(line for line in str(found.solver_log).splitlines() if "option" in line).strip()
     if found.solution_status not in (SolutionStatus.optimal, SolutionStatus.feasible) or ending not in (
         "converged",
         "limit",

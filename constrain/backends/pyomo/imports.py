@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from constrain.backends.pyomo.package import pyo, repn, visitor
-from constrain.errors import RouteError
+from constrain.errors import ModelingError, RouteError
 from constrain.language import functions as f
 from constrain.language.problem import Problem, find, maximize, minimize
 from constrain.language.statistics import between
@@ -294,12 +294,29 @@ def _relation(sense: str, low: Any, body: Any, high: Any) -> Any:
 _KNOWN = ("Var", "Constraint", "Objective", "Set", "Param", "Expression", "Block", "Suffix", "RangeSet")
 
 
+def _check_model(model: Any) -> None:
+    """E117 for what is no concrete model."""
+    if getattr(model, "ctype", None) is not pyo.Block or not hasattr(model, "component_objects"):
+        own = isinstance(model, Problem)
+        hint = "a problem of this language already" if own else f"got {type(model).__name__}"
+        raise ModelingError(
+            "E117", f"from_pyomo takes a pyomo.ConcreteModel, {hint}", fix="model = pyo.ConcreteModel()"
+        )
+    if not model.is_constructed():
+        raise ModelingError(
+            "E117",
+            "the model is abstract: its data are missing",
+            fix="from_pyomo(model.create_instance(...))",
+        )
+
+
 def imported(model: Any) -> Imported:
     """A Pyomo model as a problem of the language, with the way back to its components.
 
     Raises:
         RouteError: E125 for a component or function without a form in the language, or several objectives.
     """
+    _check_model(model)
     for kind in model.collect_ctypes(active=True, descend_into=True):
         if kind.__name__ not in _KNOWN and kind.__name__ not in ("Port", "Any", "BuildAction", "BuildCheck"):
             raise RouteError(

@@ -341,7 +341,7 @@ def solve(
     Raises:
         RouteError: E125 when no installed solver takes the model.
     """
-    engine = solver
+    engine = None if solver is None else solver.lower()
     if engine is None:
         answer = _accepted(built, facts)
         if not answer.ok:
