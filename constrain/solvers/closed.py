@@ -22,7 +22,7 @@ from constrain.runtime.constants import Constants
 from constrain.runtime.decisions import limits
 from constrain.runtime.result import RawResult
 from constrain.solvers.nearest import BallForm, Nearest, name_of
-from constrain.solvers.separable import ENTROPY, LINEAR, SQUARE, NotSeparable, Reader, Sums
+from constrain.solvers.separable import ENTROPY, LINEAR, SQUARE, NotSeparable, Reader, Sums, refuse_early
 from constrain.solvers.tilted import Tilted, maximize_dual
 
 if TYPE_CHECKING:
@@ -391,6 +391,7 @@ def recognize(
     if not program.variables or program.base is not None or program.tails or program.feasibility:
         return "the problem is no cost of variables alone"
     try:
+        refuse_early(program.objective)
         numbers = _Numbers(program, Constants(data or {}, parameters))
         return ClosedForm(_form(numbers))
     except NotSeparable as reason:

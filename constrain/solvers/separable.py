@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from constrain.lowering.program import Part, Program
     from constrain.runtime.constants import Constants
 
-__all__ = ["ENTROPY", "LINEAR", "LOG", "SQUARE", "NotSeparable", "Reader", "Sums"]
+__all__ = ["ENTROPY", "LINEAR", "LOG", "SQUARE", "NotSeparable", "Reader", "Sums", "refuse_early"]
 
 Floats: TypeAlias = "NDArray[np.float64]"
 Places: TypeAlias = "NDArray[np.int64]"
@@ -209,6 +209,56 @@ def _entropy(e: Sums, node: n.Node) -> Sums:
 
 def _shown(node: n.Node) -> str:
     return str(language_printing().text(node, limit=60))
+
+
+# ------------------------------------------------------------------------------------------- before that
+_SINGLES = ("log", "entr", "rel_entr", "kl_div", "square", "pow", "mse_loss")
+_PRODUCTS = ("mul", "matmul", "linear", "einsum")
+
+
+def refuse_early(root: n.Node) -> None:
+    """Refuses, without looking at a number, what is no sum of curved functions of single decisions.
+
+    Raises:
+        NotSeparable: with the reason.
+    """
+    curved: list[n.Node] = []
+
+    def step(node: n.Node, parts: tuple[int, ...]) -> int:
+        """0 where no decision occurs, 1 for at most one decision per entry, 2 for sums of them."""
+        if isinstance(node, n.Decision):
+            return 1
+        if isinstance(node, (n.Call, n.Weights)) and not node.model.frozen:
+            raise NotSeparable(f"the model {node.model.name} is trained")
+        if not any(parts):
+            return 0
+        if isinstance(node, n.Moment):
+            _refuse_rows(node)
+            return 2
+        if not isinstance(node, n.Apply) or node.atom not in _KNOWN:
+            raise NotSeparable(f"{_shown(node)} is another function of decisions")
+        moving = sum(part > 0 for part in parts)
+        bends = node.atom in (*_SINGLES, "sum_squares", "quad_form") or (
+            node.atom in _PRODUCTS and moving > 1
+        )
+        if bends and max(parts) > 1:
+            raise NotSeparable(f"{_shown(node)} is a function of sums of decisions")
+        if bends:
+            curved.append(node)
+        summed = node.atom in ("matmul", "linear", "einsum", "sum_squares", "quad_form", *_SUMMED)
+        return 2 if summed else max(parts)
+
+    n.fold(root, step)
+    if not curved:
+        raise NotSeparable("the objective is affine")
+
+
+def _refuse_rows(node: n.Moment) -> None:
+    """Refuses averages of decisions over more rows than are read."""
+    if node.data.streamed:
+        raise NotSeparable(f"the sample {node.data.name} streams")
+    shapes = (type_of(x).shape for x in n.postorder(node.integrand))
+    _affordable(len(node.data) * max(math.prod(shape or ()) for shape in shapes))
 
 
 # ---------------------------------------------------------------------------------------------- reading
