@@ -1,9 +1,10 @@
 """Intervals and verdicts: what a sample says about a constraint beyond that sample.
 
 Intervals are two-sided, by the delta method with Student's quantiles of the smallest group; plain rates get
-Wilson's interval. A verdict compares with the bound, corrected for the number of verdicts by Holm's step-down
-method: `holds`, `violated`, or `undecided`. For an equality an interval that covers the bound proves nothing:
-the word is `compatible`.
+Wilson's interval, differences of two of them over different rows Newcombe's (`rates.py`), and averages of rows
+in a known range, on request, one for every sample size (`bernstein.py`). A verdict compares with the bound,
+corrected for the number of verdicts by Holm's step-down method: `holds`, `violated`, or `undecided`. For an
+equality an interval that covers the bound proves nothing: the word is `compatible`.
 
 Sources: Wilson (1927), JASA 22; Holm (1979), Scand. J. Statist. 6; for influence functions see
 `influence.py`.
@@ -22,6 +23,7 @@ from constrain.diagnostics.bernstein import bounded_interval, checked_ranges
 from constrain.diagnostics.influence import Spread, spread
 from constrain.diagnostics.names import level_axis
 from constrain.diagnostics.point import Point, array_of, bound_scale, read_point, reduce_to, user_objective
+from constrain.diagnostics.rates import rate_pair
 from constrain.diagnostics.relaxed import cost_of, judged, shares
 from constrain.language import nodes as n
 from constrain.language.picked import place_of
@@ -364,13 +366,20 @@ def _bounded(
     bounded: Mapping[str, tuple[float, float]],
     confidence: float,
 ) -> _Tested:
-    """The same with an interval for every sample size, where a range was given."""
+    """The same with an interval for every sample size where a range was given; of two rates Newcombe's."""
     limits = bounded.get(tested.form.name)
-    if limits is None:
+    pair = rate_pair(view, tested.form, moments) if limits is None else None
+    if limits is not None:
+        found = bounded_interval(view, moments, k, limits, confidence)
+        lower, upper, ratio = found.lower, found.upper, found.ratio
+    elif pair is not None:
+        ends = pair.interval(float(stats.norm.ppf(0.5 + confidence / 2)))
+        lower, upper = (np.full(tested.value.shape, end) for end in ends)
+        ratio = np.full(lower.shape, pair.ratio(tested.form.op, [float(b) for b in tested.bounds]))
+    else:
         return tested
-    found = bounded_interval(view, moments, k, limits, confidence)
-    lower, upper = (np.where(tested.absent, np.nan, x) for x in (found.lower, found.upper))
-    ratio = np.where(tested.unknown, np.nan, found.ratio)
+    lower, upper = (np.where(tested.absent, np.nan, x) for x in (lower, upper))
+    ratio = np.where(tested.unknown, np.nan, ratio)
     return replace(tested, lower=lower, upper=upper, ratio=ratio, freedom=np.full(ratio.shape, np.inf))
 
 

@@ -271,3 +271,80 @@ def test_a_slope_that_does_not_exist_settles_nothing(place):
     v.value = 1.0
     problem = cn.minimize(v**2).subject_to(norm=cn.norm(E(D.x * v)) <= 1.0)
     assert judge_sample(place(problem).evaluator).estimates["norm"].verdict != "violated"
+
+
+# ------------------------------------------------------------------------------- differences of two rates
+def two_rates(rows, first, second, op="<=", bound=0.1, absolute=False):
+    """P(x > 0 | g = 1) - P(x > 0 | g = 0) with so many successes of so many rows in each group."""
+    x = np.concatenate(
+        [np.where(np.arange(n) < k, 1.0, -1.0) for n, k in zip(rows, (first, second), strict=True)]
+    )
+    D = cn.Data("d", x=x, g=np.repeat([1, 0], rows))
+    w = cn.Variable((), "w")
+    w.value = 1.0
+    left = P(w * D.x > 0, given=D.g == 1) - P(w * D.x > 0, given=D.g == 0)
+    left = abs(left) if absolute else left
+    relation = {"<=": left <= bound, ">=": left >= bound, "==": left == bound}[op]
+    return cn.minimize(w**2).subject_to(c=relation).evaluate()["c"]
+
+
+@pytest.mark.parametrize(
+    ("counts", "limits"),
+    [
+        ((56, 70, 48, 80), (0.0524, 0.3339)),
+        ((9, 10, 3, 10), (0.1705, 0.8090)),
+        ((6, 7, 2, 7), (0.0582, 0.8062)),
+        ((5, 56, 0, 29), (-0.0381, 0.1926)),
+        ((0, 10, 0, 20), (-0.1611, 0.2775)),
+        ((0, 10, 0, 10), (-0.2775, 0.2775)),
+        ((10, 10, 0, 20), (0.6791, 1.0)),
+        ((10, 10, 0, 10), (0.6075, 1.0)),
+    ],
+)
+def test_differences_of_rates_have_the_intervals_that_newcombe_printed(counts, limits):
+    """Table II of Newcombe (1998), method 10."""
+    first, m, second, k = counts
+    found = two_rates((m, k), first, second)
+    np.testing.assert_allclose(found.interval, limits, atol=5.1e-5)
+    low, high = limits
+    sized = two_rates((m, k), first, second, absolute=True)
+    expected = (low, high) if low > 0 else (0.0, max(high, -low))
+    np.testing.assert_allclose(sized.interval, expected, atol=5.1e-5)
+
+
+def test_the_verdict_on_a_difference_agrees_with_its_interval():
+    low, high = two_rates((70, 80), 56, 48).interval
+    words = [
+        two_rates((70, 80), 56, 48, op, bound).verdict
+        for op, bound in (
+            ("<=", high + 1e-6),
+            ("<=", high - 1e-6),
+            ("<=", low - 1e-6),
+            (">=", low - 1e-6),
+            (">=", high + 1e-6),
+            ("==", low + 1e-6),
+            ("==", low - 1e-6),
+        )
+    ]
+    assert words == ["holds", "undecided", "violated", "holds", "violated", "compatible", "violated"]
+
+
+def test_overlapping_rows_keep_the_delta_method(place):
+    """P(A | g = 1) - P(A) counts rows twice, so that the rates are not independent."""
+    rng = np.random.default_rng(0)
+    D = cn.Data("d", x=rng.normal(size=300), g=np.arange(300) % 3)
+    w = cn.Variable((), "w")
+    w.value = 1.0
+    hit, one = D.values("x") > 0, np.arange(300) % 3 == 1
+    found = (
+        cn.minimize(w**2)
+        .subject_to(
+            c=P(w * D.x > 0, given=D.g == 1) - P(w * D.x > 0) <= 0.1,
+            d=P(w * D.x > 0, given=D.g >= 1) - P(w * D.x > 0, given=D.g <= 1) <= 0.1,
+        )
+        .evaluate()
+    )
+    influence = np.where(one, 3.0, 0.0) * (hit - hit[one].mean()) - (hit - hit.mean())
+    half = stats.t.ppf(0.975, 99) * np.sqrt(np.mean(influence**2) / 300 * 100 / 99)
+    assert found["c"].half_width == pytest.approx(half)
+    assert found["d"].half_width > 0
