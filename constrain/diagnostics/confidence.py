@@ -1,10 +1,10 @@
 """Intervals and verdicts: what a sample says about a constraint beyond that sample.
 
 Intervals are two-sided, by the delta method with Student's quantiles of the smallest group; plain rates get
-Wilson's interval, differences of two of them over different rows Newcombe's (`rates.py`), and averages of rows
-in a known range, on request, one for every sample size (`bernstein.py`). A verdict compares with the bound,
-corrected for the number of verdicts by Holm's step-down method: `holds`, `violated`, or `undecided`. For an
-equality an interval that covers the bound proves nothing: the word is `compatible`.
+Wilson's interval, differences of two of them over different rows Newcombe's (`rates.py`), and averages of
+rows in a known range, on request, one for every sample size (`bernstein.py`). A verdict compares with the
+bound, corrected for the number of verdicts by Holm's step-down method: `holds`, `violated`, or `undecided`.
+For an equality an interval that covers the bound proves nothing: the word is `compatible`.
 
 Sources: Wilson (1927), JASA 22; Holm (1979), Scand. J. Statist. 6; for influence functions see
 `influence.py`.
