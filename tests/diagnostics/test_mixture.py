@@ -22,6 +22,7 @@ RNG = np.random.default_rng(0)
 D = cn.Data("d", x=1 + 0.1 * RNG.normal(size=64), z=RNG.normal(size=64), g=["a", "b"] * 32)
 FRESH = cn.Data("fresh", x=1.2 + 0.1 * RNG.normal(size=40), z=RNG.normal(size=40), g=["a", "b"] * 20)
 ONES = cn.Data("ones", x=np.ones(64))
+HELD = cn.Data("held", x=1.1 + 0.01 * RNG.normal(size=50))
 
 
 # ---------------------------------------------------------------------------------------- linear program
@@ -153,7 +154,8 @@ def toy():
 @pytest.fixture(scope="module")
 def solved():
     w, problem = toy()
-    return w, problem, problem.solve("lagrangian", lr=0.2, epochs=200, batch=32, seed=0, progress=False)
+    options = {"lr": 0.2, "epochs": 200, "batch": 32, "seed": 0, "progress": False}
+    return w, problem, problem.solve("lagrangian", holdout=HELD, **options)
 
 
 def test_the_toy_ends_with_a_mixture(solved):
@@ -191,6 +193,10 @@ def test_values_of_a_mixture_are_the_weighted_means(solved):
     assert w.value == before
     assert np.isin(mixture.draw(100, seed=1), [0, 1]).all()
     np.testing.assert_array_equal(mixture.draw(20, seed=3), mixture.draw(20, seed=3))
+    held = HELD.values("x").mean()
+    assert mixture.holdout["level"].value == pytest.approx(1 - 2 * held * np.dot(mixture.weights, ends))
+    assert mixture.holdout["level"].verdict == "holds"
+    assert "on the hold-out" in str(solution)
     other = cn.Data("ones", x=np.full(10, 1.5))
     found = mixture.evaluate(other)
     assert found["level"].value == pytest.approx(1 - 3 * np.dot(mixture.weights, ends))
