@@ -8,7 +8,7 @@ they average.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from constrain.analysis.bounds import (
     ANYTHING,
@@ -169,6 +169,25 @@ def _gradient(node: n.Gradient, arg: Fact) -> Fact:
     return unknown(f"{shown(node)} is a derivative of what is {arg.curvature} in the decisions", node)
 
 
+def _opaque(node: n.Opaque, parts: tuple[Fact, ...]) -> Fact:
+    """A torch function of which nothing is known, or the optimal value of an inner problem, which knows."""
+    if all(part.constant for part in parts):
+        return Fact("constant")
+    known: Any = getattr(node.function, "curvature", None)
+    if known is None:
+        return unknown(f"{node.path} is not in the table of functions whose curvature is known", node)
+    passed = blocked(parts)
+    if passed is not None:
+        return passed
+    if known.curve == "unknown":
+        return unknown(f"nothing is known about the curvature of {shown(node)}: {known.reason}", node)
+    for arg, part in zip(n.children(node), parts, strict=True):
+        if not part.affine:
+            text = f"{shown(node)} is {known.curve} in its parameters, and {shown(arg)} is not affine in the "
+            return unknown(text + "decisions", node)
+    return Fact(known.curve, "general", source=node)
+
+
 def _statistic(node: n.Statistic, parts: tuple[Fact, ...]) -> Fact:
     """Bounds of a statistic before it is lowered; its curvature is that of what it is lowered to."""
     if node.kind in ("CVaR", "Quantile"):
@@ -203,10 +222,8 @@ def _step(node: n.Node, parts: tuple[Fact, ...]) -> Fact:  # noqa: PLR0911, PLR0
             return _gradient(node, parts[0])
         case n.Apply():
             return _apply(node, parts)
-        case n.Opaque(path=path):
-            constant = all(part.constant for part in parts)
-            text = f"{path} is not in the table of functions whose curvature is known"
-            return Fact("constant") if constant else unknown(text, node)
+        case n.Opaque():
+            return _opaque(node, parts)
         case n.Comparison() | n.Logic():
             return _event(node, parts)
         case n.Indicator() | n.Rate():

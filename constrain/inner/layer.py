@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from constrain.errors import ModelingError
+from constrain.inner.convexity import Curvature, curvature_of
 from constrain.inner.gradients import Value
 from constrain.inner.program import Answer, Inner, compiled
 from constrain.inner.rows import Given
@@ -44,6 +45,11 @@ class Call:
     def __deepcopy__(self, _memo: Any) -> Call:
         """Itself: it does not change."""
         return self
+
+    @property
+    def curvature(self) -> Curvature | None:
+        """Of an optimal value in its inputs; None of a solution, about which nothing is known."""
+        return curvature_of(self.problem, self.inputs) if self.outputs == ("value",) else None
 
     def __call__(self, *tensors: Any) -> Any:
         """One tensor per input, each with the same leading axes in front of its shape, or none.
