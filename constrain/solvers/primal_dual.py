@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from constrain.analysis.models import affine_model
 from constrain.language import nodes as n
 from constrain.lowering.lower import EPIGRAPH
 from constrain.runtime.graph import NotRecorded, RecordedStep, cannot_be
@@ -45,6 +46,10 @@ MEMORY = 0.95
 LEAST_RATE = 0.05
 """Least step of the multipliers, as a fraction of `rate`: they slow down with the weights."""
 
+LR = 3e-3
+"""Usual learning rate."""
+TRAVEL, LARGEST_LR = 60.0, 0.2
+"""Learning rate times steps, and the largest rate, where gradients have no noise and models are affine."""
 RECORDED_STEPS = 2_000
 """Steps of a run from which on its steps are recorded, which takes as long as about 500 of them."""
 COMPILED_STEPS = 50_000
@@ -63,6 +68,8 @@ class PrimalDual:
             sample.
         optimizer: `optimizer(parameters)` makes the primal optimizer; None is Adam with `lr`.
         lr: learning rate of the default optimizer; decays to zero along a half cosine with every optimizer.
+            None takes 0.003; where models are affine in their weights and every batch is the whole sample, so
+            that gradients have no noise, 60 / steps, at most 0.2.
         formulation: `"lagrangian"`, `"augmented"` or `"classical"`. The augmented ones add a penalty: their
             gradient is that of max(0, multiplier + penalty * residual) (`"augmented"`: Hestenes, Powell and
             Rockafellar), or of multiplier + penalty * max(0, residual) for inequalities (`"classical"`), with
@@ -105,7 +112,7 @@ class PrimalDual:
     epochs: int | None = None
     batch: Mapping[str, int] | int | None = None
     optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer] | None = None
-    lr: float = 3e-3
+    lr: float | None = None
     formulation: Literal["lagrangian", "augmented", "classical"] = "lagrangian"
     rate: float | None = None
     gain: float | None = None
@@ -143,7 +150,7 @@ class PrimalDual:
         method = Training(self, evaluator)
         method.prepare(multipliers)
         judge = IterateJudge(evaluator, method.epochs, self.tolerance)
-        return train(method, judge, progress=progress, started=started, time_limit=time_limit)
+        return train(method, judge, progress=progress, started=started, time_limit=time_limit, finish=True)
 
 
 class Training:
@@ -195,10 +202,6 @@ class Training:
         )
         self.lagrangian.classical = options.formulation == "classical"
         self.tensors = self.lagrangian.moved(evaluator.decisions.tensors)
-        make = options.optimizer
-        self.optimizer = (
-            self.scheme.optimizer(self.tensors, options.lr) if make is None else make(self.tensors)
-        )
         tables = [p for p in evaluator.program.parts if p.rows is not None and p.constraint not in functions]
         rows = [p.rows.name for p in tables if p.rows is not None]
         halves = "halves" in self.lagrangian.estimator.kinds
@@ -207,6 +210,10 @@ class Training:
         )
         self.epochs = epochs_or_default(options.epochs, self.sampler.per_epoch)
         self.total = max(self.epochs * self.sampler.per_epoch, 1)
+        make = options.optimizer
+        self.optimizer = (
+            self.scheme.optimizer(self.tensors, self._usual_lr()) if make is None else make(self.tensors)
+        )
         own = options.scheduler
         self.schedule: Any = (
             half_cosine(self.optimizer, self.total) if own is None else schedule_of(own, self.optimizer)
@@ -293,6 +300,15 @@ class Training:
         self.evaluator.refresh_scales()
         if epoch < 4 or epoch % 4 == 0:
             self.lagrangian.calibrate(self.generator)
+
+    def _usual_lr(self) -> float:
+        """The learning rate that was asked for, or else one that fits the models and batches."""
+        if self.options.lr is not None:
+            return self.options.lr
+        trained = (model.module for model in self.evaluator.program.models if not model.frozen)
+        if not self.sampler.whole or any(affine_model(module) is None for module in trained):
+            return LR
+        return min(max(LR, TRAVEL / self.total), LARGEST_LR)
 
     def _graph(self) -> RecordedStep | None:
         """What makes the steps of this run, if they are not made in Python."""

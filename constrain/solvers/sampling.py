@@ -261,6 +261,7 @@ class BatchSampler:
             populations.
         sizes: rows per batch, by sample name.
         last: the batch that was drawn last, by sample name.
+        whole: every batch is all rows of every sample.
     """
 
     def __init__(
@@ -286,6 +287,7 @@ class BatchSampler:
         ]
         self.per_epoch = max(passes, default=100)
         self.last: dict[str, Rows] = {}
+        self.whole = not drawn and all(self.sizes[name] >= p.rows for name, p in populations.items())
         self._sources: dict[str, _Shuffled | _Halved | _Stratified | _Fresh] = {}
         for name, population in populations.items():
             size = self.sizes[name]

@@ -367,7 +367,7 @@ def other_data():
 REFUSED = {
     "a bound": (lambda: rates(0.4000001), {}, "constraint 'rate' was [0-9a-f]{16} and is"),
     "data": (other_data, {}, "data 'sample' was 400 rows, sha256 [0-9a-f]{16} and is 400 rows"),
-    "an option": (rates, {"lr": 0.01}, r"option 'lr' was 0\.003 and is 0\.01"),
+    "an option": (rates, {"lr": 0.01}, r"option 'lr' was None and is 0\.01"),
     "a seed": (rates, {"seed": 1}, "option 'seed' was 0 and is 1"),
     "a constraint": (
         lambda: rates().subject_to(more=cn.sum_squares(cn.Variable(2, "z")) <= 1.0),
