@@ -40,7 +40,17 @@ if TYPE_CHECKING:
     from constrain.lowering.program import Program
     from constrain.runtime.evaluator import Evaluator
 
-__all__ = ["Kink", "kinked_layers", "kinks_left", "smoothed", "without_kinks"]
+__all__ = [
+    "ROW",
+    "Kink",
+    "above_rows",
+    "kinked_layers",
+    "kinks_left",
+    "number_rows",
+    "of_new_moments",
+    "smoothed",
+    "without_kinks",
+]
 
 PREFIX = "(kink "
 """What the names of slack variables and their constraints begin with; no user can choose it."""
@@ -125,10 +135,10 @@ def without_kinks(
     slacks = tuple(kink.slack for kink in state.kinks)
     auxiliary = (*program.auxiliary, *slacks)
     new = replace(program, objective=objective, forms=tuple(forms), auxiliary=auxiliary)
-    return _of_new_moments(new) if state.moved else new, tuple(state.kinks)
+    return of_new_moments(new) if state.moved else new, tuple(state.kinks)
 
 
-def _of_new_moments(program: Program) -> Program:
+def of_new_moments(program: Program) -> Program:
     """The program with the moments that its residuals have, which are those of its sides as well."""
     forms = tuple(
         replace(form, lhs=form.parts[0].residual, rhs=(n.Constant(0.0),)) if form.parts else form
@@ -166,10 +176,10 @@ class _Rewriting:
 
     def rewritten(self, root: n.Node, side: int) -> n.Node:
         """The expression without the kinks in which it moves in a known direction."""
-        sides = _sides(_above_rows(root), side)
+        sides = _sides(above_rows(root), side)
         straight = degree(root) in (0, 1)
         done: dict[int, n.Node] = {}
-        for node in _above_rows(root):
+        for node in above_rows(root):
             inner = tuple(done.get(id(child), child) for child in n.children(node))
             if isinstance(node, n.Moment):
                 done[id(node)] = self._moment(node, sides[id(node)], straight=straight)
@@ -302,7 +312,7 @@ def _bounds(kink: Kink) -> Form:
     return Form(name, relation, op, kink.terms[0], (u,), tuple(parts), kink.rows, where)
 
 
-def _above_rows(root: n.Node) -> Sequence[n.Node]:
+def above_rows(root: n.Node) -> Sequence[n.Node]:
     """Nodes in postorder, down to moments."""
     order: list[n.Node] = []
     seen: set[int] = set()
@@ -355,7 +365,7 @@ def smoothed(evaluator: Evaluator) -> tuple[Evaluator, tuple[Kink, ...]]:
     in_rows = tuple(kink for kink in kinks if kink.rows is not None)
     other = evaluator.viewed(program)
     other.decisions = decisions
-    _number_rows(other, (kink.rows for kink in in_rows if kink.rows is not None))
+    number_rows(other, (kink.rows for kink in in_rows if kink.rows is not None))
     for _ in kinks:  # inner ones first; there are few
         if not max([_settle(kink, other) for kink in kinks]):
             break
@@ -371,7 +381,7 @@ def _residuals(kink: Kink, evaluator: Evaluator) -> list[Tensor]:
     return [r for r in (full[i] for i in places) if r is not None]
 
 
-def _number_rows(evaluator: Evaluator, samples: Iterable[Data]) -> None:
+def number_rows(evaluator: Evaluator, samples: Iterable[Data]) -> None:
     """Gives these samples the derived column `ROW`."""
     evaluator.populations = dict(evaluator.populations)
     for data in set(samples):

@@ -22,6 +22,7 @@ from constrain.solvers.interior import InteriorPoint, InteriorResult, interior_p
 from constrain.solvers.kinks import PREFIX, smoothed
 from constrain.solvers.records import entries_of
 from constrain.solvers.saddles import ESCAPES, SADDLE, points_below, way_down
+from constrain.solvers.scores import Scores, scores_of
 from constrain.solvers.starts import MOVE, RETRIES, inside_domain, nearby, pushed, stuck
 from constrain.solvers.systems import divided, finite, lengths, pulled
 from constrain.solvers.threads import threads_for
@@ -104,6 +105,7 @@ class Scaled:
         self.low, self.high = low[self.free], high[self.free]
         self.f_scale = 1.0
         self.deadline = np.inf
+        self.scores: Scores | None = None
         self._index()
 
     def _index(self) -> None:
@@ -198,7 +200,11 @@ class Scaled:
         self.place(x)
         has_rows = any(part.rows is not None for part in self.parts)
         lagrangian, per_row = self.lagrangian(y)
-        found = hessian(self.evaluator, lagrangian, per_row if has_rows else None, check=self.on_time)
+        term = per_row if has_rows else None
+        if self.scores is None:
+            found = hessian(self.evaluator, lagrangian, term, check=self.on_time)
+        else:
+            found = self.scores.hessian(lagrangian, term, self.on_time)
         return _array(found)[np.ix_(self.free, self.free)]
 
     def lagrangian(self, y: Vector) -> tuple[Callable[[Outer], Tensor], RowTerm]:
@@ -503,7 +509,9 @@ def _stated(evaluator: Evaluator, kinks: Sequence[Kink]) -> Scaled:
         from constrain.solvers.row_problem import RowScaled  # noqa: PLC0415  # it extends `Scaled`
 
         return RowScaled(evaluator, kinks)
-    return Scaled(evaluator)
+    problem = Scaled(evaluator)
+    problem.scores = scores_of(evaluator)
+    return problem
 
 
 _ENDINGS: dict[str, Ending] = {
