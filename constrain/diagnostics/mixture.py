@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from constrain.runtime.result import RawResult
     from constrain.solution.answer import Evaluation
     from constrain.solution.records import Status
+    from constrain.solvers.mixtures import Candidates
 
 __all__ = ["Members", "judge_mixture", "offered"]
 
@@ -91,19 +92,20 @@ def offered(
         convex: the problem is certified convex: the average of decisions is better than drawing one.
         holdout: an evaluator of the same program on other data.
     """
-    kept = raw.candidates
-    if kept is None or kept.mixing is None or convex or len(kept.kept) < 2:
+    found: Candidates | None = raw.candidates
+    if found is None or found.mixing is None or convex or len(found.kept) < 2:
         return None
-    weights, holds = best_weights(kept.kept, kept.mixing)
+    kept = found.kept
+    weights, holds = best_weights(kept, found.mixing)
     chosen = np.flatnonzero(weights > NOTHING)
     if not holds or len(chosen) < 2:
         return None
-    members = [kept.kept[k] for k in chosen]
+    members = [kept[k] for k in chosen]
     states = tuple({name: host(t) for name, t in member.state.items()} for member in members)
     own = tuple(float(w) for w in weights[chosen])
     train = judge_mixture(attached, attached.evaluator, states, own, tolerance)
     better = attached.program.sign * (objective - train.objective)
-    spread = float(np.std([candidate.objective for candidate in kept.kept]))
+    spread = float(np.std([candidate.objective for candidate in kept]))
     if status.solved and not better > max(CLEAR * abs(objective), 0.25 * spread, 100 * tolerance):
         return None
     other = None if holdout is None else judge_mixture(attached, holdout, states, own, tolerance)

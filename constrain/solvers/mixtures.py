@@ -38,7 +38,7 @@ __all__ = ["Candidate", "Candidates", "Mixing", "best_weights", "not_mixed"]
 
 Floats: TypeAlias = "NDArray[np.float64]"
 
-MOST, BYTES = 24, 32_000_000
+MOST, BYTES = 64, 32_000_000
 """Most iterates that are kept, and most memory for them."""
 LEAST = 4
 """Iterates that have to fit into the memory for any to be kept."""
@@ -126,7 +126,20 @@ class Candidates:
         if not self.refused and self.capacity < LEAST:
             self.refused = f"an iterate has {state:,} bytes: {LEAST} of them are more than are kept"
         self.kept: list[Candidate] = []
-        self.mixing: Mixing | None = None
+        self._sizes: list[int] = []
+        self._rooms: list[float] = []
+
+    @property
+    def mixing(self) -> Mixing | None:
+        """What the linear program has to know; None before the first iterate."""
+        if not self._sizes:
+            return None
+        parts = self.program.parts
+        return Mixing(
+            np.repeat([part.kind == "==" for part in parts], self._sizes),
+            np.repeat(np.asarray(self._rooms, dtype=np.float64), self._sizes),
+            np.repeat([part.constraint == EPIGRAPH for part in parts], self._sizes),
+        )
 
     def add(
         self,
@@ -157,21 +170,16 @@ class Candidates:
             return
         if not (math.isfinite(objective) and np.isfinite(flat).all()):
             return
-        parts = self.program.parts
-        sizes = [r.size for r in found]
-        self.mixing = Mixing(
-            np.repeat([part.kind == "==" for part in parts], sizes),
-            np.repeat(np.asarray(rooms, dtype=np.float64), sizes),
-            np.repeat([part.constraint == EPIGRAPH for part in parts], sizes),
-        )
+        self._sizes, self._rooms = [r.size for r in found], list(rooms)
         if len(self.kept) >= self.capacity:
             self._drop()
         self.kept.append(Candidate(epoch, objective, flat, decisions.snapshot()))
 
     def _drop(self) -> None:
         """Half of the iterates: the oldest of those without weight in the best mixture."""
-        assert self.mixing is not None  # set by `add`
-        weights, _ = best_weights(self.kept, self.mixing)
+        mixing = self.mixing
+        assert mixing is not None  # there are iterates
+        weights, _ = best_weights(self.kept, mixing)
         order = sorted(range(len(self.kept)), key=lambda k: (weights[k] > NOTHING, self.kept[k].epoch))
         left = sorted(order[len(self.kept) - self.capacity // 2 :])
         self.kept = [self.kept[k] for k in left]
@@ -182,9 +190,8 @@ class Candidates:
         return {
             "refused": self.refused,
             "kept": [(c.epoch, c.objective, torch.as_tensor(c.residuals), c.state) for c in self.kept],
-            "mixing": None
-            if self.mixing is None
-            else [torch.as_tensor(x) for x in (self.mixing.equal, self.mixing.room, self.mixing.worst)],
+            "sizes": self._sizes,
+            "rooms": self._rooms,
         }
 
     def load_state_dict(self, stored: Mapping[str, Any], device: torch.device) -> None:
@@ -194,8 +201,7 @@ class Candidates:
             Candidate(epoch, objective, residuals.cpu().numpy(), {k: v.to(device) for k, v in state.items()})
             for epoch, objective, residuals, state in stored["kept"]
         ]
-        mixing = stored["mixing"]
-        self.mixing = None if mixing is None else Mixing(*(x.cpu().numpy() for x in mixing))
+        self._sizes, self._rooms = list(stored["sizes"]), list(stored["rooms"])
 
 
 # ---------------------------------------------------------------------------------------- linear program
