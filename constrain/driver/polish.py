@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from constrain.runtime.result import RawResult
     from constrain.solvers.progress import Progress
 
-__all__ = ["polish"]
+__all__ = ["polish", "violation"]
 
 
 def polish(
@@ -46,11 +46,11 @@ def polish(
     """
     newton = next(route for route in routes(program, facts) if route.method == "newton")
     solver: Any = Newton() if newton.open else AugmentedLagrangian()
-    kept, before = setup.decisions.snapshot(), _violation(setup.evaluator)
+    kept, before = setup.decisions.snapshot(), violation(setup.evaluator)
     found = solver.solve(
         setup.evaluator, progress=progress, multipliers=trained.multipliers, time_limit=time_limit
     )
-    if found.ending != "converged" or _violation(setup.evaluator) > max(before, tolerance):
+    if found.ending != "converged" or violation(setup.evaluator) > max(before, tolerance):
         setup.decisions.restore(kept)
         said = f"; {found.message}" if found.message else ""
         return replace(trained, message=f"{trained.message}; polish ended {found.ending}{said}".lstrip("; "))
@@ -65,7 +65,7 @@ def polish(
     )
 
 
-def _violation(evaluator: Evaluator) -> float:
+def violation(evaluator: Evaluator) -> float:
     """The largest exact violation, in the units of the constraints."""
     residuals = evaluator.full("exact").residuals
     worst = 0.0

@@ -27,6 +27,7 @@ from constrain.driver.checkpoints import checkpoints_of, places, refuse_without_
 from constrain.driver.formulas import asked_for_formula, formula_of
 from constrain.driver.infeasible import with_conflict
 from constrain.driver.installed import backend_options, installed_backend, installed_solver
+from constrain.driver.last_layers import with_exact_block
 from constrain.driver.margins import solve_with_margin
 from constrain.driver.options import callbacks_of, check_options, check_parameters, check_start, check_starts
 from constrain.driver.polish import polish as finish
@@ -108,8 +109,9 @@ def solve(  # noqa: PLR0913  # the public options
             training. The augmented Lagrangian on the full data stops at a hundredth of it.
         device: where to run; models are moved there. Left out: where the models are.
         progress: show a progress bar on standard error.
-        polish: after minibatch training, continue on the full data with the multipliers that it found, by
-            Newton's method where that can take the problem; full-data methods need none.
+        polish: after minibatch training, continue on the full data with the multipliers that it found: the
+            last layers and variables exactly where the problem is convex in them (CVXPY), then all decisions
+            by Newton's method where that can take the problem; full-data methods need none.
         margin: tightens bounds and solves again from there, so that constraints hold beyond the sample:
             `"auto"` (one-sided 95 % for all of them together, from standard errors of their residuals; where
             models have more weights than the square root of the rows, a fifth of the rows is held back from
@@ -378,13 +380,9 @@ class _Run:
                 f"method {method!r} has no option {unknown[0]!r}{hint}",
                 fix=f"one of {', '.join(allowed)}" if allowed else f"solve({method!r})",
             )
-        replaced = None
-        if self.data is not None:
-            named = rebind(self.program, self.data)
-            replaced = {d: named.get(d.name, d) for d in self.program.populations}
         with self._precise():
             setup = self._prepare(torch.float64, check=False)
-            built = package.build(self.program, replaced, self.params)
+            built = package.build(self.program, self._replaced(), self.params)
             try:
                 raw = package.solve(built, self.facts, time_limit=self.time_limit, **given)
             except ValueError as error:
@@ -447,6 +445,10 @@ class _Run:
         trained.decisions.write_back()
         with self._precise():
             setup = self._prepare(self._double(), check=False)
+            raw = with_exact_block(
+                self.program, setup, raw, data=self.data, replaced=self._replaced(), params=self.params,
+                time_limit=self.time_limit, tolerance=CONVEX_TOLERANCE,
+            )  # fmt: skip
             bar = self._bar("polish")
             try:
                 found = finish(
@@ -476,6 +478,13 @@ class _Run:
             check=check,
             reach=check,  # of a convex program the solver proves it
         )
+
+    def _replaced(self) -> dict[Data, Data] | None:
+        """Each sample of the program with the one in its place; None where none is replaced."""
+        if self.data is None:
+            return None
+        named = rebind(self.program, self.data)
+        return {d: named.get(d.name, d) for d in self.program.populations}
 
     def _bar(self, name: str) -> Progress:
         return TerminalProgress(name) if self.progress else Silent()
