@@ -113,7 +113,7 @@ class RowScaled(Scaled):
         The width is the mean distance of the bounds, or a step of the other decisions of a tenth where this
         is larger. Newton's method starts inside of all bounds, and from next to them its steps are short.
         """
-        lengths = self._linearized(self.whole[self.free])[1].norms()
+        lengths = self._at(self.whole[self.free])[1].norms()
         widths: list[float] = []
         for kink, bounds in zip(self.kinks, self.bounds, strict=True):
             residuals = [self.evaluator.row_residuals(i, "primal")[0] for i in bounds]
@@ -132,7 +132,7 @@ class RowScaled(Scaled):
         slack variable by its width does to it: 1 / rows of an average. In a constraint, that counts at the
         ratio of the two gradients, which a multiplier may have.
         """
-        gradient, J = self._linearized(x)
+        gradient, J = self._at(x)
         f_scale, scales = super().measure(x)
         columns = np.concatenate([gradient[None], np.zeros((len(J.layout.d), len(x)))])
         for block, across in zip(J.layout.blocks, J.across, strict=True):
@@ -149,8 +149,12 @@ class RowScaled(Scaled):
         return (usable(moved) if moved > 0 else f_scale), scales
 
     # ---- derivatives
-    def _linearized(self, x: Vector) -> tuple[Vector, RowJacobian]:
-        self.place(x)
+    def _at(self, x: Vector) -> tuple[Vector, RowJacobian]:
+        gradient, J = self.linearized(x)
+        assert isinstance(J, RowJacobian)  # by `_differentiated`
+        return gradient, J
+
+    def _differentiated(self) -> tuple[Vector, RowJacobian]:
         per_row: dict[int, Tensor] = {}
 
         def keep(i: int, residual: Tensor, _index: Tensor | slice) -> Tensor:

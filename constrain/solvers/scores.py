@@ -21,7 +21,7 @@ from constrain.lowering.degree import degree
 from constrain.lowering.dependence import depends_on_decisions
 from constrain.runtime.codegen import generate
 from constrain.runtime.decisions import Decisions
-from constrain.runtime.derivatives import jacobian, whole
+from constrain.runtime.derivatives import Linearization, jacobian, linearize, whole
 from constrain.solvers.kinks import ROW, above_rows, number_rows, of_new_moments
 
 if TYPE_CHECKING:
@@ -87,6 +87,31 @@ class Scores:
         rows = self.evaluator.populations[sample.data].everything()
         return self.evaluator.compute(self._functions[i], rows, sample.data)
 
+    def _fill(self) -> None:
+        """Gives the variables that stand for scores their values."""
+        with torch.no_grad():
+            for i, sample in enumerate(self.samples):
+                for slot, score in zip(sample.slots, self._values(i), strict=True):
+                    slot.copy_(score)
+
+    def linearize(self) -> Linearization:
+        """As `derivatives.linearize`."""
+        self._fill()
+        found = linearize(self.view)
+        both = torch.cat([found.gradient[None], found.jacobian])
+        pieces: dict[int, Tensor] = {}
+        at = 0
+        for t in self.view.decisions.tensors:
+            pieces[id(t)] = both[:, at : at + t.numel()]
+            at += t.numel()
+        tensors = self.evaluator.decisions.tensors
+        direct = [pieces.get(id(t), both.new_zeros((len(both), t.numel()))) for t in tensors]
+        total = torch.cat(direct, 1)
+        for sample in self.samples:
+            for slot, matrix in zip(sample.slots, sample.matrices, strict=True):
+                total = total + pieces[id(slot)] @ matrix
+        return Linearization(found.objective, total[0], found.residuals, total[1:])
+
     def hessian(
         self, function: Callable[[Outer], Tensor], row_term: RowTerm | None, check: Callable[[], None]
     ) -> Tensor:
@@ -97,10 +122,7 @@ class Scores:
             row_term: added to it, a sum over the rows of constraints per row.
             check: called now and then; it may raise to stop.
         """
-        for i, sample in enumerate(self.samples):
-            with torch.no_grad():
-                for slot, score in zip(sample.slots, self._values(i), strict=True):
-                    slot.copy_(score)
+        self._fill()
         values = whole(self.view, row_term)
         scalar = function(values.outer) + values.added
         tensors = self.evaluator.decisions.tensors

@@ -106,10 +106,12 @@ class Scaled:
         self.f_scale = 1.0
         self.deadline = np.inf
         self.scores: Scores | None = None
+        self._last: tuple[Vector, Vector, Jacobian] | None = None
         self._index()
 
     def _index(self) -> None:
         """What follows from the entries that are selected."""
+        self._last = None
         sizes = [int(s.sum()) for s in self.selected]
         kinds = [part.kind == "==" for part in self.parts]
         self.equal = np.repeat(np.asarray(kinds, dtype=bool), sizes)
@@ -126,7 +128,7 @@ class Scaled:
         near = np.clip(x + 1e-3 * np.random.default_rng(0).normal(size=len(x)), self.low, self.high)
         prints = [np.zeros((len(self.equal), 0)), self.equal[:, None] * 1.0]
         for point in (x, near):
-            gradients = self._linearized(point)[1]
+            gradients = self.linearized(point)[1]
             assert isinstance(gradients, np.ndarray)  # no row blocks here
             norms = np.asarray([usable(norm) for norm in np.linalg.norm(gradients, axis=1)])[:, None]
             prints += [gradients / norms, self.raw()[1][:, None] / norms]
@@ -185,14 +187,22 @@ class Scaled:
         f, c = self.raw()
         return f / self.f_scale, c / self.c_scale
 
-    def _linearized(self, x: Vector) -> tuple[Vector, Jacobian]:
+    def linearized(self, x: Vector) -> tuple[Vector, Jacobian]:
+        """Gradient of f and Jacobian of c, unscaled; the last ones are kept."""
         self.place(x)
-        found = linearize(self.evaluator, self.on_time)
+        if self._last is None or not np.array_equal(self._last[0], x):
+            self._last = (x.copy(), *self._differentiated())
+        return self._last[1:]
+
+    def _differentiated(self) -> tuple[Vector, Jacobian]:
+        """The same at the decisions as they are."""
+        scores = self.scores
+        found = linearize(self.evaluator, self.on_time) if scores is None else scores.linearize()
         return _array(found.gradient)[self.free], _array(found.jacobian)[np.ix_(self.kept, self.free)]
 
     def derivatives(self, x: Vector) -> tuple[Vector, Jacobian]:
         """Gradient of f and Jacobian of c, scaled."""
-        gradient, jacobian = self._linearized(x)
+        gradient, jacobian = self.linearized(x)
         return gradient / self.f_scale, divided(jacobian, self.c_scale)
 
     def hessian(self, x: Vector, y: Vector) -> Hessian:
@@ -262,7 +272,7 @@ class Scaled:
     # ---- scales
     def measure(self, x: Vector) -> tuple[float, Vector]:
         """Gradient norms of objective and constraints; the user's unit where one was given."""
-        gradient, jacobian = self._linearized(x)
+        gradient, jacobian = self.linearized(x)
         norms = lengths(jacobian)
         for k, part in enumerate(self.parts):
             if part.scale is not None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import constrain as cn
 from constrain import E
 from constrain.driver.setup import lowered, prepare
-from constrain.runtime.derivatives import hessian
+from constrain.runtime.derivatives import hessian, linearize
 from constrain.solvers import scores
 from constrain.solvers.scores import scores_of
 
@@ -63,6 +63,9 @@ def test_the_hessian_is_that_of_automatic_differentiation(name, monkeypatch):
     for _ in range(2):  # at two points
         expected = hessian(evaluator, function, term)
         torch.testing.assert_close(found.hessian(function, term, lambda: None), expected)
+        plain, own = linearize(evaluator), found.linearize()
+        for part in ("objective", "gradient", "residuals", "jacobian"):
+            torch.testing.assert_close(getattr(own, part), getattr(plain, part))
         evaluator.decisions.set(evaluator.decisions.get() + 0.3)
 
 
