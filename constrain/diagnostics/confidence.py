@@ -391,7 +391,9 @@ def _interval(
     confidence: float,
 ) -> tuple[NDArray[np.float64], ...]:
     """The value of the left side with its interval; all NaN where a group that enters has no rows."""
-    half = np.where(spread.smallest > 0, quantile(spread.smallest, confidence) * spread.error, spread.error)
+    half = spread.error
+    if (spread.smallest > 0).any():  # data enters
+        half = np.where(spread.smallest > 0, quantile(spread.smallest, confidence) * half, half)
     lower, upper = value - half, value + half
     if rates is not None:
         lower, upper = wilson(value, rates, confidence)
@@ -464,6 +466,8 @@ def _loosened(word: str, relaxed: bool) -> str:
 
 def _p_values(t: _Tested) -> NDArray[np.float64]:
     """Two-sided p-value of `left side == bound` per entry; NaN where there is nothing to test."""
+    if t.settled.all():
+        return np.full(t.settled.shape, np.nan)
     return np.where(t.settled, np.nan, 2 * stats.t.sf(np.abs(t.ratio), t.freedom))
 
 

@@ -129,8 +129,8 @@ def _bounded(rows: NDArray[np.float64], target: Vector, lower: Vector, upper: Ve
     if not matrix.shape[0]:
         return np.zeros(lower.size)
     if matrix.shape[0] > 2 * matrix.shape[1]:
-        q, matrix = np.linalg.qr(matrix)
-        right = q.T @ target
+        triangle = np.asarray(np.linalg.qr(np.column_stack([matrix, target]), mode="r"))
+        matrix, right = triangle[:-1, :-1], triangle[:-1, -1]
     if not np.isfinite(lower).any() and not np.isfinite(upper).any():
         return np.asarray(np.linalg.lstsq(matrix, right, rcond=1e-12)[0], dtype=np.float64)
     found = cast("Any", optimize).lsq_linear(matrix, right, bounds=(lower, upper), method="bvls", tol=1e-14)
