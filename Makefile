@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage examples lint docs bench clean
+.PHONY: help demo test coverage examples lint docs bench bench-peers clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 $(STAMP): pyproject.toml constraints/cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -45,6 +45,9 @@ docs: $(STAMP) ## build the documentation into site/ (warnings are errors)
 
 bench: $(STAMP) ## measure step overhead, scaling in groups, and the routes on one convex problem
 	$(BIN)/python -m benchmarks
+
+bench-peers: $(STAMP) ## measure against other libraries and write the tables of docs/benchmarks.md
+	$(BIN)/python -m benchmarks.peers --write
 
 clean: ## remove what the other targets make
 	rm -rf $(VENV) site dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov

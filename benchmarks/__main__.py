@@ -37,19 +37,31 @@ def sample(groups: int, rows: int = ROWS) -> cn.Data:
     return cn.Data("rows", x=x, y=y, group=group)
 
 
-def steps(problem: cn.Problem, net: nn.Module, D: cn.Data, *, graph: str = "off", fused: bool = True):
+def steps(
+    problem: cn.Problem,
+    net: nn.Module,
+    D: cn.Data,
+    *,
+    graph: str = "off",
+    fused: bool = True,
+    batch: int = BATCH,
+):
     """One constrained training step, as a function without arguments; `graph` as in `solve`."""
     lagrangian = problem.compile()
     optimizer = torch.optim.Adam(net.parameters(), fused=fused)
-    index = torch.randint(len(D), (64, BATCH))
+    index = [slice(None)] if batch == len(D) else torch.randint(len(D), (64, batch))
     place = iter(range(10**9))
+
+    def following() -> object:
+        return D.rows(index[next(place) % len(index)])
+
     if graph != "off":
         lagrangian.refresh()
         made = lagrangian.training_step(optimizer, graph)
-        return lambda: made(D.rows(index[next(place) % 64]))
+        return lambda: made(following())
 
     def step() -> None:
-        loss = lagrangian(D.rows(index[next(place) % 64]))
+        loss = lagrangian(following())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ from constrain.testing import known_problem
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Row", "alignment", "simplices", "table"]
+    from numpy.typing import NDArray
+
+__all__ = ["BETA", "Policies", "Row", "alignment", "policies", "simplices", "table"]
 
 ROUNDS = 15
 
@@ -44,18 +46,44 @@ class Row:
         )
 
 
-def alignment(prompts: int = 64, responses: int = 32, constraints: int = 5, beta: float = 0.1) -> cn.Problem:
-    """Expected reward minus a divergence from a reference, under constraints on expected gains."""
+class Policies(NamedTuple):
+    """Expected reward minus `BETA` times a divergence from a reference, under bounds on expected gains.
+
+    Attributes:
+        reward: (prompts, responses).
+        gains: (constraints, prompts, responses).
+        reference: (prompts, responses) probabilities.
+        levels: (constraints,) least expected gains: those of the reference plus 0.1.
+    """
+
+    reward: NDArray[np.float64]
+    gains: NDArray[np.float64]
+    reference: NDArray[np.float64]
+    levels: NDArray[np.float64]
+
+
+BETA = 0.1
+
+
+def policies(prompts: int = 64, responses: int = 32, constraints: int = 5) -> Policies:
+    """The tables of numbers of an alignment problem."""
     rng = np.random.default_rng(0)
     reward = rng.normal(size=(prompts, responses))
-    gains = [rng.normal(size=(prompts, responses)) - 0.6 * reward for _ in range(constraints)]
+    gains = np.stack([rng.normal(size=(prompts, responses)) - 0.6 * reward for _ in range(constraints)])
     reference = rng.dirichlet(np.ones(responses), size=prompts)
-    pi = cn.Variable((prompts, responses), "pi", nonneg=True)
+    levels = (gains * reference).sum((1, 2)) / prompts + 0.1
+    return Policies(reward, gains, reference, levels)
+
+
+def alignment() -> cn.Problem:
+    """Expected reward minus a divergence from a reference, under constraints on expected gains."""
+    reward, gains, reference, levels = policies()
+    prompts = len(reward)
+    pi = cn.Variable(reward.shape, "pi", nonneg=True)
     value = cn.sum(torch.tensor(reward) * pi) / prompts
     distance = cn.sum(cn.rel_entr(pi, torch.tensor(reference))) / prompts
-    problem = cn.maximize(value - beta * distance).subject_to(total=cn.sum(pi, axis=1) == 1)
-    for k, gain in enumerate(gains):
-        level = float((gain * reference).sum()) / prompts + 0.1
+    problem = cn.maximize(value - BETA * distance).subject_to(total=cn.sum(pi, axis=1) == 1)
+    for k, (gain, level) in enumerate(zip(gains, levels.tolist(), strict=True)):
         problem = problem.subject_to(**{f"gain{k}": cn.sum(torch.tensor(gain) * pi) / prompts >= level})
     return problem
 

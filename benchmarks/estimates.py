@@ -6,6 +6,7 @@ Exact solutions come from the convex route on the same data.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,7 +15,10 @@ from torch import nn
 import constrain as cn
 from constrain import E
 
-__all__ = ["Outcome", "gap", "rare_groups"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Outcome", "gap", "rare_groups", "rare_problem", "rare_sample"]
 
 
 @dataclass(frozen=True)
@@ -46,25 +50,39 @@ def _outcome(found: cn.Solution, exact: cn.Solution, name: str) -> Outcome:
     return Outcome(worst, float(np.median(error)), found.objective / exact.objective - 1)
 
 
-def rare_groups(
-    rows: int = 40_000, groups: int = 50, batch: int = 128, seeds: int = 3, epochs: int | None = None
-) -> list[Outcome]:
-    """Mean score of each group at most 0.3; sizes fall off by Zipf's law (50 groups: to 0.2 % of rows)."""
+def rare_sample(rows: int = 40_000, groups: int = 50) -> dict[str, NDArray[np.float64]]:
+    """Features, targets and groups; sizes fall off by Zipf's law (50 groups: to 0.2 % of rows)."""
     rng = np.random.default_rng(0)
     share = np.arange(1, groups + 1) ** -1.27
     group = rng.choice(groups, size=rows, p=share / share.sum())
     x = rng.normal(size=(rows, 8))
     level = rng.normal(size=groups) * 0.7
     y = x @ rng.normal(size=8) * 0.5 + level[group] + rng.normal(size=rows) * 0.5
-    one_hot = torch.tensor(np.eye(groups)[group])
-    D = cn.Data("rows", x=torch.tensor(x), y=torch.tensor(y), g=group, one_hot=one_hot)
+    return {"x": x, "y": y, "g": group, "one_hot": np.eye(groups)[group]}
+
+
+def rare_problem(rows: int = 40_000, groups: int = 50) -> cn.Problem:
+    """Mean score of each group at most 0.3."""
+    columns = rare_sample(rows, groups)
+    D = cn.Data(
+        "rows", x=torch.tensor(columns["x"]), y=torch.tensor(columns["y"]), g=columns["g"],
+        one_hot=torch.tensor(columns["one_hot"]),
+    )  # fmt: skip
     w, b = cn.Variable(8, "w"), cn.Variable(groups, "b")
     score = D.x @ w + D.one_hot @ b
-    problem = cn.minimize(E((score - D.y) ** 2)).subject_to(rate=E(score, by=D.g) <= 0.3)
+    return cn.minimize(E((score - D.y) ** 2)).subject_to(rate=E(score, by=D.g) <= 0.3)
+
+
+def rare_groups(
+    rows: int = 40_000, groups: int = 50, batch: int = 128, seeds: int = 3, epochs: int | None = None
+) -> list[Outcome]:
+    """Minibatch solutions of `rare_problem` against the exact one."""
+    problem = rare_problem(rows, groups)
     exact = problem.solve("cvxpy", progress=False)
     found: list[Outcome] = []
     for seed in range(seeds):
-        w.value = b.value = None
+        for variable in problem.variables:
+            variable.value = None
         solution = problem.solve("lagrangian", batch=batch, epochs=epochs, seed=seed, progress=False)
         found.append(_outcome(solution, exact, "rate"))
     return found
