@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from constrain.errors import ModelingError
+from constrain.lowering.lower import EPIGRAPH
 from constrain.runtime.largest import Largest
 from constrain.runtime.result import Ending, RawResult
 from constrain.runtime.slacks import Slacks
 from constrain.solvers.checkpoint import Terminated
+from constrain.solvers.correction import correction
 from constrain.solvers.finite import (
     NotFinite,
     batch_culprit,
@@ -42,7 +44,7 @@ from constrain.solvers.state import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from constrain.runtime.evaluator import Evaluator
+    from constrain.runtime.evaluator import Evaluator, Outer
     from constrain.solvers.checkpoint import Checkpoints
     from constrain.solvers.progress import Progress
 
@@ -61,6 +63,9 @@ __all__ = [
 DEFAULT_EPOCHS = 40
 LEAST_STEPS = 3000
 """Epochs when none are asked for, and the steps they come to at least."""
+CORRECTIONS = 5
+"""Most steps of the best iterate onto its constraints."""
+MOVED = ", moved onto its constraints,"
 SHOWN_ENTRIES = 16
 """Largest number of multipliers of one part that the history records one by one."""
 
@@ -178,15 +183,7 @@ class _Kept:
 
     rank: tuple[int, float]
     state: dict[str, Tensor]
-    epoch: int
-    averaged: int = 0  # so many of the last epochs, where it is their average
-
-    @property
-    def words(self) -> str:
-        """Which one was kept."""
-        if self.averaged:
-            return f"the average of the last {self.averaged} epochs kept"
-        return f"iterate of epoch {self.epoch} kept"
+    words: str
 
 
 class IterateJudge:
@@ -227,39 +224,68 @@ class IterateJudge:
             Exact residuals by part position (not of constraints per row), and exact averages.
         """
         moments = self.evaluator.moments("exact")
-        with torch.no_grad():
-            outer = self.evaluator.outer(moments, "exact").detach()
-            if self.largest.settle(outer.residuals):
-                outer = self.evaluator.outer(moments, "exact").detach()
+        outer = self._at_largest(moments)
         with self.slacks.settled(outer.residuals):
             self._judge(epoch, method, moments)
         return {i: r for i, r in enumerate(outer.residuals) if r is not None}, moments
 
-    def consider_average(self, method: Method) -> None:
-        """Judges the average of the late iterates, and keeps it where it is better than the best of all."""
+    def finish(self, method: Method) -> None:
+        """The average of the late iterates, and the best one moved onto its constraints, as candidates.
+
+        Each is judged on all rows like any other iterate, and kept where it is better than the best of all.
+        """
         decisions = self.evaluator.decisions
         if self._tail_count < 2 or self.found or self.kept is None:
             return
         last = decisions.snapshot()
         means = {name: (total / self._tail_count).to(last[name].dtype) for name, total in self._sums.items()}
         decisions.restore({**last, **means})
-        moments = self.evaluator.moments("exact")
-        with torch.no_grad():
-            outer = self.evaluator.outer(moments, "exact").detach()
-            if self.largest.settle(outer.residuals):
-                outer = self.evaluator.outer(moments, "exact").detach()
-        with self.slacks.settled(outer.residuals):
-            objective, _, scaled, _ = self._measured(method, self._outer(moments))
-            self._keep(self.epochs - 1, objective, scaled, averaged=self._tail_count)
+        self._consider(method, f"the average of the last {self._tail_count} epochs")
+        for _ in range(CORRECTIONS):
+            if self.kept.rank[0] == 0 or not self._corrected(method):
+                break
         decisions.restore(last)
+
+    def _corrected(self, method: Method) -> bool:
+        """Whether the iterate that is kept could be moved closer to its constraints."""
+        assert self.kept is not None  # callers check
+        before, decisions = self.kept, self.evaluator.decisions
+        decisions.restore(before.state)
+        outer = self._at_largest(self.evaluator.moments("exact"))
+        moved = self.largest.others(self.slacks.others(decisions.tensors))
+        room = {
+            i: self.tolerance * method.spreads.get(part.key, 1.0)
+            for i, part in enumerate(self.parts)
+            if part.rows is None and part.constraint != EPIGRAPH
+        }
+        with self.slacks.settled(outer.residuals):
+            move = correction(self.evaluator, moved, room)
+        if move is None:
+            return False
+        for share in (1.0, 0.5):
+            move(share)
+            self._consider(method, before.words.removesuffix(MOVED) + MOVED)
+            if self.kept is not before:
+                return True
+        return False
+
+    def _consider(self, method: Method, words: str) -> None:
+        """Judges the decisions as they are as one more candidate."""
+        moments = self.evaluator.moments("exact")
+        with self.slacks.settled(self._at_largest(moments).residuals):
+            objective, _, scaled, _ = self._measured(method, self._outer(moments))
+            self._keep(self.epochs - 1, objective, scaled, words)
+
+    def _at_largest(self, moments: list[Tensor]) -> Outer:
+        """The exact outer values, with each bound at its largest value."""
+        outer = self._outer(moments)
+        return self._outer(moments) if self.largest.settle(outer.residuals) else outer
 
     def _outer(self, moments: list[Tensor]) -> Outer:
         with torch.no_grad():
             return self.evaluator.outer(moments, "exact").detach()
 
-    def _measured(
-        self, method: Method, outer: Outer
-    ) -> tuple[float, float, float, dict[int, Tensor]]:
+    def _measured(self, method: Method, outer: Outer) -> tuple[float, float, float, dict[int, Tensor]]:
         """Objective, violation, violation in spreads, and exact residuals by part position."""
         violation = scaled = 0.0
         exact: dict[int, Tensor] = {}
@@ -291,18 +317,21 @@ class IterateJudge:
                 self._tail[key] = value + self._tail[key] if key in self._tail else value
             for block in self.evaluator.decisions.blocks:
                 own = block.tensor.detach().double()
-                self._sums[block.name] = self._sums[block.name] + own if block.name in self._sums else own.clone()
+                self._sums[block.name] = (
+                    self._sums[block.name] + own if block.name in self._sums else own.clone()
+                )
         row = {"step": method.steps, "epoch": epoch + 1, "objective": self.evaluator.program.sign * objective}
         self.history.append({**row, "violation": violation, **self._entries(exact, multipliers)})
 
-    def _keep(self, epoch: int, objective: float, scaled: float, averaged: int = 0) -> None:
+    def _keep(self, epoch: int, objective: float, scaled: float, words: str = "") -> None:
         if not (math.isfinite(objective) and math.isfinite(scaled)):
             return
         rank = (0, objective) if scaled <= self.tolerance else (1, scaled)
         if 3 * (epoch + 1) < self.epochs and not self.found:
             rank = (2, -float(epoch))  # early: kept only until a later one comes
         if self.kept is None or rank < self.kept.rank:
-            self.kept = _Kept(rank, self.evaluator.decisions.snapshot(), epoch + 1, averaged)
+            words = words or f"iterate of epoch {epoch + 1}"
+            self.kept = _Kept(rank, self.evaluator.decisions.snapshot(), words)
 
     def _entries(self, exact: Mapping[int, Tensor], multipliers: Mapping[str, Tensor]) -> dict[str, float]:
         row: dict[str, float] = {}
@@ -317,7 +346,7 @@ class IterateJudge:
 
     def state_dict(self) -> dict[str, Any]:
         """The best iterate, the history, and the sums of the late multipliers."""
-        kept = None if self.kept is None else (list(self.kept.rank), self.kept.state, self.kept.epoch)
+        kept = None if self.kept is None else (list(self.kept.rank), self.kept.state, self.kept.words)
         return {
             "kept": kept,
             "history": self.history,
@@ -333,12 +362,12 @@ class IterateJudge:
         self.kept = None
         device = self.evaluator.device
         if stored["kept"] is not None:
-            (first, second), values, epoch = stored["kept"]
-            self.kept = _Kept((first, second), {k: v.to(device) for k, v in values.items()}, epoch)
+            (first, second), values, words = stored["kept"]
+            self.kept = _Kept((first, second), {k: v.to(device) for k, v in values.items()}, words)
         self.history = stored["history"]
         self.found = stored["found"]
         self._tail = {key: value.to(device) for key, value in stored["tail"].items()}
-        self._sums = {key: value.to(device) for key, value in stored["sums"].items()}
+        self._sums = {key: value.to(device) for key, value in stored.get("sums", {}).items()}
         self._tail_count = stored["count"]
         if "candidates" in stored:
             self.candidates.load_state_dict(stored["candidates"], device)
@@ -478,6 +507,7 @@ def train(
     progress: Progress,
     started: float,
     time_limit: float | None = None,
+    finish: bool = False,
 ) -> RawResult:
     """Runs the epochs, restores the best iterate and reports.
 
@@ -487,15 +517,16 @@ def train(
         progress: is told every record of the history; a `Watched` one brings checkpoints.
         started: `time.perf_counter()` at the start of the run.
         time_limit: in seconds of all processes of the run, checked after every epoch.
+        finish: also judge the average of the late iterates, and the best one moved onto its constraints.
     """
     checkpoints = progress.checkpoints if isinstance(progress, Watched) else None
     run = _Run(method, judge, checkpoints)
     ending, message = _ending(run, progress, started, time_limit)
-    if ending == "limit":
-        judge.consider_average(method)
+    if finish and ending == "limit":
+        judge.finish(method)
     if judge.kept is not None:
         judge.evaluator.decisions.restore(judge.kept.state)
-        message += f"; {judge.kept.words}"
+        message += f"; {judge.kept.words} kept"
     message = "; ".join([message, *method.notes])
     seconds = time.perf_counter() - run.started
     return RawResult(

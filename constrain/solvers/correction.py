@@ -1,0 +1,131 @@
+"""The nearest decisions that hold the constraints: a last correction of what training ends with.
+
+Steps on batches leave a trained point near its constraints and not on them: the rarer a group, the longer its
+average takes to settle. With c the exact residuals of the constraints on averages and J their gradients, on
+all rows, a correction d is the shortest step that meets them to first order,
+
+    minimize |d|^2   subject to   c + J d <= 0  (== 0 for equalities),
+
+whose dual is a least-squares problem with bounds in as many unknowns as there are constraints
+(Gauss-Newton restoration: Nocedal and Wright, 2006, "Numerical Optimization", section 18.3). The gradients of
+rates are those of their surrogates, and c is exact, so the step is repeated.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from scipy import optimize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from constrain.runtime.evaluator import Evaluator, Outer
+
+__all__ = ["MOST_ENTRIES", "correction"]
+
+MOST_ENTRIES = 200
+"""Constraints, each of which needs a gradient on all rows, up to which a correction is made."""
+MOST_NUMBERS = 20_000_000
+"""Constraints times decisions up to which their gradients are held."""
+
+
+def correction(
+    evaluator: Evaluator, tensors: Sequence[Tensor], room: Mapping[int, float]
+) -> Callable[[float], None] | None:
+    """The shortest step onto the constraints from the decisions as they are.
+
+    Args:
+        evaluator: a program with data.
+        tensors: the decisions that may move.
+        room: by position of the parts on averages, the violation that is none.
+
+    Returns:
+        A function that moves the decisions to this share of the step, from where they were; None where
+        nothing is violated or there is too much to hold.
+    """
+    entries = _entries(evaluator, room)
+    size = sum(t.numel() for t in tensors)
+    if entries is None or not entries or len(entries) * size > MOST_NUMBERS:
+        return None
+    own = [i for i, t in enumerate(evaluator.decisions.tensors) if any(t is moved for moved in tensors)]
+    found = evaluator.pull([_entry(i, k) for i, k, _, _ in entries])
+    rows = [torch.cat([gradients[i].double().reshape(-1) for i in own]) for _, gradients in found]
+    jacobian = torch.stack(rows).cpu().numpy()
+    step = _step(jacobian, np.array([c for *_, c in entries]), [equal for _, _, equal, _ in entries])
+    if not np.isfinite(step).all() or not step.any():
+        return None
+    starts = [evaluator.decisions.tensors[i].detach().clone() for i in own]
+    low, high = (torch.as_tensor(side) for side in evaluator.decisions.bounds())
+    places = np.cumsum([0, *(t.numel() for t in evaluator.decisions.tensors)])
+
+    def move(share: float) -> None:
+        with torch.no_grad():
+            at = 0
+            for i, start in zip(own, starts, strict=True):
+                piece = torch.as_tensor(share * step[at : at + start.numel()]).reshape(start.shape)
+                sides = (
+                    side[places[i] : places[i + 1]].reshape(start.shape).to(start) for side in (low, high)
+                )
+                moved = torch.minimum(torch.maximum(start + piece.to(start), next(sides)), next(sides))
+                evaluator.decisions.tensors[i].copy_(moved)
+                at += start.numel()
+
+    return move
+
+
+def _entries(evaluator: Evaluator, room: Mapping[int, float]) -> list[tuple[int, int, bool, float]] | None:
+    """Part, entry, whether an equality, and residual of what is violated, or would be by a step like that.
+
+    None where there are too many.
+    """
+    with torch.no_grad():
+        residuals = evaluator.outer(evaluator.moments("exact"), "exact").residuals
+    found: list[tuple[int, int, bool, float, float]] = []
+    for i, limit in room.items():
+        residual = residuals[i]
+        if residual is None:
+            continue
+        equal = evaluator.program.parts[i].kind == "=="
+        values = cast("list[float]", residual.detach().double().reshape(-1).tolist())
+        found += [(i, k, equal, c, max(limit, 1e-300)) for k, c in enumerate(values)]
+    worst = max((abs(c) / unit if equal else c / unit for _, _, equal, c, unit in found), default=0.0)
+    if not math.isfinite(worst) or worst <= 1.0:
+        return []
+    near = [(i, k, equal, c) for i, k, equal, c, unit in found if equal or c / unit > -worst]
+    return near if len(near) <= MOST_ENTRIES else None
+
+
+def _entry(part: int, place: int) -> Callable[[Outer], Tensor]:
+    def function(outer: Outer) -> Tensor:
+        residual = outer.residuals[part]
+        assert residual is not None  # chosen so
+        return residual.reshape(-1)[place]
+
+    return function
+
+
+def _step(
+    jacobian: NDArray[np.float64], c: NDArray[np.float64], equal: Sequence[bool]
+) -> NDArray[np.float64]:
+    """The shortest d with c + J d <= 0, or = 0 for equalities.
+
+    It is d = -J' y, where y minimizes |J' y|^2 / 2 - c' y with y >= 0 but for equalities. With the
+    eigenvectors of J J' = V diag(s) V' this is |sqrt(s) V' y - V' c / sqrt(s)|^2 / 2.
+    """
+    scale = np.linalg.norm(jacobian, axis=1)
+    scale[scale == 0] = 1.0
+    rows = jacobian / scale[:, None]
+    squares, vectors = np.linalg.eigh(rows @ rows.T)
+    roots = np.sqrt(np.maximum(squares, 1e-10 * squares[-1]))
+    lower = np.where(equal, -np.inf, 0.0)
+    target = (vectors.T @ (c / scale)) / roots
+    solve = cast("Any", optimize).lsq_linear
+    prices: NDArray[np.float64] = solve(roots[:, None] * vectors.T, target, bounds=(lower, np.inf)).x
+    return -rows.T @ prices

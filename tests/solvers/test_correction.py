@@ -1,0 +1,65 @@
+"""The step onto the constraints: a projection, by CVXPY; and what it makes of a run of training."""
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+
+import constrain as cn
+from constrain import E
+from constrain.lowering.lower import lower
+from constrain.runtime.decisions import Decisions
+from constrain.runtime.evaluator import Evaluator
+from constrain.solvers.correction import correction
+
+
+def setting(seed, equal):
+    """Averages by group of a linear score, at a random point that violates some of their bounds."""
+    rng = np.random.default_rng(seed)
+    x, g = rng.normal(size=(300, 7)) + 0.5, rng.integers(0, 5, 300)
+    D, w = cn.Data("d", x=x, g=g), cn.Variable(7, "w")
+    w.value = rng.normal(size=7)
+    score = D.x @ w
+    level = E(score, by=D.g) == 0.2 if equal else E(score, by=D.g) <= 0.2
+    program = lower(cn.minimize(cn.sum_squares(w)).subject_to(level=level, one=E(score) >= -0.5))
+    decisions = Decisions(program, torch.device("cpu"), torch.float64)
+    means = np.stack([x[g == k].mean(0) for k in range(5)])
+    return Evaluator(program, decisions, dtype=torch.float64), decisions, means, x.mean(0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("equal", [False, True])
+def test_the_step_is_the_shortest_one_onto_the_constraints(seed, equal):
+    evaluator, decisions, means, mean = setting(seed, equal)
+    start = decisions.tensors[0].detach().numpy().copy()
+    move = correction(evaluator, decisions.tensors, {0: 1e-9, 1: 1e-9})
+    point = cp.Variable(7)
+    level = means @ point == 0.2 if equal else means @ point <= 0.2
+    nearest = cp.Problem(cp.Minimize(cp.sum_squares(point - start)), [level, mean @ point >= -0.5])
+    nearest.solve("CLARABEL")
+    assert move is not None
+    move(1.0)
+    assert decisions.tensors[0].detach().numpy() == pytest.approx(point.value, abs=1e-5)
+    move(0.5)  # from where it started
+    assert decisions.tensors[0].detach().numpy() == pytest.approx((start + point.value) / 2, abs=1e-5)
+    move(1.0)
+    assert correction(evaluator, decisions.tensors, {0: 1e-6, 1: 1e-6}) is None  # nothing is violated now
+
+
+def test_a_run_that_ends_near_its_constraints_ends_on_them():
+    """Rare groups settle slowly: a short run misses their bounds, and the last correction meets them."""
+    rng = np.random.default_rng(0)
+    share = np.arange(1, 21) ** -1.27
+    g = rng.choice(20, size=4000, p=share / share.sum())
+    y = rng.normal(size=20)[g] + 0.5 * rng.normal(size=4000)
+    columns = {"y": torch.tensor(y), "scale": torch.tensor(1 + rng.random(4000))}
+    D = cn.Data("rows", g=g, hot=torch.tensor(np.eye(20)[g]), **columns)
+    b = cn.Variable(20, "b", bounds=(-2.0, 2.0))
+    score = D.hot @ b
+    problem = cn.minimize(E((score - D.y) ** 2)).subject_to(rate=E(score * D.scale, by=D.g) == 0.2)
+    found = problem.solve("lagrangian", batch=128, epochs=12, seed=0, progress=False)
+    assert found.status == "feasible"
+    assert np.max(found["rate"].violation) < 1e-3
+    assert "moved onto its constraints" in found.message
+    exact = problem.solve("cvxpy", progress=False)
+    assert found.objective == pytest.approx(exact.objective, rel=0.1)
