@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cvxpy.error import SolverError
 from torch import nn
 
 import constrain as cn
@@ -600,12 +601,24 @@ def test_iteration_limit():
     assert raw.result().ending == "limit"
 
 
-def test_solver_failure_is_reported():
+def test_a_solver_without_a_form_of_the_problem_is_named():
     x = cn.Variable(2, "x")
     program = lower(cn.minimize(cn.sum(cn.exp(x))))
-    raw = solve(build(program), classify(program), solver="HIGHS")
+    with pytest.raises(cn.RouteError, match="highs cannot take the problem"):
+        solve(build(program), classify(program), solver="HIGHS")
+
+
+def test_a_solver_that_breaks_down_is_reported(monkeypatch):
+    def breaks(*_args, **_options):
+        raise SolverError("numerical trouble")
+
+    x = cn.Variable(2, "x")
+    program = lower(cn.minimize(cn.sum(cn.exp(x)) + cn.sum_squares(x)))
+    built = build(program)
+    monkeypatch.setattr(built.problem, "unpack_results", breaks)
+    raw = solve(built, classify(program), solver="CLARABEL")
     assert raw.status == "error"
-    assert "HIGHS" in raw.message
+    assert "CLARABEL: numerical trouble" in raw.message
 
 
 def test_unknown_solver():

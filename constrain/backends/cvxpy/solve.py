@@ -267,13 +267,20 @@ def _options(solver: str, tolerance: float | None, time_limit: float | None) -> 
     return options
 
 
+class _CannotTakeError(cp.error.SolverError):  # type: ignore[misc]  # cvxpy has no types
+    """The solver has no form of the problem, whatever its numbers are."""
+
+
 def _run(problem: Any, solver: str, options: dict[str, Any], verbose: bool) -> tuple[Any, Mapping[str, Any]]:
     """Canonicalizes, solves and unpacks; returns the solver's own result, and the data that it was given.
 
     Raises:
         cp.error.SolverError: when the solver fails or cannot take the problem.
     """
-    data, chain, inverse = problem.get_problem_data(solver, solver_opts=dict(options))
+    try:
+        data, chain, inverse = problem.get_problem_data(solver, solver_opts=dict(options))
+    except cp.error.SolverError as error:
+        raise _CannotTakeError(str(error)) from None
     raw = chain.solve_via_data(problem, data, warm_start=False, verbose=verbose, solver_opts=dict(options))
     problem.unpack_results(raw, chain, inverse)
     return raw, data
@@ -351,7 +358,7 @@ def solve(
         verbose: let the solver print its log.
 
     Raises:
-        RouteError: E125 when the named solver is not installed, or fails.
+        RouteError: E125 when the named solver is not installed, or has no form of the problem.
         ModelingError: E141 for options that the solver does not have.
     """
     candidates = _choices(built, facts, solver)
@@ -366,6 +373,10 @@ def solve(
                 if name == "HIGHS" and built.problem.status == "infeasible_or_unbounded":
                     raw, data = _run(built.problem, name, {**chosen, "presolve": "off"}, verbose)
             except cp.error.SolverError as error:
+                if solver is not None and isinstance(error, _CannotTakeError):
+                    reason = str(error).splitlines()[0]
+                    text = f"{name.lower()} cannot take the problem: {reason}"
+                    raise RouteError("E125", text, fix="no solver=, for the one that fits") from None
                 failures.append(f"{name}: {str(error).splitlines()[0]}")
                 continue
             except (TypeError, ValueError, AttributeError) as error:
@@ -375,9 +386,6 @@ def solve(
                 raise ModelingError("E141", text, fix="its own names and types") from None
         notes = tuple(dict.fromkeys(str(w.message) for w in caught))
         return _solution(built, name, raw, data, time.perf_counter() - start, (*built.messages, *notes))
-    if solver is not None:
-        text = f"{solver} cannot take the problem, or fails: {failures[0].partition(': ')[2]}"
-        raise RouteError("E125", text, fix="no solver=, for the one that fits")
     seconds = time.perf_counter() - start
     return RawSolution(
         "error", None, {}, {}, None, candidates[-1].lower(), seconds, message="; ".join(failures)
