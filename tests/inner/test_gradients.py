@@ -218,3 +218,86 @@ def test_gradients_of_random_programs(linear):
             numeric = float((ends[0] - ends[1]) / 2e-6)
             analytic = float(sum((a * d).sum() for a, d in zip(grads, along, strict=True)))
             assert analytic == pytest.approx(numeric, rel=1e-5, abs=1e-5), (seed, k)
+
+
+def random_cone(g, n):
+    """Second-order cones that cut off the nearest point, and a norm in the objective."""
+    x, y, r = cn.Variable(n, "x"), cn.Parameter("y", shape=n), cn.Parameter("r", shape=2)
+    W, V = (torch.randn(n, n, generator=g, dtype=torch.float64) / n**0.5 for _ in range(2))
+    problem = cn.minimize(cn.sum_squares(x - y) + 0.5 * cn.norm(V @ x - 3)).subject_to(
+        cone=cn.norm(W @ x + 0.1) <= r[0], second=cn.norm(x[:2]) <= r[1] + 0.3 * x[n - 1]
+    )
+    at = 3 * torch.randn(2, n, generator=g, dtype=torch.float64)
+    return problem, [y, r], (at, 1 + torch.rand(2, 2, generator=g, dtype=torch.float64))
+
+
+def random_program(g, n):
+    """A sphere as an equality, a curved inequality and bounds; the start is near one local solution."""
+    x, c, s = cn.Variable(n, "x", bounds=(-2, 2)), cn.Parameter("c", shape=n), cn.Parameter("s")
+    x.value = np.full(n, 1 / n**0.5)
+    q = torch.randn(n, generator=g, dtype=torch.float64)
+    problem = cn.minimize(cn.sum(torch.sin(x)) + cn.sum_squares(x - c)).subject_to(
+        sphere=cn.sum_squares(x) == 1 + s**2, wave=torch.sin(q @ x) + x[0] ** 3 <= 0.6
+    )
+    at = 1 + torch.randn(2, n, generator=g, dtype=torch.float64)
+    return problem, [c, s], (at, torch.rand(2, generator=g, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("make", [random_cone, random_program], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("seed", range(5))
+def test_gradients_of_random_curved_programs(make, seed):
+    """Solutions, values and multipliers of cones and of nonlinear programs, along random directions."""
+    g = rng(seed)
+    problem, inputs, at = make(g, 2 + seed % 3)
+    layer = cn.layer(problem, inputs, ["x", "value", *problem.constraints])
+    given = [t.clone().requires_grad_(True) for t in at]
+    along = [torch.randn(t.shape, generator=g, dtype=torch.float64) for t in at]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = layer(*given)
+        steps = [layer(*(t + s * 1e-6 * d for t, d in zip(at, along, strict=True))) for s in (1, -1)]
+        for k, output in enumerate(found):
+            grads = torch.autograd.grad(torch.cos(output).sum(), given, retain_graph=True)
+            analytic = float(sum((a * d).sum() for a, d in zip(grads, along, strict=True)))
+            numeric = float((torch.cos(steps[0][k]).sum() - torch.cos(steps[1][k]).sum()) / 2e-6)
+            assert analytic == pytest.approx(numeric, rel=1e-5, abs=1e-5), k
+
+
+def touched_cone():
+    x, y = cn.Variable(2, "x"), cn.Parameter("y", shape=2)
+    W = torch.tensor([[1.0, 0.5], [0.0, 2.0]], dtype=torch.float64)
+    at = torch.linalg.solve(W, torch.tensor([0.6, 0.8], dtype=torch.float64))  # on the boundary of the cone
+    return cn.minimize(cn.sum_squares(x - y)).subject_to(c=cn.norm(W @ x) <= 1), at, "x", "W222"
+
+
+def doubled_cone():
+    x, b = cn.Variable(2, "x"), cn.Parameter("b", shape=2)
+    problem = cn.minimize(cn.sum(x)).subject_to(c=cn.norm(x) <= b[0], d=2 * cn.norm(x) <= 2 * b[1])
+    return problem, torch.ones(2, dtype=torch.float64), "value", "W220"
+
+
+def touched_curve():
+    z, y = cn.Variable(2, "z"), cn.Parameter("y", shape=2)
+    z.value = np.array([0.5, 0.5])
+    problem = cn.minimize(cn.sum_squares(z - y)).subject_to(c=torch.sin(z[0]) + z[1] <= 1)
+    at = torch.tensor([0.3, 1 - np.sin(0.3)], dtype=torch.float64)
+    return problem, at, "z", "W222"
+
+
+def doubled_curve():
+    z, b = cn.Variable(2, "z"), cn.Parameter("b", shape=2)
+    z.value = np.array([0.5, 0.5])
+    curve = torch.sin(z[0]) + z[1]
+    problem = cn.minimize(cn.sum_squares(z - 2)).subject_to(c=curve <= b[0], d=2 * curve <= 2 * b[1])
+    return problem, torch.ones(2, dtype=torch.float64), "value", "W220"
+
+
+@pytest.mark.parametrize(
+    "make", [touched_cone, doubled_cone, touched_curve, doubled_curve], ids=lambda f: f.__name__
+)
+def test_degenerate_curved_programs_are_said(make):
+    problem, at, output, code = make()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cn.layer(problem, outputs=output)(at.requires_grad_(True)).sum().backward()
+    assert [w.message.code for w in caught] == [code]
