@@ -35,8 +35,10 @@ __all__ = [
     "whole",
 ]
 
-NUMBERS = 4_000_000
-"""Rows of a sample times backward passes that run as one: between such groups a run can be stopped."""
+NUMBERS, PRODUCTS = 4_000_000, 400_000_000
+"""Rows of a sample times backward passes that run as one, and these times decisions: between such groups a
+run can be stopped."""
+LEAST_GROUP = 4
 
 RowTerm = Callable[[int, Tensor, Tensor | slice], Tensor]
 """(index of the part, residual of some rows, which rows) -> a scalar to add to the objective."""
@@ -177,7 +179,7 @@ def jacobian(
 ) -> Tensor:
     """(count, size) derivatives of `values`, (count,), in all entries of the tensors.
 
-    Backward passes are vectorized in groups of at most `NUMBERS` / rows.
+    Backward passes are vectorized in groups, whose size `NUMBERS` and `PRODUCTS` limit.
 
     Args:
         values: with their graph, which is kept; zeros come back where they have none.
@@ -189,7 +191,8 @@ def jacobian(
     found = values.new_zeros((count, size))
     if not values.requires_grad:
         return found
-    group = max(8, NUMBERS // max(rows, 1))
+    work = max(rows * min(found.shape), 1)
+    group = max(LEAST_GROUP, min(NUMBERS // max(rows, 1), PRODUCTS // work))
     for start in range(0, count, group):
         if check is not None:
             check()

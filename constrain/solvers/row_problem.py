@@ -68,6 +68,9 @@ class RowScaled(Scaled):
         ]
         self.widths = self._pushed_inside()
 
+    def prepare(self) -> None:
+        """Nothing: derivatives are by rows."""
+
     def merge(self, x: Vector) -> None:
         """Copies of constraints stay: rows are too many to compare."""
 

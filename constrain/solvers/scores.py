@@ -69,9 +69,12 @@ class Scores:
         evaluator: of the problem.
         view: of the program in which scores are variables.
         samples: the scores.
+        check: called now and then; it may raise to stop.
     """
 
-    def __init__(self, evaluator: Evaluator, view: Evaluator, samples: list[_Sample]) -> None:
+    def __init__(
+        self, evaluator: Evaluator, view: Evaluator, samples: list[_Sample], check: Callable[[], None]
+    ) -> None:
         self.evaluator, self.view, self.samples = evaluator, view, samples
         self._functions = [
             generate("scores", evaluator.tables, [(node, "primal") for node in sample.nodes])
@@ -79,7 +82,7 @@ class Scores:
         ]
         for i, sample in enumerate(samples):
             for score in self._values(i):
-                sample.matrices.append(_slopes(score, evaluator.decisions.tensors))
+                sample.matrices.append(_slopes(score, evaluator.decisions.tensors, check))
 
     def _values(self, i: int) -> list[Tensor]:
         """The scores of a sample at the current decisions, with their graph."""
@@ -159,16 +162,16 @@ def _derivatives(scalar: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor | 
     return torch.autograd.grad(scalar, leaves, retain_graph=True, allow_unused=True)
 
 
-def _slopes(score: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+def _slopes(score: Tensor, tensors: Sequence[Tensor], check: Callable[[], None]) -> Tensor:
     """(rows, decisions) derivatives of a score: pulled back with unknown weights, differentiated in these."""
     weights = torch.ones_like(score).requires_grad_(True)
     pulled = torch.autograd.grad(score, tensors, weights, create_graph=True, materialize_grads=True)
     flat = torch.cat([g.reshape(-1) for g in pulled])
-    return jacobian(flat, [weights], len(score)).T.contiguous()
+    return jacobian(flat, [weights], len(score), check).T.contiguous()
 
 
 # ------------------------------------------------------------------------------------------- recognition
-def scores_of(evaluator: Evaluator) -> Scores | None:
+def scores_of(evaluator: Evaluator, check: Callable[[], None]) -> Scores | None:
     """The scores of a problem; None where terms see the decisions otherwise, or where it is small."""
     program, size = evaluator.program, evaluator.decisions.size
     rows = max([population.rows for population in evaluator.populations.values()], default=0)
@@ -198,7 +201,7 @@ def scores_of(evaluator: Evaluator) -> Scores | None:
         for data, own in state.known.items()
         if own
     ]
-    return Scores(evaluator, view, samples)
+    return Scores(evaluator, view, samples, check)
 
 
 def _sees_more(root: n.Node, symbols: set[n.VariableSymbol]) -> bool:

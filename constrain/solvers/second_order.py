@@ -119,6 +119,10 @@ class Scaled:
         self.kept = np.concatenate([np.zeros(0, bool), *(s.reshape(-1) for s in self.selected)])
         self.c_scale = np.ones(len(self.equal))
 
+    def prepare(self) -> None:
+        """Finds the scores of rows, through which derivatives are cheap."""
+        self.scores = scores_of(self.evaluator, self.on_time)
+
     def merge(self, x: Vector) -> None:
         """Leaves out constraints that are multiples of others: their values and gradients at two points are.
 
@@ -373,6 +377,7 @@ class _Run:
     def _rounds(self, multipliers: Mapping[str, Any] | None) -> InteriorResult:
         """A run from the start, others where that ends at a violation without a gradient or at a saddle."""
         problem = self.problem
+        problem.prepare()
         x = self._start(problem.whole[problem.free].copy())
         problem.merge(x)
         self.y = np.zeros(len(problem.equal))
@@ -519,9 +524,7 @@ def _stated(evaluator: Evaluator, kinks: Sequence[Kink]) -> Scaled:
         from constrain.solvers.row_problem import RowScaled  # noqa: PLC0415  # it extends `Scaled`
 
         return RowScaled(evaluator, kinks)
-    problem = Scaled(evaluator)
-    problem.scores = scores_of(evaluator)
-    return problem
+    return Scaled(evaluator)
 
 
 _ENDINGS: dict[str, Ending] = {

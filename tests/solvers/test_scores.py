@@ -47,7 +47,7 @@ def prepared(problem):
 def test_the_hessian_is_that_of_automatic_differentiation(name, monkeypatch):
     monkeypatch.setattr(scores, "_LEAST", 0)
     evaluator = prepared(problems()[name])
-    found = scores_of(evaluator)
+    found = scores_of(evaluator, lambda: None)
     assert found is not None
     generator = torch.Generator().manual_seed(0)
     full = evaluator.full("primal").residuals
@@ -78,7 +78,7 @@ def test_terms_that_see_the_decisions_otherwise_have_no_scores(monkeypatch):
         cn.minimize(E(score**2) ** 2),  # not affine in the average
         cn.minimize(cn.sum_squares(w)),  # no rows
     ]
-    assert [scores_of(prepared(problem)) for problem in others] == [None] * 3
+    assert [scores_of(prepared(problem), lambda: None) for problem in others] == [None] * 3
 
 
 def test_a_large_logistic_regression_takes_the_same_steps(monkeypatch):

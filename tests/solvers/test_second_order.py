@@ -9,7 +9,9 @@ from scipy.optimize import lsq_linear, minimize
 
 import constrain as cn
 from constrain import E
+from constrain.driver.setup import lowered, prepare
 from constrain.lowering.lower import lower
+from constrain.runtime import derivatives
 from constrain.solvers.active import finish, kkt_error
 from constrain.solvers.dense import factorized
 from constrain.solvers.interior import interior_point
@@ -237,6 +239,25 @@ def test_a_time_limit_returns_the_point_so_far():
     solution = BY_NUMBER[118].build().solve("newton", time_limit=1e-6, progress=False)
     assert solution.status.value in ("limit", "feasible")
     assert solution.message == "time limit"
+
+
+def test_a_hessian_can_be_stopped_between_groups_of_columns(monkeypatch):
+    D, w = sample(), cn.Variable(4, "w")
+    problem = cn.minimize(E(torch.exp(D.x @ w)) + cn.sum_squares(w))
+    evaluator = prepare(lowered(problem), device=torch.device("cpu"), dtype=torch.float64).evaluator
+    whole = derivatives.hessian(evaluator, lambda outer: outer.objective)
+    calls = []
+    monkeypatch.setattr(derivatives, "LEAST_GROUP", 1)
+    monkeypatch.setattr(derivatives, "PRODUCTS", 1)
+    found = derivatives.hessian(evaluator, lambda outer: outer.objective, check=lambda: calls.append(1))
+    torch.testing.assert_close(found, whole)
+    assert len(calls) == 4
+
+    def stop():
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        derivatives.hessian(evaluator, lambda outer: outer.objective, check=stop)
 
 
 def test_multipliers_of_a_solution_shorten_the_next_run():
