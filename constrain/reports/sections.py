@@ -200,7 +200,8 @@ def kkt_section(s: Solution) -> Markup:
         element(
             "p",
             f"The line in a scale from 1e-16 to 1e2 is the tolerance, {k.tolerance:.0e}. Computed on all "
-            "rows in float64, with exact rates, whatever the solver reports.",
+            "rows in float64, with exact rates, whatever the solver reports."
+            + ("" if k.noise is None else f" On batches: {k.noise}."),
             class_="caption",
         ),
     )
@@ -237,7 +238,8 @@ def _words(k: KKT) -> list[tuple[str, str]]:
     if k.qualified is not None:
         found.append(("Qualification", "holds" if k.qualified else "fails: multipliers need not be bounded"))
     if k.noise is not None:
-        found.append(("On batches", str(k.noise)))
+        seen = short(k.noise.norm) if k.noise.distinguishable else "not told from 0"
+        found.append(("|∇L| on batches", seen))
     origin = {"given": "the solver's", "best fit": "best fit", "none": "none"}[k.origin]
     apart = "" if math.isnan(k.fit_distance) else f"; best fit differs by {short(k.fit_distance)}"
     found.append(("Multipliers", origin + apart))
