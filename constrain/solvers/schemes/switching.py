@@ -43,8 +43,8 @@ class Switching(Scheme):
     along u_i grad c_i, with u_i the measured |grad f| / |grad c_i|, so that both kinds have one length.
 
     Attributes:
-        nearly: violation, in spreads, up to which a step is on the objective; at least the standard error of
-            the running residuals counts, which is known since a spread is that of one row.
+        nearly: violation, in spreads, up to which a step is on the objective; for equalities it is at least
+            the standard error of the running residuals, which is known since a spread is that of one row.
         memory: decay of the running residuals that decide; 0 for those of the batch.
     """
 
@@ -122,10 +122,12 @@ class Switching(Scheme):
         error = state["residual"] / state["seen"]
         signs = torch.where(torch.isneginf(lagrangian.low) & (error < 0), -1.0, 1.0)
         rows = [_worst_row(run, i, estimate, batch) for i, _ in _tables(run)]
-        over = torch.cat([signs * error / spreads, *(worst.over for worst in rows)])
+        free = torch.isneginf(lagrangian.low)
+        room = torch.where(free, self._room(batch), self.nearly)
+        over = torch.cat([signs * error / spreads - room, *(worst.over - self.nearly for worst in rows)])
         violated, chosen = over.new_zeros(()), torch.zeros_like(over)
         if over.numel() and not run.resting:
-            violated = (over.amax() > self._room(batch)).to(over)
+            violated = (over.amax() > 0).to(over)
             chosen = torch.nn.functional.one_hot(over.argmax(), over.numel()).to(over) * violated
         count = len(units)
         weights = torch.cat([(1 - violated).reshape(1).to(units), chosen[:count] * signs * units])
@@ -137,7 +139,7 @@ class Switching(Scheme):
         return total
 
     def _room(self, batch: Mapping[str, Rows]) -> float:
-        """Violation that counts as none: the standard error of a running residual, in spreads."""
+        """Distance from 0 that counts as none: the standard error of a running residual, in spreads."""
         rows = min((r.count for r in batch.values() if not r.whole), default=0)
         noise = math.sqrt((1 - self.memory) / (1 + self.memory) / rows) if rows else 0.0
         return max(self.nearly, noise)
