@@ -129,3 +129,16 @@ def test_a_solution_with_noise_is_stored(tmp_path):
     solution = cn.minimize(E((a - t) ** 2)).solve("newton", progress=False)
     solution.save(tmp_path)
     assert cn.load(tmp_path).kkt().noise == solution.kkt().noise
+
+
+def test_a_stream_is_judged_by_rows_that_were_kept(rng):
+    x = torch.as_tensor(rng.normal(size=(512, 2)))
+    rows = torch.utils.data.TensorDataset(x, x.sum(1), (x[:, 0] > 0).long())
+    D = cn.Data.from_dataset("d", rows, columns=["x", "y", "g"])
+    w = cn.Variable(2, "w")
+    w.value = np.array([0.5, 0.5])
+    problem = cn.minimize(E((D.x @ w - D.y) ** 2)).subject_to(one=E(D.x @ w, given=D.g == 1) <= 1.0)
+    record = problem.kkt(None, {"one": 0.0}, batches=64)
+    gradient = 2 * (np.asarray(x) @ w.value - np.asarray(x.sum(1))) @ np.asarray(x) / 512
+    assert record.noise.distinguishable
+    assert record.noise.norm == pytest.approx(np.linalg.norm(gradient), rel=0.15)
