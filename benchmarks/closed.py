@@ -98,7 +98,7 @@ def simplices(rows: int = 200, entries: int = 50) -> cn.Problem:
 def _measured(name: str, make: Callable[[], cn.Problem], method: str, bound: float, rounds: int) -> Row:
     first: list[float] = []
     again: list[float] = []
-    make().solve(method, progress=False)
+    solution = make().solve(method, progress=False)
     for _ in range(rounds):
         problem = make()
         start = time.process_time()
@@ -122,7 +122,7 @@ def table(rounds: int = ROUNDS) -> list[Row]:
     }
     rows: list[Row] = []
     for name, (make, methods) in problems.items():
-        bound = make().solve("closed", progress=False).bound
+        bound = float(make().solve("closed", progress=False).bound or 0.0)
         rows += [
             _measured(name, make, m, bound, rounds if m == "closed" else max(3, rounds // 5)) for m in methods
         ]

@@ -441,6 +441,5 @@ class ClosedForm:
 
 
 _ENDINGS = {
-    "infeasible": "no point satisfies the constraints",
     "limit": "the dual function has no maximizer within reach: the constraints hold on the boundary only",
 }
