@@ -156,4 +156,4 @@ def test_what_cannot_be_written_out_is_said():
     many = cn.Data("many", x=torch.zeros(3000, 2))
     w = cn.Variable(2, "w")
     told = str(cn.minimize(E(cn.value(made(rhs)[0], at=many.x + w))).explain())
-    assert "its inner problem would be written out for 3,000 rows, more than 2,000" in told
+    assert "its inner problem would be written out for 3,000 rows, more than 1,000" in told

@@ -59,7 +59,8 @@ def test_optimal_values_in_objectives_and_constraints(name):
         lambda x: ((x - 1) ** 2).sum() + weight * value(x), np.ones(4), method="SLSQP",
         bounds=[(-3, 3)] * 4, constraints=limits, options={"ftol": 1e-12},
     )  # fmt: skip
-    assert found.status.value == "stationary"
+    certified = name in ("difference", "at least")  # the value is a minimum of affine functions: concave
+    assert found.status.value == ("optimal" if certified else "stationary")
     assert found.objective == pytest.approx(expected.fun, abs=1e-5)
     assert found.kkt().stationarity <= 1e-10
     assert len(found.history) <= 20

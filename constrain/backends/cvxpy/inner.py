@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ROWS", "inner_value", "refused", "written_out"]
 
-ROWS = 2000
+ROWS = 1000
 """Copies of an inner problem that are written out at most."""
 
 
