@@ -237,11 +237,11 @@ def test_epigraph(objective, weights, method):
     [
         lambda D, w: cn.sum_squares(w) - cn.max(E(D.x @ w, by=D.group)),
         lambda D, w: cn.sum_squares(w) + cn.max(w),
-        lambda D, w: abs(E(D.x @ w)) + cn.max(E(D.x @ w, by=D.group)),
+        lambda D, w: cn.max(E(D.x @ w, by=D.group)) + (9 - cn.max(E(D.x @ w, by=D.group))) ** 2,
         lambda D, w: cn.max(E(D.x @ w, by=D.group)) ** 2 + cn.sum(w),
         lambda D, w: w[0] * cn.max(E(D.x @ w, by=D.group)),
     ],
-    ids=["subtracted", "no averages", "two of them", "inside of a function", "times a decision"],
+    ids=["subtracted", "no averages", "also elsewhere", "inside of a function", "times a decision"],
 )
 def test_where_a_largest_value_is_left_alone(objective):
     w = cn.Variable(3, "w")
