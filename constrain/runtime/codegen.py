@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ from constrain.runtime import declared, rowwise, surrogates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from types import CodeType
 
     from constrain.language.surrogates import Surrogate
 
@@ -299,6 +301,12 @@ def _live(lines: list[str], results: list[str]) -> list[str]:
     return kept[::-1]
 
 
+@lru_cache(maxsize=256)
+def _compiled(source: str, name: str) -> CodeType:
+    """Code of a text, kept: a problem that is solved again has the same."""
+    return compile(source, name, "exec")
+
+
 def generate(name: str, tables: Tables, outputs: Sequence[tuple[n.Node | None, Mode]]) -> Generated:
     """A function that computes the outputs, each in its mode; None stays None.
 
@@ -318,5 +326,5 @@ def generate(name: str, tables: Tables, outputs: Sequence[tuple[n.Node | None, M
         body = [*recording, *indented, f"        return rowwise.released({returned}, graph=recorded)"]
     source = "\n".join([header, *body]) + "\n"
     namespace: dict[str, Any] = writer.scope
-    exec(compile(source, f"<constrain:{name}>", "exec"), namespace)  # our own generated source
+    exec(_compiled(source, f"<constrain:{name}>"), namespace)  # our own generated source
     return Generated(namespace[name], source, len(lines))
