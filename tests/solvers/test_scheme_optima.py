@@ -118,7 +118,7 @@ def test_known_optima(member: str, optima: dict[str, float]) -> None:
     room = NOISY.get(member, OBJECTIVE)
     for name, build in PROBLEMS.items():
         if (member, name) in REFUSED:
-            with pytest.raises(ModelingError, match="E188"):
+            with pytest.raises(ModelingError, match="E208"):
                 run(build(), **FAMILY[member])
             continue
         found = run(build(), **FAMILY[member])

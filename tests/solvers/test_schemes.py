@@ -145,20 +145,20 @@ REFUSALS = {
     "no schedule": ({"scheduler": lambda o: 3}, "E141: scheduler= makes a int, which is no schedule"),
     "two rules": (
         {"scheme": "optimistic", "dual": "mirror"},
-        "E188: the scheme 'optimistic gradient' moves multipliers by a rule of its own, not by dual='mirror'",
+        "E208: the scheme 'optimistic gradient' moves multipliers by a rule of its own, not by dual='mirror'",
     ),
-    "gain": ({"dual": "mirror", "gain": 0.5}, "E188: dual='mirror' has no gain="),
+    "gain": ({"dual": "mirror", "gain": 0.5}, "E208: dual='mirror' has no gain="),
     "penalty": (
         {"scheme": "switching", "formulation": "augmented"},
-        "E188: the scheme 'switching subgradient' has no multipliers for a penalty or gain to act on",
+        "E208: the scheme 'switching subgradient' has no multipliers for a penalty or gain to act on",
     ),
     "network": (
         {"scheme": "tiada", **learned()},
-        "E188: the scheme 'TiAda' has no step for a model that gives the multipliers of 'fit'",
+        "E208: the scheme 'TiAda' has no step for a model that gives the multipliers of 'fit'",
     ),
     "relaxed": (
         {"scheme": "penalty", **relaxed()},
-        "E188: the scheme 'quadratic penalty' has no multipliers that relaxed constraints could move",
+        "E208: the scheme 'quadratic penalty' has no multipliers that relaxed constraints could move",
     ),
 }
 

@@ -86,7 +86,7 @@ def dual_of(
         memory: of the running residual, where the user asks for one.
 
     Raises:
-        ModelingError: E141 for an unknown name or something that is no rule, E188 for a gain or memory that
+        ModelingError: E141 for an unknown name or something that is no rule, E208 for a gain or memory that
             the rule does not have.
     """
     if asked is None:
@@ -108,5 +108,5 @@ def dual_of(
         return replace(own, gain=gain, memory=memory), name
     if gain or memory is not None:
         option = "gain" if gain else "memory"
-        raise ModelingError("E188", f"dual={asked!r} has no {option}=", fix=f'dual="pi", or no {option}=')
+        raise ModelingError("E208", f"dual={asked!r} has no {option}=", fix=f'dual="pi", or no {option}=')
     return rule, name

@@ -63,7 +63,7 @@ class DualDescent(Scheme):
         """Where the run begins, the averaged gradient, and the last visit of the dual function.
 
         Raises:
-            ModelingError: E188 with another rule for the multipliers, or a model that gives them.
+            ModelingError: E208 with another rule for the multipliers, or a model that gives them.
         """
         need_duals(run, self.name, "plain")
         refuse_functions(run, self.name)

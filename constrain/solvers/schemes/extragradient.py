@@ -48,7 +48,7 @@ class Extragradient(Scheme):
         """Nothing is remembered.
 
         Raises:
-            ModelingError: E188 with multipliers that remember residuals.
+            ModelingError: E208 with multipliers that remember residuals.
         """
         need_duals(run, self.name, "plain", "mirror")
         return {}
@@ -120,7 +120,7 @@ class Optimistic(Scheme):
         """The last update of the decisions.
 
         Raises:
-            ModelingError: E188 with another rule for the multipliers.
+            ModelingError: E208 with another rule for the multipliers.
         """
         need_duals(run, self.name, "plain")
         run.lagrangian.use(NuPI(gain=None, memory=0.0))

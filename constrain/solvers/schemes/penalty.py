@@ -65,7 +65,7 @@ class Penalty(Scheme):
         """The first penalty, and no violation to compare with.
 
         Raises:
-            ModelingError: E188 with another rule for the multipliers; without multipliers also for a model
+            ModelingError: E208 with another rule for the multipliers; without multipliers also for a model
                 that gives them, relaxed averages, and a largest value in the objective.
         """
         need_duals(run, self.name, "pi")

@@ -62,7 +62,7 @@ class Scheme(ABC):
             run: with everything ready.
 
         Raises:
-            ModelingError: E188 when the scheme cannot take the problem or the options.
+            ModelingError: E208 when the scheme cannot take the problem or the options.
         """
         del run
         return {}
@@ -89,36 +89,36 @@ class Scheme(ABC):
 
 # ------------------------------------------------------------------------------- what a scheme cannot take
 def need_duals(run: Training, scheme: str, *allowed: str) -> None:
-    """E188 for a rule of the multipliers that a scheme does not combine with."""
+    """E208 for a rule of the multipliers that a scheme does not combine with."""
     asked = run.dual_name
     if asked is not None and asked not in allowed:
         own = " or ".join(f'dual="{name}"' for name in allowed)
         raise ModelingError(
-            "E188",
+            "E208",
             f"the scheme {scheme!r} moves multipliers by a rule of its own, not by dual={asked!r}",
             fix=f"{own}, or no dual=" if own else "no dual=",
         )
 
 
 def refuse_functions(run: Training, scheme: str) -> None:
-    """E188 for multipliers that are values of a model, which a scheme has no step for."""
+    """E208 for multipliers that are values of a model, which a scheme has no step for."""
     if run.functions:
         name = next(iter(run.functions))
         raise ModelingError(
-            "E188",
+            "E208",
             f"the scheme {scheme!r} has no step for a model that gives the multipliers of {name!r}",
             fix='scheme="simultaneous", or no multipliers=',
         )
 
 
 def refuse_games(run: Training, scheme: str) -> None:
-    """E188 for relaxed averages and a largest value as the objective, whose multipliers are constrained."""
+    """E208 for relaxed averages and a largest value as the objective, whose multipliers are constrained."""
     lagrangian = run.lagrangian
     relaxed = [group.relaxation for group in lagrangian.slacks.groups]
     if lagrangian.largest.parts or relaxed:
         what = "a largest value in the objective" if lagrangian.largest.parts else "relaxed constraints"
         raise ModelingError(
-            "E188",
+            "E208",
             f"the scheme {scheme!r} has no multipliers that {what} could move",
             fix='scheme="simultaneous"',
         )

@@ -66,7 +66,7 @@ class Switching(Scheme):
         """Running residuals, and the weights of the steps: current ones, older ones.
 
         Raises:
-            ModelingError: E188 with a rule for multipliers, a penalty, a model that gives multipliers,
+            ModelingError: E208 with a rule for multipliers, a penalty, a model that gives multipliers,
                 relaxed averages, or a largest value in the objective.
         """
         need_duals(run, self.name)
@@ -74,7 +74,7 @@ class Switching(Scheme):
         refuse_games(run, self.name)
         if run.lagrangian.gain:
             raise ModelingError(
-                "E188",
+                "E208",
                 f"the scheme {self.name!r} has no multipliers for a penalty or gain to act on",
                 fix="no formulation= and no gain=",
             )

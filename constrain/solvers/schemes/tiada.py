@@ -66,7 +66,7 @@ class TiAda(Scheme):
         """The two sums of squares.
 
         Raises:
-            ModelingError: E188 with another rule for the multipliers, or a model that gives them.
+            ModelingError: E208 with another rule for the multipliers, or a model that gives them.
         """
         need_duals(run, self.name, "plain")
         refuse_functions(run, self.name)
