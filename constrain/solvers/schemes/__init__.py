@@ -86,9 +86,11 @@ def dual_of(
         memory: of the running residual, where the user asks for one.
 
     Raises:
-        ModelingError: E141 for an unknown name or something that is no rule, E208 for a gain or memory that
-            the rule does not have.
+        ModelingError: E141 for an unknown name, something that is no rule, or no decay; E208 for a gain or
+            memory that the rule does not have.
     """
+    if memory is not None and not 0 <= memory < 1:
+        raise ModelingError("E141", f"memory={memory!r} is not a decay in [0, 1)", fix="memory=0.95")
     if asked is None:
         return None, None
     name = asked if isinstance(asked, str) else type(asked).__name__.lower()
