@@ -13,10 +13,10 @@ from constrain.language.data import Batch
 from constrain.runtime.binding import Rows
 
 if TYPE_CHECKING:
-    from constrain.runtime.binding import Population
+    from constrain.runtime.binding import Index, Population
     from constrain.runtime.evaluator import Evaluator
 
-__all__ = ["Batches", "masked", "rows_by_sample", "weighted"]
+__all__ = ["Batches", "add_rows", "masked", "rows_by_sample", "weighted"]
 
 Batches = Batch | Mapping[str, Any] | tuple[Batch, ...] | list[Batch]
 
@@ -92,3 +92,15 @@ def weighted(values: Tensor, rows: Rows) -> Tensor:
     if rows.weight is None:
         return values
     return values * rows.weight.to(values.dtype).reshape(-1, *(1 for _ in range(values.dim() - 1)))
+
+
+def add_rows(table: Tensor, index: Index, change: Tensor, *, nonneg: bool) -> None:
+    """Adds to the rows of a table in place, repeated ones as often as they occur; clips them at 0."""
+    if isinstance(index, slice):
+        table[index] += change
+        if nonneg:
+            table[index].clamp_(min=0)
+        return
+    table.index_add_(0, index, change)
+    if nonneg:
+        table[index] = table[index].clamp(min=0)

@@ -221,10 +221,18 @@ class TrainingStep:
     running residuals have settled (a pass over the data, or some 400 steps).
     """
 
-    def __init__(self, lagrangian: Lagrangian, optimizer: torch.optim.Optimizer, mode: Mode | None) -> None:
+    def __init__(
+        self, lagrangian: Lagrangian, optimizer: torch.optim.Optimizer, graph: Mode | Literal["off"]
+    ) -> None:
+        if graph not in ("off", "recorded", "compiled"):  # pyright: ignore[reportUnnecessaryContains]
+            fix = 'one of "off", "recorded", "compiled"'
+            raise ModelingError("E141", f"no graph is called {graph!r}", fix=fix)
+        if not isinstance(optimizer, torch.optim.Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
+            fix = "training_step(torch.optim.Adam(f.module.parameters(), lr=1e-3))"
+            raise ModelingError("E141", f"{type(optimizer).__name__} is no optimizer of torch", fix=fix)
         self.lagrangian = lagrangian
         self.optimizer = optimizer
-        self.graph = None if mode is None else RecordedStep(lagrangian, optimizer, self._step, mode)
+        self.graph = None if graph == "off" else RecordedStep(lagrangian, optimizer, self._step, graph)
         self._count = 0
 
     def __call__(self, batch: Batches) -> Tensor:

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from constrain.errors import ModelingError
 from constrain.runtime.ascent import Move
-from constrain.runtime.batches import masked, rows_by_sample, weighted
+from constrain.runtime.batches import add_rows, masked, rows_by_sample, weighted
 from constrain.runtime.binding import Rows
 from constrain.runtime.estimates import Estimator
 from constrain.runtime.graph import TrainingStep
 from constrain.runtime.largest import WEIGHT_STEP, Largest, on_simplex
+from constrain.runtime.multipliers import function_values, over_distribution, part_shapes
 from constrain.runtime.slacks import Slacks
 from constrain.runtime.steps import FASTER, LEAST_PACE, SLOWER, Scales
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from constrain.lowering.program import Part
     from constrain.runtime.ascent import Ascent
     from constrain.runtime.batches import Batches
-    from constrain.runtime.binding import Population
     from constrain.runtime.estimates import Estimate, RowValues
     from constrain.runtime.evaluator import Evaluator
     from constrain.runtime.multipliers import MultiplierFunction
@@ -63,6 +63,16 @@ class Lagrangian(nn.Module):
     row, of which a step touches the rows of the batch only. Multipliers are never below float32. The models
     themselves are not part of this module's state.
     """
+
+    values: Tensor
+    running: Tensor
+    scales: Tensor
+    limits: Tensor
+    pace: Tensor
+    before: Tensor
+    low: Tensor
+    one: Tensor
+    row_scales: Tensor
 
     def __init__(
         self,
@@ -117,25 +127,20 @@ class Lagrangian(nn.Module):
             low += [0.0 if part.kind == "<=" else -torch.inf] * torch.Size(shape).numel()
             self._place[part.key] = (slice(start, len(low)), shape)
             self._vector.append(i)
-        self.values: Tensor
-        self.running: Tensor
-        self.scales: Tensor
-        self.limits: Tensor
-        self.pace: Tensor
-        self.before: Tensor
-        self.low: Tensor
-        zeros = torch.zeros(len(low), dtype=dtype, device=device)
-        self.one: Tensor
-        self.register_buffer("one", torch.ones(1, dtype=dtype, device=device))
-        self.register_buffer("values", zeros)
-        self.register_buffer("running", zeros.clone())
-        self.register_buffer("scales", torch.ones_like(zeros))
-        self.register_buffer("limits", torch.ones_like(zeros))
-        self.register_buffer("pace", torch.ones_like(zeros))  # factor of the scales that an entry has found
-        self.register_buffer("before", zeros.clone())  # exact residuals at the last pass
-        self.register_buffer("low", torch.tensor(low, dtype=dtype, device=device))
-        self.row_scales: Tensor
-        self.register_buffer("row_scales", torch.ones(len(self.parts), dtype=dtype, device=device))
+        count = len(low)
+        starts = {
+            "values": torch.zeros(count),
+            "running": torch.zeros(count),
+            "scales": torch.ones(count),
+            "limits": torch.ones(count),
+            "pace": torch.ones(count),  # factor of the scales that an entry has found
+            "before": torch.zeros(count),  # exact residuals at the last pass
+            "low": torch.tensor(low),
+            "one": torch.ones(1),
+            "row_scales": torch.ones(len(self.parts)),
+        }
+        for name, start in starts.items():
+            self.register_buffer(name, start.to(dtype=dtype, device=device))
 
     def moved(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """What an optimizer moves: neither slacks nor the bound variable of a largest value."""
@@ -172,15 +177,11 @@ class Lagrangian(nn.Module):
         """A multiplier function on all rows of a sample."""
         assert part.rows is not None  # constraints per row only
         population = self.evaluator.populations[part.rows]
-        function: Any = self.functions[part.constraint]
         with torch.no_grad():
-            found = torch.cat([function(r.columns) for r in population.chunks(self.evaluator.chunk)])
+            found = function_values(self.functions[part.constraint], population, self.evaluator.chunk)
             i = self.parts.index(part)
             found = self._with_penalty(i, part, found, self.evaluator.row_residuals(i)[0])
-        if not population.boundless or population.base is None:
-            return found
-        # steps draw from the distribution, which the weights of the support stand for
-        return found * population.base.reshape(-1, *(1 for _ in range(found.dim() - 1))).to(found.dtype)
+        return found if population.base is None else over_distribution(found, population)
 
     def _with_penalty(self, i: int, part: Part, values: Tensor, residual: Tensor) -> Tensor:
         """What the primal sees of multipliers per row: multiplier + gain * step * the row's own residual.
@@ -197,7 +198,7 @@ class Lagrangian(nn.Module):
         result: dict[str, Tensor] = {}
         for part in self.parts:
             value = self.multiplier(part).detach().clone()
-            result[part.key] = value / self._population(part).rows if part.rows is not None else value
+            result[part.key] = value if part.rows is None else value / len(value)
         return result
 
     def set_multipliers(self, values: Mapping[str, Any]) -> None:
@@ -207,11 +208,7 @@ class Lagrangian(nn.Module):
                 if part.key in values and part.constraint not in self.functions:
                     own = self.multiplier(part)
                     value = torch.as_tensor(values[part.key]).to(own)
-                    own.copy_(value * self._population(part).rows if part.rows is not None else value)
-
-    def _population(self, part: Part) -> Population:
-        assert part.rows is not None  # callers check
-        return self.evaluator.populations[part.rows]
+                    own.copy_(value if part.rows is None else value * len(own))
 
     def _save_to_state_dict(
         self,
@@ -409,9 +406,8 @@ class Lagrangian(nn.Module):
         """
         estimate = self._seen.estimate
         if estimate is None:
-            raise ModelingError(
-                "E140", "ascend() without a forward before it", fix="loss = lagrangian(batch) first"
-            )
+            fix = "loss = lagrangian(batch) first"
+            raise ModelingError("E140", "ascend() without a forward before it", fix=fix)
         self._seen.estimate = None
         self._seen.weight = self._seen.weight * self.memory + 1 - self.memory
         if self._vector:
@@ -458,15 +454,8 @@ class Lagrangian(nn.Module):
             value[index] = moved.clamp(min=0) if part.kind == "<=" else moved
             return
         change = masked(weighted(residual * (step * scale), rows), mask).to(value.dtype)
-        if isinstance(rows.index, slice):
-            value[rows.index] += change
-            if part.kind == "<=":
-                value[rows.index].clamp_(min=0)
-            return
         assert rows.index is not None  # checked in forward
-        value.index_add_(0, rows.index, change)
-        if part.kind == "<=":
-            value[rows.index] = value[rows.index].clamp(min=0)
+        add_rows(value, rows.index, change, nonneg=part.kind == "<=")
 
     @torch.no_grad()
     def observe(self, residuals: Mapping[int, Tensor], moments: list[Tensor] | None = None) -> None:
@@ -513,13 +502,7 @@ class Lagrangian(nn.Module):
         Raises:
             ModelingError: E141 for another word, or what is no optimizer of torch.
         """
-        if graph not in ("off", "recorded", "compiled"):  # pyright: ignore[reportUnnecessaryContains]
-            fix = 'one of "off", "recorded", "compiled"'
-            raise ModelingError("E141", f"no graph is called {graph!r}", fix=fix)
-        if not isinstance(optimizer, torch.optim.Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
-            fix = "training_step(torch.optim.Adam(f.module.parameters(), lr=1e-3))"
-            raise ModelingError("E141", f"{type(optimizer).__name__} is no optimizer of torch", fix=fix)
-        return TrainingStep(self, optimizer, None if graph == "off" else graph)
+        return TrainingStep(self, optimizer, graph)
 
     def use(self, rule: Ascent) -> None:
         """Multipliers move by a rule from now on; those of a multiplier function keep their optimizer."""
@@ -585,21 +568,3 @@ class _Seen:
     estimate: Estimate | None = None
     batches: dict[str, Rows] = field(default_factory=dict[str, Rows])
     weight: float = 0.0
-
-
-def part_shapes(evaluator: Evaluator) -> list[tuple[int, ...]]:
-    """Shape of every part's residual: levels first; (rows, ...) for constraints per row."""
-    outer = evaluator.full("exact")
-    shapes: list[tuple[int, ...]] = []
-    for i, part in enumerate(evaluator.program.parts):
-        residual = outer.residuals[i]
-        if part.rows is None and residual is not None:
-            shapes.append(tuple(residual.shape))
-        else:
-            job = next(j for j in evaluator.jobs if j.data is part.rows)
-            place = len(job.moments) + job.parts.index(i)
-            population = evaluator.populations[job.data]
-            with torch.no_grad():
-                first = evaluator.rows(job, population.take(slice(0, 1)), "exact")[place]
-            shapes.append((population.rows, *first.shape[1:]))
-    return shapes

@@ -18,9 +18,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from constrain.lowering.program import Part, Program
+    from constrain.runtime.binding import Population
     from constrain.runtime.evaluator import Evaluator
 
-__all__ = ["MultiplierFunction", "multiplier_functions"]
+__all__ = [
+    "MultiplierFunction",
+    "function_values",
+    "multiplier_functions",
+    "over_distribution",
+    "part_shapes",
+]
 
 
 class MultiplierFunction(nn.Module):
@@ -130,3 +137,33 @@ def _part(program: Program, name: str) -> Part:
             fix="one constraint for each side",
         )
     return own[0]
+
+
+def function_values(function: nn.Module, population: Population, chunk: int) -> Tensor:
+    """A multiplier function on all rows of a sample."""
+    return torch.cat([function(rows.columns) for rows in population.chunks(chunk)])
+
+
+def over_distribution(values: Tensor, population: Population) -> Tensor:
+    """Values per point of a support, times its weights where steps draw from the distribution."""
+    if not population.boundless or population.base is None:
+        return values
+    return values * population.base.reshape(-1, *(1 for _ in range(values.dim() - 1))).to(values.dtype)
+
+
+def part_shapes(evaluator: Evaluator) -> list[tuple[int, ...]]:
+    """Shape of every part's residual: levels first; (rows, ...) for constraints per row."""
+    outer = evaluator.full("exact")
+    shapes: list[tuple[int, ...]] = []
+    for i, part in enumerate(evaluator.program.parts):
+        residual = outer.residuals[i]
+        if part.rows is None and residual is not None:
+            shapes.append(tuple(residual.shape))
+        else:
+            job = next(j for j in evaluator.jobs if j.data is part.rows)
+            place = len(job.moments) + job.parts.index(i)
+            population = evaluator.populations[job.data]
+            with torch.no_grad():
+                first = evaluator.rows(job, population.take(slice(0, 1)), "exact")[place]
+            shapes.append((population.rows, *first.shape[1:]))
+    return shapes

@@ -30,7 +30,7 @@ from scipy.optimize import minimize as _minimize  # pyright: ignore[reportUnknow
 from torch import Tensor
 
 from constrain.runtime.derivatives import curvature
-from constrain.runtime.lagrangian import part_shapes
+from constrain.runtime.multipliers import part_shapes
 from constrain.runtime.result import Ending, RawResult
 from constrain.runtime.slacks import Slacks
 from constrain.solvers.escapes import Escapes
@@ -148,7 +148,7 @@ class _Place:
     balance: float = np.inf
 
 
-_STORED = ("y", "shift", "f_scale", "c_scale", "rho", "magnitude", "evaluations", "history")
+_STORED = ("y", "shift", "f_scale", "c_scale", "norms", "rho", "magnitude", "good", "evaluations", "history")
 """Fields of a run that a checkpoint has, besides its place and the decisions."""
 
 
@@ -185,9 +185,9 @@ class _Run:
         self.magnitude = 1.0
         self.norms = [1.0 for _ in self.parts]
         self.exact = not (self.evaluator.program.has_rates or self.costs)
-        self.good: tuple[float, NDArray[np.float64]] | None = None
+        self.good: tuple[float, Tensor] | None = None
         self.level, self.worst, self.costly = np.inf, 0.0, 0.0
-        self.begun = False
+        self.begun = self.escaping = False
         self.checkpoints = self.progress.checkpoints if isinstance(self.progress, Watched) else None
         self.place = _Place(np.inf)
 
@@ -231,7 +231,7 @@ class _Run:
         self.worst = 0.0
         value, gradient = self.evaluator.pull([self._outer_term], self._row_term if has_rows else None)[0]
         if self.exact and self.worst <= FEASIBLE and (self.good is None or self.level < self.good[0]):
-            self.good = self.level, flat.copy()
+            self.good = self.level, torch.tensor(flat)
         flat_gradient = np.concatenate([g.detach().cpu().double().numpy().reshape(-1) for g in gradient])
         if not (np.isfinite(value) and np.isfinite(flat_gradient).all()):
             return 1e300, np.zeros_like(flat_gradient)
@@ -343,7 +343,9 @@ class _Run:
         try:
             if self.checkpoints is not None:
                 self.checkpoints.listen()
-            ending, message = escapes.after(*self.loop())
+            ending, message = self.loop()
+            self.escaping = True  # short, and it repeats itself: a run that is continued starts it again
+            ending, message = escapes.after(ending, message)
         except _Stop:
             ending, message = "limit", "time limit"
         except KeyboardInterrupt:
@@ -352,7 +354,7 @@ class _Run:
             if self.checkpoints is not None:
                 self.checkpoints.close()
         if ending in ("limit", "interrupted") and self.good is not None and self.point().violation > FEASIBLE:
-            self.evaluator.decisions.set(self.good[1])
+            self.evaluator.decisions.set(self.good[1].numpy())
         if not np.isfinite(self.evaluator.decisions.get()).all():
             self.evaluator.decisions.set(kept)
             ending, message = "diverged", "non-finite decisions; the start is returned"
@@ -436,7 +438,7 @@ class _Run:
         return {"seconds": seconds, "fields": state(fields, self.place), "views": views}
 
     def _store(self) -> None:
-        if self.checkpoints is not None and self.checkpoints.due(self.evaluations):
+        if self.checkpoints is not None and not self.escaping and self.checkpoints.due(self.evaluations):
             self.checkpoints.save(self.evaluations, self._state)
 
     def _resume(self) -> None:
