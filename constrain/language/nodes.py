@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, cast
 
 from constrain._lazy import language_printing
@@ -130,8 +130,10 @@ class ArraySymbol:
 
 
 # ----------------------------------------------------------------------------------------------- nodes
-_COMPARED: dict[type, tuple[str, ...]] = {}
-"""By class of nodes the fields that they are compared by."""
+@cache
+def _compared(kind: type[Node]) -> tuple[str, ...]:
+    """The fields that nodes of a class are compared by."""
+    return tuple(f.name for f in fields(kind) if f.name not in ("loc", "_key", "_hash"))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -143,12 +145,7 @@ class Node:
     _hash: int = field(init=False)
 
     def __post_init__(self) -> None:
-        own = _COMPARED.get(type(self))
-        if own is None:
-            own = _COMPARED[type(self)] = tuple(
-                f.name for f in fields(self) if f.name not in ("loc", "_key", "_hash")
-            )
-        self._identify(tuple([getattr(self, name) for name in own]))
+        self._identify(tuple([getattr(self, name) for name in _compared(type(self))]))
 
     def _identify(self, key: tuple[Any, ...]) -> None:
         """Fixes what the node is compared by."""
@@ -488,11 +485,9 @@ AnyNode: TypeAlias = (
 # ------------------------------------------------------------------------------------------- traversal
 def children(node: Node) -> tuple[Node, ...]:
     """Direct sub-nodes in the user's order; found once and kept on the node."""
-    known = node.__dict__.get("_children")
-    if known is None:
-        known = _children(node)
-        object.__setattr__(node, "_children", known)
-    return known
+    if "_children" not in node.__dict__:
+        object.__setattr__(node, "_children", _children(node))
+    return node.__dict__["_children"]
 
 
 def _children(node: Node) -> tuple[Node, ...]:
@@ -583,8 +578,7 @@ def _rebuild_closing(node: Node, new: tuple[Node, ...]) -> Node:
         case Statistic(kind=kind, args=args, given=given, level=level):
             rebuilt = tuple(next(it) for _ in args)
             event = None if given is None else next(it)
-            named = next(it) if isinstance(level, Knob) else None
-            own = named if isinstance(named, Knob) else level
+            own = cast("Knob", next(it)) if isinstance(level, Knob) else level
             return Statistic(kind, rebuilt, event, _columns(it), own, loc=node.loc)
         case ForAll(data=data, where=where):
             event = None if where is None else next(it)
@@ -610,15 +604,9 @@ def postorder(*roots: Node) -> list[Node]:
         node = stack.pop()
         if node is None:  # everything under the node below has been visited
             order.append(cast("Node", stack.pop()))
-            continue
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        parts = children(node)
-        if parts:
-            stack += (node, None, *reversed(parts))
-        else:
-            order.append(node)
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack += (node, None, *reversed(children(node)))
     return order
 
 
