@@ -33,7 +33,7 @@ from constrain.runtime.derivatives import curvature
 from constrain.runtime.multipliers import part_shapes
 from constrain.runtime.result import Ending, RawResult
 from constrain.runtime.slacks import Slacks
-from constrain.solvers.escapes import Escapes
+from constrain.solvers.escapes import NO_CLOSER, Escapes
 from constrain.solvers.kinks import kinks_left
 from constrain.solvers.newton import projected_gradient, projected_newton, truncated_newton
 from constrain.solvers.progress import Watched
@@ -420,7 +420,7 @@ class _Run:
             if place.stalled >= STALLED and place.tolerance <= stationarity and worst <= STALL_TOLERANCE:
                 kinks = kinks_left(self.evaluator.program) is not None
                 why = "it jumps at kinks" if kinks else "the inner method reaches no more digits"
-                return "limit", f"the gradient comes no closer to balance: {why}"
+                return "limit", f"{NO_CLOSER}: {why}"
             solved = stationarity <= 10 * place.tolerance or place.stalled >= STALLED
             if solved and inner > max(options.decrease * place.best, options.tolerance):
                 self.rho = min(self.rho * options.growth, options.max_penalty)

@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from constrain.solvers.saddles import ESCAPES, SADDLE, points_below, way_down
+from constrain.solvers.saddles import (
+    ESCAPES,
+    SADDLE,
+    least_curvature,
+    points_below,
+    points_lower,
+    way_down,
+)
 from constrain.solvers.second_order import Scaled
 from constrain.solvers.starts import MOVE, RETRIES, inside_domain, nearby, pushed, stuck
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Protocol
 
     from numpy.typing import NDArray
@@ -47,15 +55,31 @@ if TYPE_CHECKING:
             """By part key, of the problem as written."""
             ...
 
+        def merit(self, flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+            """The augmented Lagrangian and its gradient."""
+            ...
+
+        def curvature(
+            self, flat: NDArray[np.float64]
+        ) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+            """Products with its Hessian."""
+            ...
+
         def loop(self) -> tuple[Ending, str]:
             """Multiplier updates from the current point to the end."""
             ...
 
 
-__all__ = ["Escapes"]
+__all__ = ["NO_CLOSER", "Escapes"]
 
 _MOST_ENTRIES = 2_000
 """Most entries of constraints for which the Jacobian is formed."""
+_MOST_DECISIONS = 100_000
+"""Most decisions for which a saddle is looked for by products."""
+NO_CLOSER = "the gradient comes no closer to balance"
+"""What the message of a run begins with that ended next to a point where gradients balance."""
+_HELD = 1e-7
+"""Distance to a bound below which a decision is held there."""
 
 
 class Escapes:
@@ -124,22 +148,26 @@ class Escapes:
         return ending, message
 
     def _off_saddles(self, ending: Ending, message: str) -> tuple[Ending, str]:
-        """Runs from below saddles, where a dense Hessian is affordable."""
+        """Runs from below saddles: by a dense Hessian where that is affordable, else by products with it."""
         entries = sum(y.numel() for y in self.run.y)
-        if not (self.movable and self.run.second_order and entries <= _MOST_ENTRIES):
+        if not self.movable or any(d.streamed for d in self.run.evaluator.program.populations):
             return ending, message
+        if not self.run.second_order or entries > _MOST_ENTRIES:
+            return self._by_products(ending, message)
         for _ in range(ESCAPES):
-            if ending != "converged":
+            if not _balanced(ending, message):
                 break
             problem = Scaled(self.run.evaluator)
             x = problem.whole[problem.free].copy()
             problem.f_scale, problem.c_scale = problem.measure(x)
             y = problem.pack(self.run.multipliers())
             way = way_down(problem, x, y)
-            problem.place(x)
             if way is None:
+                problem.place(x)
                 break
-            below = self._below(list(points_below(problem, x, y, way[0])), problem)
+            starts = list(points_below(problem, x, y, way[0]))
+            problem.place(x)
+            below = self._below(starts, problem.place)
             if below is None:
                 problem.place(x)
                 self.run.history[-1]["curvature"] = way[1]
@@ -147,12 +175,36 @@ class Escapes:
             ending, message = below
         return ending, message
 
-    def _below(self, starts: list[NDArray[np.float64]], problem: Scaled) -> tuple[Ending, str] | None:
+    def _by_products(self, ending: Ending, message: str) -> tuple[Ending, str]:
+        """The same with the least eigenvalue of the merit's Hessian, which Lanczos' method finds."""
+        low, high = self.decisions.bounds()
+        for _ in range(ESCAPES):
+            x = self.decisions.get()
+            if not _balanced(ending, message) or len(x) > _MOST_DECISIONS:
+                break
+            free = (x - low > _HELD) & (high - x > _HELD)
+            found = least_curvature(self.run.curvature(x), free)
+            if found is None:
+                break
+            direction, curvature = found
+            starts = list(points_lower(lambda z: self.run.merit(z)[0], x, direction, low, high))
+            self.decisions.set(x)
+            below = self._below(starts, self.decisions.set)
+            if below is None:
+                self.decisions.set(x)
+                self.run.history[-1]["curvature"] = curvature
+                return ending, SADDLE
+            ending, message = below
+        return ending, message
+
+    def _below(
+        self, starts: list[NDArray[np.float64]], place: Callable[[NDArray[np.float64]], None]
+    ) -> tuple[Ending, str] | None:
         """How a run from one of the starts ended, if lower than here."""
         kept, level = [y.clone() for y in self.run.y], self.run.residuals("exact")[0]
         rows = len(self.run.history)
         for start in starts:
-            problem.place(start)
+            place(start)
             ending, message = self.run.loop()
             lower = self.run.residuals("exact")[0] < level - 1e-9 * max(1.0, abs(level))
             if ending == "unbounded" or (ending == "converged" and lower):
@@ -160,3 +212,8 @@ class Escapes:
             self.run.y = [y.clone() for y in kept]
             del self.run.history[rows:]
         return None
+
+
+def _balanced(ending: Ending, message: str) -> bool:
+    """Whether a run ended where gradients balance, or next to such a point: steps stall at saddles."""
+    return ending == "converged" or (ending == "limit" and message.startswith(NO_CLOSER))

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from scipy.linalg import eigh as _eigenpairs  # pyright: ignore[reportUnknownVariableType]  # untyped
+from scipy.sparse.linalg import ArpackError, LinearOperator
+from scipy.sparse.linalg import eigsh as _lanczos  # pyright: ignore[reportUnknownVariableType]  # untyped
 
 from constrain.solvers.dense import factorized
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
     Vector = NDArray[np.float64]
 
-__all__ = ["ESCAPES", "SADDLE", "WayDown", "points_below", "way_down"]
+__all__ = ["ESCAPES", "SADDLE", "WayDown", "least_curvature", "points_below", "points_lower", "way_down"]
 
 ESCAPES = 5
 """Most steps off saddles in a run."""
@@ -114,16 +116,58 @@ def points_below(problem: Smooth, x: Vector, y: Vector, direction: Vector) -> It
         value = f + float(y[active] @ c[active]) + 0.5 * float(c[active] @ c[active])
         return value if np.isfinite(value) else np.inf
 
+    yield from points_lower(merit, x, direction, problem.low, problem.high)
+
+
+def points_lower(
+    merit: Callable[[Vector], float], x: Vector, direction: Vector, low: Vector, high: Vector
+) -> Iterator[Vector]:
+    """For either sign of the direction a point within the bounds at which a function is lower than at x."""
     here, size = merit(x), max(1.0, float(np.abs(x).max(initial=0.0)))
     for sign in (1.0, -1.0):
-        found = _first_below(merit, here, x, _reach(problem, x, sign * direction, size))
+        found = _first_below(merit, here, x, _reach(x, sign * direction, size, low, high))
         if found is not None:
             yield found
 
 
-def _reach(problem: Smooth, x: Vector, d: Vector, size: float) -> Vector:
+def least_curvature(product: Callable[[Vector], Vector], free: NDArray[np.bool_]) -> WayDown | None:
+    """A direction of clearly negative curvature, by products with the Hessian only (Lanczos 1950).
+
+    Args:
+        product: v -> H v, both (n,).
+        free: which coordinates may move, (n,).
+
+    Returns:
+        The direction, largest entry 1, and its curvature; None where the least one is not clearly negative,
+        or is not found in a few hundred products.
+    """
+    places = np.flatnonzero(free)
+    if len(places) < 3:
+        return None
+
+    def within(v: Vector) -> Vector:
+        whole = np.zeros(len(free))
+        whole[places] = v.reshape(-1)
+        return product(whole)[places]
+
+    operator = cast("Any", LinearOperator)((len(places),) * 2, matvec=within, dtype=np.float64)
+    start = np.random.default_rng(0).normal(size=len(places))
+    solve = cast("Callable[..., Any]", _lanczos)
+    try:
+        largest = abs(float(solve(operator, k=1, which="LM", v0=start, tol=0.1, maxiter=50)[0][0]))
+        values, vectors = solve(operator, k=1, which="SA", v0=start, tol=1e-3, maxiter=200)
+    except ArpackError:
+        return None
+    if not np.isfinite(values[0]) or values[0] >= -_CLEAR * largest:
+        return None
+    direction = np.zeros(len(free))
+    direction[places] = vectors[:, 0]
+    return direction / np.abs(direction).max(), float(values[0])
+
+
+def _reach(x: Vector, d: Vector, size: float, low: Vector, high: Vector) -> Vector:
     """The direction at the length that keeps a tenth of the distance to every bound."""
-    room = np.where(d > 0, problem.high - x, x - problem.low)
+    room = np.where(d > 0, high - x, x - low)
     longest = np.where(d != 0, 0.9 * room / np.maximum(np.abs(d), 1e-300), np.inf)
     return d * min(size, float(longest.min(initial=np.inf)))
 

@@ -7,6 +7,7 @@ from sklearn.datasets import load_diabetes
 from sklearn.preprocessing import scale
 
 import constrain as cn
+from constrain.solvers.saddles import least_curvature
 
 
 @pytest.mark.parametrize("second_order", [True, False])
@@ -66,3 +67,33 @@ def test_a_violation_that_nothing_reduces_is_infeasible():
     w = cn.Variable((), "w")
     solution = cn.minimize(w**2).subject_to(a=torch.sin(w) >= 1.5).solve("augmented", progress=False)
     assert solution.status == "likely_infeasible"
+
+
+def well(n=1500):
+    """w_0^4 - 2 w_0^2 has a maximum at the start, and minima at 1 and -1."""
+    w = cn.Variable(n, "w")
+    w.value = np.zeros(n)
+    f = cn.sum_squares(w) + w[0] ** 4 - 3 * w[0] ** 2
+    return cn.minimize(f).subject_to(total=cn.sum(w[1:]) == 3), -1 + 9 / (n - 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"products": True}])
+def test_many_variables_leave_a_saddle_by_products_with_the_hessian(options):
+    problem, value = well()
+    found = problem.solve("augmented", progress=False, **options)
+    assert found.status.value == "stationary"
+    assert found.objective == pytest.approx(value, abs=1e-8)
+    assert abs(found.variables["w"][0]) == pytest.approx(1, abs=1e-6)
+
+
+def test_least_curvature_is_the_least_eigenvalue():
+    rng = np.random.default_rng(0)
+    H = rng.normal(size=(40, 40))
+    H = H + H.T
+    free = np.arange(40) % 4 > 0
+    direction, curvature = least_curvature(lambda v: H @ v, free)
+    inner = H[np.ix_(free, free)]
+    assert curvature == pytest.approx(np.linalg.eigvalsh(inner)[0], rel=1e-3)
+    assert (direction[~free] == 0).all()
+    assert direction @ H @ direction / (direction @ direction) == pytest.approx(curvature, rel=1e-2)
+    assert least_curvature(lambda v: (H @ H + np.eye(40)) @ v, free) is None

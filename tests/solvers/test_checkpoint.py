@@ -212,6 +212,40 @@ def test_the_full_data_method_goes_on_at_the_next_inner_problem(tmp_path):
     same(whole, continued)
 
 
+def well():
+    w = cn.Variable(3, "w")
+    w.value = np.array([0.0, 2.0, 0.5])
+    f = cn.sum_squares(w) + w[0] ** 4 - 3 * w[0] ** 2  # a maximum in w[0] at the start
+    return cn.minimize(f).subject_to(total=cn.sum(w[1:]) == 3, some=w[1] ** 2 <= 1), w
+
+
+@pytest.mark.parametrize("rounds", [3, 8, 13])
+def test_a_run_that_leaves_a_saddle_goes_on_exactly(rounds, tmp_path):
+    path, options = tmp_path / "run.ckpt", {"progress": False}
+    problem, w = well()
+    whole = problem.solve("augmented", **options)
+    assert abs(w.value[0]) == pytest.approx(1, abs=1e-6)
+    problem, _ = well()
+    with pytest.raises(Cut):
+        problem.solve("augmented", checkpoint=Checkpoint(path, steps=1), callback=cut_at(rounds), **options)
+    problem, w = well()
+    continued = problem.solve("augmented", resume=path, **options)
+    same(whole, continued)
+    assert np.array_equal(whole.variables["w"], continued.variables["w"])
+
+
+def cut_at(rounds):
+    """As `cut_after`, by rounds that were told, whatever their numbers."""
+    told = []
+
+    def callback(_round):
+        told.append(1)
+        if len(told) == rounds:
+            raise Cut
+
+    return callback
+
+
 def test_cut_again_and_again(tmp_path):
     path = tmp_path / "run.ckpt"
     whole, _ = solved("lagrangian", rates)
