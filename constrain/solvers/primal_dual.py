@@ -335,7 +335,7 @@ class Training:
         batch = self.draw()
         try:
             if not self.scheme.recordable:
-                raise NotRecorded(f"a step of {self.scheme.name} is more than one evaluation of one batch")
+                raise NotRecorded(f"the scheme {self.scheme.name} remembers more than tensors in place")
             self.graph(batch)
         except NotRecorded as reason:
             if self.graph.strict:

@@ -117,9 +117,13 @@ def alternating():
     return groups(), {"scheme": "alternating"}
 
 
+def extragradient():
+    return rows(), {"scheme": "extragradient"}
+
+
 PROBLEMS = [
     groups, rates, rows, curved, tails, bounded, points, stratified, whole, dataset, augmented, dual_first,
-    alternating,
+    alternating, extragradient,
 ]  # fmt: skip
 
 
@@ -192,8 +196,8 @@ def test_what_cannot_be_recorded_is_refused_when_asked_for_and_else_made_in_pyth
 
     with pytest.raises(ModelingError, match=r"E207.*training step cannot be recorded.*\n.*graph=\"off\""):
         trained(build, "recorded")
-    with pytest.raises(ModelingError, match="more than one evaluation"):
-        trained(groups, "recorded", scheme="extragradient")
+    with pytest.raises(ModelingError, match="remembers more than tensors in place"):
+        trained(groups, "recorded", scheme="tiada")
     monkeypatch.setattr(primal_dual, "RECORDED_STEPS", 1)
     found = trained(build, "auto")
     assert "recorded" not in found.provenance.solver

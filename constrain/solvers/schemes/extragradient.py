@@ -38,6 +38,7 @@ class Extragradient(Scheme):
     """
 
     gain: ClassVar[float | None] = 0.0
+    recordable: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

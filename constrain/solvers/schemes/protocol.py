@@ -37,8 +37,8 @@ class Scheme(ABC):
         guarded: gain, memory and rate, where the user leaves them to the library, change when violations
             cycle (`guard.py`).
         rate: integral step of the multipliers when the user asks for none; None takes 1.2 / sqrt(steps).
-        recordable: a step evaluates one batch, and all that it depends on beside the batch are tensors that
-            it changes in place and the numbers of `Training`, so that it can be one graph.
+        recordable: a step draws one batch, and all that it depends on beside the batch are tensors that it
+            changes in place and the numbers of `Training`, so that it can be one graph.
     """
 
     gain: ClassVar[float | None] = None
