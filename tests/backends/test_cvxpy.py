@@ -823,3 +823,26 @@ def test_the_bound_of_a_search_cut_short_is_not_the_optimum():
     solution = problem.solve(method="cvxpy", progress=False, options={"mip_rel_gap": 0.05})
     assert solution.bound > solution.objective * (1 + 1e-4)
     assert solution.status != "optimal"
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda r: cn.maximum(0.9 * r, -0.1 * r),
+        lambda r: abs(0.5 * r) + cn.maximum(2.0 * r - 1.0, 0.0),
+        lambda r: cn.maximum(3.0 * r - 2.0, -0.2 * r) + abs(r + 1.0),
+    ],
+    ids=["pinball", "absolute", "shifted"],
+)
+def test_linear_programs_do_not_depend_on_bounds_that_cvxpy_infers(loss):
+    """cvxpy 1.9.3 bounds `maximum(0.9 r, ...)` by 0 for HiGHS: the program was said to be infeasible."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(80, 3))
+    D = cn.Data("d", x=x, y=x @ [1.0, -2.0, 0.5] + rng.normal(size=80))
+    w = cn.Variable(3, "w")
+    problem = cn.minimize(E(loss(D.y - D.x @ w)))
+    found = {
+        solver: problem.solve("cvxpy", solver=solver, progress=False) for solver in ("HIGHS", "CLARABEL")
+    }
+    assert all(solution.status == "optimal" for solution in found.values())
+    close(found["HIGHS"].objective, found["CLARABEL"].objective)

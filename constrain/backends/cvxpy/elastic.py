@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from constrain.backends.cvxpy.averages import added
-from constrain.backends.cvxpy.package import cp
+from constrain.backends.cvxpy.package import cp, without_inferred_bounds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -158,7 +158,7 @@ class Elastic:
         for name, options in _LINEAR if self._linear else _CONES:
             if name not in installed:
                 continue
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), without_inferred_bounds():
                 warnings.simplefilter("ignore")
                 try:
                     problem.solve(solver=name, **options)

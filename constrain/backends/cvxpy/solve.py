@@ -19,7 +19,7 @@ import numpy as np
 from constrain.backends.cvxpy.declared import without_lowering
 from constrain.backends.cvxpy.inner import refused
 from constrain.backends.cvxpy.matrices import dual_of
-from constrain.backends.cvxpy.package import cp
+from constrain.backends.cvxpy.package import cp, without_inferred_bounds
 from constrain.errors import ModelingError, RouteError
 from constrain.language import nodes as n
 from constrain.language.types import type_of
@@ -278,7 +278,8 @@ def _run(problem: Any, solver: str, options: dict[str, Any], verbose: bool) -> t
         cp.error.SolverError: when the solver fails or cannot take the problem.
     """
     try:
-        data, chain, inverse = problem.get_problem_data(solver, solver_opts=dict(options))
+        with without_inferred_bounds():
+            data, chain, inverse = problem.get_problem_data(solver, solver_opts=dict(options))
     except cp.error.SolverError as error:
         raise _CannotTakeError(str(error)) from None
     raw = chain.solve_via_data(problem, data, warm_start=False, verbose=verbose, solver_opts=dict(options))
