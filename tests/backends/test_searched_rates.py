@@ -128,3 +128,24 @@ def test_rates_that_no_point_reaches_stay_likely_infeasible():
     problem = cn.find().subject_to(all_up=P(score > 0.01) >= 0.99, all_down=P(score < 0) >= 0.5)
     solution = problem.solve(progress=False, time_limit=2.0)
     assert solution.status.value == "likely_infeasible"
+
+
+def test_a_quantile_of_decisions_is_not_searched_by_its_local_model():
+    """Written with its present threshold it is exact at one point only; a quantile of the data is a number."""
+    D = cn.Data("z", z=torch.arange(1.0, 11, dtype=torch.float64))
+    w = cn.Variable((), "w", bounds=(-3, 12))
+    held = (
+        cn.minimize(cn.Quantile(abs(D.z - w), 0.5)),
+        cn.minimize(w).subject_to(q=cn.Quantile(D.z - w, 0.8) <= 0),
+        cn.maximize(w).subject_to(q=cn.Quantile(D.z + w, 0.8) <= 5),
+        cn.maximize(cn.CVaR(abs(D.z - w), 0.8)),
+    )
+    for problem in held:
+        explanation = problem.explain()
+        assert explanation.method != "pyomo"
+        pyomo = next(r for r in explanation.routes if r.method == "pyomo")
+        assert not pyomo.open
+        assert "is held at its present value, and moves with the decisions" in pyomo.reason
+    fixed = cn.minimize(w).subject_to(q=w >= cn.Quantile(D.z, 0.8), r=P(D.z <= w) >= 0.5)
+    fixed.solve("pyomo", progress=False)
+    assert w.value == pytest.approx(8.0)

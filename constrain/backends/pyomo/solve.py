@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from constrain.language.symbols import Model
     from constrain.lowering.classify import Facts
-    from constrain.lowering.program import Program
+    from constrain.lowering.program import Program, Tail
     from constrain.runtime.result import Ending
 
 __all__ = ["RawSolution", "Support", "discrete", "solve", "support"]
@@ -161,6 +161,9 @@ def _refusal(program: Program) -> str | None:
     if not program.variables and all(model.frozen for model in program.models):
         return "there are no decisions"
     memo: dict[int, bool] = {}
+    for tail in program.tails:
+        if _held(tail, memo):
+            return f"{tail.name} is held at its present value, and moves with the decisions"
     for node in n.postorder(*_roots(program)):
         if not moving(node, memo):
             continue
@@ -180,6 +183,16 @@ def _refusal(program: Program) -> str | None:
             what = "derivatives of models" if isinstance(node, n.Gradient) else node.path
             return f"it has no form of {what}"
     return None
+
+
+def _held(tail: Tail, memo: dict[int, bool]) -> bool:
+    """Whether a threshold is that of the present point only, and the program is no more than near to it.
+
+    A center may be any number, and a threshold that is a decision finds its place.
+    """
+    if tail.kind == "mean" or isinstance(tail.threshold, n.VariableSymbol):
+        return False
+    return moving(tail.integrand, memo) or (tail.given is not None and moving(tail.given, memo))
 
 
 def _size(program: Program) -> int:
