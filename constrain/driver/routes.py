@@ -30,7 +30,8 @@ __all__ = ["BUILT_IN", "METHODS", "Route", "asks_otherwise", "choose", "make_sol
 
 BUILT_IN: dict[str, Any] = {"newton": Newton, "augmented": AugmentedLagrangian, "lagrangian": PrimalDual}
 METHODS = ("auto", "closed", "cvxpy", "pyomo", "newton", "augmented", "lagrangian", "cooper")
-TRAINING = ("batch", "epochs", "optimizer", "estimator", "sampling", "multipliers")
+_OF_BATCHES = ("batch", "epochs", "optimizer", "estimator", "sampling", "multipliers")
+TRAINING = (*_OF_BATCHES, "scheme", "dual", "scheduler", "graph")
 """Options that only minibatch training has."""
 NEWTON_SIZE, NEWTON_NUMBERS = 2_000, 10_000_000
 """Most decisions plus constraints, and these times rows, for which dense second derivatives are formed."""

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from constrain.runtime.limits import FRACTION, NONNEGATIVE, POSITIVE, check_limits
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -85,6 +87,10 @@ class NuPI:
     gain: float | None = 0.3
     memory: float = 0.95
 
+    def __post_init__(self) -> None:
+        """Refuses options that make no sense (E141)."""
+        check_limits(self, gain=NONNEGATIVE, memory=FRACTION)
+
     def start(self, past: dict[str, Tensor], name: str, values: Tensor) -> None:
         """No error yet."""
         past[name] = torch.zeros_like(values)
@@ -132,6 +138,10 @@ class Mirror:
     """
 
     offset: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuses options that make no sense (E141)."""
+        check_limits(self, offset=POSITIVE)
 
     def start(self, past: dict[str, Tensor], name: str, values: Tensor) -> None:
         """Nothing is remembered."""

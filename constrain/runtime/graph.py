@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from constrain.errors import ModelingError
+from constrain.runtime.limits import check_optimizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -227,9 +228,7 @@ class TrainingStep:
         if graph not in ("off", "recorded", "compiled"):  # pyright: ignore[reportUnnecessaryContains]
             fix = 'one of "off", "recorded", "compiled"'
             raise ModelingError("E141", f"no graph is called {graph!r}", fix=fix)
-        if not isinstance(optimizer, torch.optim.Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
-            fix = "training_step(torch.optim.Adam(f.module.parameters(), lr=1e-3))"
-            raise ModelingError("E141", f"{type(optimizer).__name__} is no optimizer of torch", fix=fix)
+        check_optimizer(optimizer, "the optimizer of a training step")
         self.lagrangian = lagrangian
         self.optimizer = optimizer
         self.graph = None if graph == "off" else RecordedStep(lagrangian, optimizer, self._step, graph)

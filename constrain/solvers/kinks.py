@@ -221,6 +221,8 @@ class _Rewriting:
     def _replaceable(node: n.Node, side: int, rows: Data | None) -> bool:
         if not isinstance(node, n.Apply) or not _has_kink(node) or node.atom in _JUMPS:
             return False
+        if ATOMS[node.atom].declared is not None:  # of which only the value is known
+            return False
         if side != (-1 if node.atom in _CONCAVE else 1) or not depends_on_decisions(node):
             return False
         kind = type_of(node)

@@ -21,6 +21,7 @@ from constrain.language import nodes as n
 from constrain.lowering.lower import EPIGRAPH
 from constrain.runtime.graph import NotRecorded, RecordedStep, cannot_be
 from constrain.runtime.lagrangian import Lagrangian
+from constrain.runtime.limits import check_optimizer
 from constrain.runtime.multipliers import multiplier_functions
 from constrain.solvers.guard import Guard
 from constrain.solvers.sampling import BatchSampler, Sampling
@@ -214,6 +215,7 @@ class Training:
         self.optimizer = (
             self.scheme.optimizer(self.tensors, self._usual_lr()) if make is None else make(self.tensors)
         )
+        check_optimizer(self.optimizer, "what optimizer= makes")
         own = options.scheduler
         self.schedule: Any = (
             half_cosine(self.optimizer, self.total) if own is None else schedule_of(own, self.optimizer)

@@ -161,6 +161,9 @@ def schedule_of(make: Callable[[torch.optim.Optimizer], Any], optimizer: torch.o
     Raises:
         ModelingError: E141 for one that needs a value at every step, or something that is no schedule.
     """
+    if not callable(make):  # pyright: ignore[reportUnnecessaryComparison]
+        text = f"scheduler={make!r} is not a function of the optimizer"
+        raise ModelingError("E141", text, fix="scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 100)")
     found = make(optimizer)
     if isinstance(found, torch.optim.lr_scheduler.ReduceLROnPlateau):
         raise ModelingError(

@@ -321,7 +321,7 @@ def test_words_of_the_loop():
     optimizer = torch.optim.SGD(lagrangian.evaluator.decisions.tensors, lr=0.1)
     with pytest.raises(ModelingError, match=r"E141.*no graph is called 'fast'"):
         lagrangian.training_step(optimizer, "fast")
-    with pytest.raises(ModelingError, match=r"E141.*list is no optimizer of torch"):
+    with pytest.raises(ModelingError, match=r"E141.*is a list, which is no optimizer of torch"):
         lagrangian.training_step([])
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from constrain.runtime.limits import POSITIVE, WHOLE, check_limits
 from constrain.solvers.schemes.protocol import Scheme, State, need_duals, refuse_functions
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ class DualDescent(Scheme):
     inner_steps: int | None = None
     inner_tol: float = 1e-2
     warm: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuses options that make no sense (E141)."""
+        check_limits(self, inner_steps=WHOLE, inner_tol=POSITIVE)
 
     gain: ClassVar[float | None] = 0.0
     rate: ClassVar[float | None] = 0.3

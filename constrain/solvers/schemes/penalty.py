@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from constrain.runtime.limits import POSITIVE, WHOLE, check_limits
 from constrain.solvers.schemes.protocol import Scheme, State, need_duals, refuse_functions, refuse_games
 
 if TYPE_CHECKING:
@@ -55,6 +56,18 @@ class Penalty(Scheme):
     tolerance: float = 1e-3
     looks: int = 15
     ascends: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses options that make no sense (E141)."""
+        check_limits(
+            self,
+            start=POSITIVE,
+            factor=POSITIVE,
+            sufficient=POSITIVE,
+            largest=POSITIVE,
+            tolerance=POSITIVE,
+            looks=WHOLE,
+        )
 
     @property
     def name(self) -> str:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from constrain.errors import ModelingError
+from constrain.runtime.limits import FRACTION, NONNEGATIVE, check_limits
 from constrain.solvers.schemes.protocol import Scheme, State, need_duals, refuse_functions, refuse_games
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ class Switching(Scheme):
 
     nearly: float = 1e-3
     memory: float = 0.95
+
+    def __post_init__(self) -> None:
+        """Refuses options that make no sense (E141)."""
+        check_limits(self, nearly=NONNEGATIVE, memory=FRACTION)
 
     gain: ClassVar[float | None] = 0.0
 

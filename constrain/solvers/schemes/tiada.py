@@ -16,6 +16,7 @@ import torch
 
 from constrain.runtime.ascent import Paced
 from constrain.runtime.batches import masked
+from constrain.runtime.limits import FRACTION, POSITIVE, check_limits
 from constrain.solvers.schemes.protocol import Scheme, State, need_duals, refuse_functions
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ class TiAda(Scheme):
     lr: float = 0.3
     alpha: float = 0.6
     beta: float = 0.4
+
+    def __post_init__(self) -> None:
+        """Refuses options that make no sense (E141)."""
+        check_limits(self, lr=POSITIVE, alpha=FRACTION, beta=FRACTION)
 
     gain: ClassVar[float | None] = 0.0
     rate: ClassVar[float | None] = 0.3

@@ -1,0 +1,61 @@
+"""Options that make no sense are refused when a record of them is made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from constrain.errors import ModelingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["FRACTION", "NONNEGATIVE", "POSITIVE", "WHOLE", "Limit", "check_limits", "check_optimizer"]
+
+Limit = tuple["Callable[[float], bool]", str]
+"""Whether a number is allowed, and what is allowed in words."""
+
+POSITIVE: Limit = (lambda value: value > 0, "a positive number")
+NONNEGATIVE: Limit = (lambda value: value >= 0, "a number >= 0")
+FRACTION: Limit = (lambda value: 0 <= value < 1, "a number in [0, 1)")
+WHOLE: Limit = (lambda value: value >= 1 and value == int(value), "a whole number >= 1")
+
+
+def check_limits(record: object, **limits: Limit) -> None:
+    """Refuses fields of a record that are no numbers, or outside of their limits; None passes.
+
+    Raises:
+        ModelingError: E141.
+    """
+    for name, (allowed, words) in limits.items():
+        value: Any = getattr(record, name)
+        if value is None:
+            continue
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (number and allowed(value)):
+            kind = type(record)
+            default = kind.__dataclass_fields__[name].default  # type: ignore[attr-defined]
+            raise ModelingError(
+                "E141",
+                f"{kind.__name__}({name}={value!r}) is not {words}",
+                fix=f"{kind.__name__}({name}={default})",
+            )
+
+
+def check_optimizer(optimizer: object, made_by: str) -> None:
+    """Refuses what is no optimizer of torch, or one whose steps need the loss as a function.
+
+    Args:
+        optimizer: what is to move the decisions.
+        made_by: where it comes from, in words.
+
+    Raises:
+        ModelingError: E141.
+    """
+    if isinstance(optimizer, torch.optim.LBFGS):
+        text = f"{made_by} is an LBFGS, which needs the loss as a function: batches differ from step to step"
+        raise ModelingError("E141", text, fix='torch.optim.Adam, or method="augmented" on all rows')
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        text = f"{made_by} is a {type(optimizer).__name__}, which is no optimizer of torch"
+        raise ModelingError("E141", text, fix="torch.optim.Adam(f.module.parameters(), lr=1e-3)")
