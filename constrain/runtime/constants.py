@@ -96,6 +96,11 @@ def _parameters(model: Model) -> list[tuple[str, Tensor]]:
     return list(model.module.named_parameters()) if model.frozen else list(trainable(model.module))
 
 
+def _pinned(tail: Tail) -> tuple[Any, ...]:
+    """The symbols of a tail, in the order of `TailNumbers`; None where its kind has none."""
+    return (tail.threshold, tail.scale, *(tail.shares or ()), tail.density, tail.width)
+
+
 class Constants:
     """Evaluates decision-free nodes on bound data.
 
@@ -116,7 +121,7 @@ class Constants:
         self._bind = bind
         self._parameters = parameters
         self._decisions = decisions or {}
-        self._tails = {tail.threshold: tail for tail in tails}
+        self._tails = {symbol: tail for tail in tails for symbol in _pinned(tail)}
         self._populations: dict[Data, Population] = {}
         self._memo: dict[int, Tensor] = {}
         self._kept: list[n.Node] = []
@@ -195,7 +200,11 @@ class Constants:
         codes = self.tensor(n.Codes(tail.data, names)) if names else None
         sample = Sample(self.tensor(tail.integrand), weight, codes, averaging.matrix.shape[0])
         level = float(self._parameters[tail.level.symbol]) if isinstance(tail.level, n.Knob) else tail.level
-        return numbers(sample, tail.kind, level).threshold.reshape(symbol.shape)
+        found = numbers(sample, tail.kind, level)
+        each = (found.threshold, found.spread, *(found.shares or ()), found.density, found.width)
+        value = each[[*_pinned(tail)].index(symbol)]
+        assert value is not None  # a symbol is made for the numbers of its kind
+        return value.reshape(symbol.shape)
 
     # ---- nodes
     def _step(self, node: n.Node, parts: tuple[Tensor, ...]) -> Tensor:  # noqa: PLR0911, PLR0912  # one per kind

@@ -131,7 +131,7 @@ def test_rates_that_no_point_reaches_stay_likely_infeasible():
 
 
 def test_a_quantile_of_decisions_is_not_searched_by_its_local_model():
-    """Written with its present threshold it is exact at one point only; a quantile of the data is a number."""
+    """Written with its present threshold it is exact at one point only; of the data it is a number."""
     D = cn.Data("z", z=torch.arange(1.0, 11, dtype=torch.float64))
     w = cn.Variable((), "w", bounds=(-3, 12))
     held = (
@@ -146,6 +146,15 @@ def test_a_quantile_of_decisions_is_not_searched_by_its_local_model():
         pyomo = next(r for r in explanation.routes if r.method == "pyomo")
         assert not pyomo.open
         assert "is held at its present value, and moves with the decisions" in pyomo.reason
-    fixed = cn.minimize(w).subject_to(q=w >= cn.Quantile(D.z, 0.8), r=P(D.z <= w) >= 0.5)
-    fixed.solve("pyomo", progress=False)
+
+
+@pytest.mark.parametrize("method", ["cvxpy", "pyomo"])
+def test_a_quantile_of_the_data_is_its_number(method):
+    D = cn.Data("z", z=torch.arange(1.0, 11, dtype=torch.float64), g=["a", "b"] * 5)
+    w, v = cn.Variable((), "w", bounds=(-3, 12)), cn.Variable((), "v", bounds=(-3, 12))
+    problem = cn.minimize(w + v).subject_to(
+        q=w >= cn.Quantile(D.z, 0.8), each=v >= cn.Quantile(D.z, 0.5, given=D.z > 2, by=D.g)
+    )
+    problem.solve(method, progress=False)
     assert w.value == pytest.approx(8.0)
+    assert v.value == pytest.approx(6.0)
