@@ -16,6 +16,7 @@ from constrain.language import nodes as n
 from constrain.language.expr import Constraint, Expr
 from constrain.language.problem import Problem
 from constrain.language.relations import linear
+from constrain.lowering.lower import semidefinite
 from constrain.runtime.binding import as_array
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from constrain.solution import Solution
 
-__all__ = ["Opened", "Trained", "opened", "restored"]
+__all__ = ["Opened", "Trained", "opened", "relations", "restored"]
 
 ROOM = 10.0
 """Total violation that counts as none, in tolerances of the method."""
@@ -45,6 +46,11 @@ def restored(problem: Problem) -> Generator[None]:
         for model, state in states.items():
             model.module.load_state_dict(state)
             model.module.train(modes[model])
+
+
+def relations(problem: Problem) -> dict[str, n.Node]:
+    """The constraints, with those of variables that were declared positive semidefinite."""
+    return dict(problem.constraints) | dict(semidefinite(s) for s in problem.variables if s.psd)
 
 
 # --------------------------------------------------------------------------------------- without bounds
@@ -68,14 +74,16 @@ def opened(problem: Problem, names: Sequence[str], *, integers: bool = False) ->
 
     Args:
         problem: without an objective.
-        names: of the constraints to keep.
+        names: of the constraints to keep, those of variables declared positive semidefinite among them.
         integers: keep the bounds, and let integer variables take any value.
 
     Returns:
         None when there is nothing to open.
     """
-    kept = {name: problem.constraints[name] for name in names}
-    found = [x.symbol for x in n.postorder(*kept.values()) if isinstance(x, n.Decision)]
+    kept = {name: problem.constraints[name] for name in names if name in problem.constraints}
+    everything = relations(problem)
+    roots = [everything[name] for name in names]
+    found = [x.symbol for x in n.postorder(*roots) if isinstance(x, n.Decision)]
     other: dict[n.VariableSymbol, n.VariableSymbol] = {}
     for symbol in dict.fromkeys(found):
         whole = symbol.integer or symbol.boolean
@@ -101,6 +109,8 @@ def opened(problem: Problem, names: Sequence[str], *, integers: bool = False) ->
                 name = f"{symbol.name} {op}"
                 constraints[name] = _limit(free, op, limit)
                 labels |= _labels(symbol, name, op, limit)
+    if not constraints:
+        return None
     whole = tuple(s.name for s in other if s.integer or s.boolean)
     return Opened(Problem("find", None, constraints), labels, whole)
 
@@ -224,11 +234,13 @@ class Trained:
             missed = np.asarray(result.violation) + np.asarray(result.relaxation)
             amounts[at] = float(np.max(missed, initial=0.0))
             total += float(np.sum(missed)) / self.entries[k].unit
-        broken = [
+        broken: list[Any] = [
             e
             for e in self.entries
             if e.name in firm and solution[e.name].max_violation > self.tolerance * e.unit
         ]
+        declared = relations(self.problem).keys() - self.problem.constraints.keys()
+        broken += [name for name in declared if solution[name].max_violation > self.tolerance]
         if broken:
             amounts[:], total = np.inf, math.inf
         return Least(amounts, total, None, dict(solution.variables))

@@ -29,7 +29,7 @@ from constrain.diagnostics.infeasibility import (
 )
 from constrain.diagnostics.names import part_label
 from constrain.diagnostics.point import array_of, bound_scale, read_point
-from constrain.driver.elastic import Trained, opened, restored
+from constrain.driver.elastic import Trained, opened, relations, restored
 from constrain.driver.options import check_options, check_parameters
 from constrain.driver.setup import lowered, place, prepare
 from constrain.errors import RouteError
@@ -177,7 +177,8 @@ class _Convex:
         found = self.elastic.least(soft, costs, hard)
         if found is None:
             return None
-        return Least(found.amounts, float(costs @ found.amounts), found.multipliers, found)
+        total = math.inf if found.excluded else float(costs @ found.amounts)
+        return Least(found.amounts, total, found.multipliers, found)
 
 
 def _oracle(
@@ -305,7 +306,8 @@ def _described(
 
 
 def _roots(program: Program, names: Sequence[str]) -> list[n.Node]:
-    return [program.problem.constraints[name] for name in names]
+    written = relations(program.problem)
+    return [written[name] for name in names]
 
 
 def _parameters(setup: Setup, names: Sequence[str]) -> dict[str, Any]:
@@ -387,7 +389,7 @@ def _integers(
 
 
 def _certificate(setup: Setup, oracle: _Convex, conflict: Sequence[int]) -> Certificate | None:
-    """The multipliers of the conflict alone, checked from the definition in float64."""
+    """The multipliers of the conflict alone, checked from the definition in float64; None if they fail."""
     found = oracle.least(conflict)
     if found is None or found.multipliers is None:
         return None
@@ -421,7 +423,8 @@ def _certificate(setup: Setup, oracle: _Convex, conflict: Sequence[int]) -> Cert
     def label_of(j: int, upper: bool) -> str:
         return f"{names[j]} {'<=' if upper else '>='} {float((high if upper else low)[j]):g}"
 
-    return certificate_value(value, gradient, decisions.get(), (low, high), label_of, used)
+    proof = certificate_value(value, gradient, decisions.get(), (low, high), label_of, used)
+    return proof if proof.value > 0 else None
 
 
 def _write(setup: Setup, point: Any) -> None:
@@ -435,6 +438,8 @@ def _write(setup: Setup, point: Any) -> None:
             parameters = dict(model.module.named_parameters())
             for name, array in arrays.items():
                 parameters[name].copy_(torch.as_tensor(array).reshape(parameters[name].shape))
+    for symbol, slope in point.slopes.items():
+        symbol.value = slope
 
 
 def _weights(

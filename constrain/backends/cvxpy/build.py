@@ -59,6 +59,7 @@ class Built:
         levels: per part key of a `by=` block, the level names.
         inequalities: semidefinite constraints, by part key where they stand for a part, else by a number.
         messages: what cvxpy warned about while building.
+        rules: constraints that expressions brought along, such as those of an inner problem.
     """
 
     program: Program
@@ -71,6 +72,7 @@ class Built:
     levels: dict[str, tuple[Any, ...]]
     inequalities: dict[str | int, Inequality]
     messages: tuple[str, ...] = ()
+    rules: tuple[Any, ...] = ()
 
 
 def _residual(builder: Lowerer, part: Part, built_rows: dict[str, Rows]) -> Any:
@@ -157,6 +159,7 @@ def _assemble(
         {key: names for key, names in levels.items() if names},
         inequalities,
         tuple(str(w.message) for w in caught),
+        tuple(rules),
     )
 
 

@@ -73,7 +73,7 @@ def written_out(
         for part in program.parts:
             residual = builder.expression(part.residual)
             rules.append(residual == 0 if part.kind == "==" else residual <= 0)
-        rules.extend(builder.rules)
+        rules.extend([*builder.rules, *(own.constraint for own in builder.inequalities)])
         return program.sign * objective
 
     if not any(leads):
