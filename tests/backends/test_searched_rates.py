@@ -109,8 +109,8 @@ def test_when_the_time_is_over_the_better_point_is_kept():
     assert np.mean(x[y == 1] @ w.value <= c.value) == pytest.approx(solution.objective)
 
 
-def test_a_point_without_room_is_found_by_training():
-    """w = 0 is the only feasible point: the search, which needs room, finds none and proves nothing."""
+def test_a_point_without_room_is_found():
+    """w = 0 is the only feasible point: no row has to exceed 0, and that not needs no room."""
     ends = cn.Data("ends", x=np.array([[1.0], [-1.0]] * 5))
     w = cn.Variable(1, "w", bounds=(-3, 3))
     w.value = np.array([0.0])
@@ -118,16 +118,51 @@ def test_a_point_without_room_is_found_by_training():
     solution = problem.solve(progress=False, time_limit=4.0)
     assert solution.status.value == "optimal"
     assert w.value == pytest.approx(0.0, abs=1e-12)
-    assert "no proof: events have to hold" in solution.message
+    assert "training" not in solution.message
 
 
-def test_rates_that_no_point_reaches_stay_likely_infeasible():
+@pytest.mark.parametrize(
+    ("name", "best"), [("all", 0.0), ("closed", 0.6), ("open", 0.4), ("half", 0.4), ("first", -1.0)]
+)
+def test_events_hold_at_their_closed_side_without_room(name, best):
+    """Optima by hand where several rows lie on the boundary of the event at once."""
+    D = cn.Data("line", x=np.array([-2.0, -1.0, 0.0, 1.0, 2.0]))
+    w = cn.Variable((), "w", bounds=(-1, 1))
+    w.value = -1.0
+    problems = {
+        "all": cn.minimize(abs(w)).subject_to(c=P(D.x * w >= 0) >= 1),
+        "closed": cn.maximize(P(D.x - w >= 0)).subject_to(c=w >= 0),
+        "open": cn.maximize(P(D.x - w > 0)).subject_to(c=w >= 0),
+        "half": cn.maximize(P(D.x - w >= 0)).subject_to(c=w >= 0.5),
+        "first": cn.minimize(w).subject_to(c=P(D.x * w > 0) >= 0.4),
+    }
+    solution = problems[name].solve(progress=False)
+    assert solution.status.value in ("feasible", "optimal")
+    assert solution.objective == pytest.approx(best, abs=1e-12)
+    assert solution.record.feasibility_scaled <= 1e-9
+
+
+def test_no_room_is_no_proof():
+    """At w = 0 no row exceeds 0, but within any tolerance all of them do."""
+    D = cn.Data("line", x=np.array([-2.0, -1.0, 1.0, 2.0]))
+    w = cn.Variable((), "w", bounds=(-1, 1))
+    problem = cn.minimize(w).subject_to(c=P(D.x * w > 0) >= 0.5, e=w == 0)
+    solution = problem.solve(progress=False, time_limit=2.0)
+    assert solution.status.value == "limit"
+    assert "C305" not in [w.code for w in solution.warnings]
+    assert "no proof: a strict event has to hold" in solution.message
+    assert problem.solve("pyomo", progress=False).status.value == "limit"
+
+
+def test_rates_that_no_point_reaches_are_proved_infeasible():
+    """With both sides of all events closed there is no point either."""
     D = points(20)
     w = cn.Variable(2, "w", bounds=(-1, 1))
     score = D.x @ w
     problem = cn.find().subject_to(all_up=P(score > 0.01) >= 0.99, all_down=P(score < 0) >= 0.5)
     solution = problem.solve(progress=False, time_limit=2.0)
-    assert solution.status.value == "likely_infeasible"
+    assert solution.status.value == "infeasible"
+    assert "training" not in solution.message
 
 
 def test_a_quantile_of_decisions_is_not_searched_by_its_local_model():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,10 +15,11 @@ from constrain.backends.pyomo.term import Term, expression_of, mapped, named
 from constrain.runtime.binding import parameter_values
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
+    from constrain.backends.pyomo.integers import Event, Room
     from constrain.backends.pyomo.term import Space
     from constrain.language import nodes as n
     from constrain.language.data import Data
@@ -64,6 +66,9 @@ class Built:
         switches: number of binary variables that stand for kinks, jumps and events.
         zero: pairs of numbers of a variable and of the switch without which it is 0.
         discrete: boolean and integer variables, those of switches included.
+        events: of decisions, with their switches.
+        roomy: whether events have to hold, or not, with some room.
+        again: the same model with other room; its variables stand in the same order.
     """
 
     program: Program
@@ -79,6 +84,9 @@ class Built:
     switches: int
     zero: tuple[tuple[int, int], ...]
     discrete: tuple[Any, ...]
+    events: tuple[Event, ...]
+    roomy: bool
+    again: Callable[[Room], Built]
 
     @property
     def integer(self) -> bool:
@@ -90,6 +98,7 @@ def build(
     program: Program,
     data: Mapping[Data, Data] | None = None,
     parameters: Mapping[str, Any] | None = None,
+    room: Room = "open",
 ) -> Built:
     """The program as a Pyomo model, with parameters and data as numbers.
 
@@ -97,6 +106,7 @@ def build(
         program: see `support`.
         data: samples to use in the place of the problem's own.
         parameters: values of parameters by name; the current ones when left out.
+        room: which sides of events hold with some room.
 
     Raises:
         RouteError: E125 when an expression has no form in Pyomo, or integers that it needs have no bounds.
@@ -106,7 +116,7 @@ def build(
     values = parameter_values(program.parameters, parameters)
     model = pyo.ConcreteModel()
     model.objective = pyo.Objective(expr=0.0)  # its name is taken before a decision or constraint asks for it
-    builder = Lowerer(program, data or {}, values, model)
+    builder = Lowerer(program, data or {}, values, model, room)
     products = Products(builder.pieces, builder.space, program.objective)
     builder.pieces.straight = products.linear
     objective = products.linear(builder.expression(program.objective).reshape(-1)[0])
@@ -132,6 +142,9 @@ def build(
         builder.pieces.switches,
         tuple((number, next(iter(z.linear))) for number, z in builder.pieces.zero.items()),
         discrete,
+        tuple(builder.pieces.events),
+        builder.pieces.roomy,
+        partial(build, program, data, parameters),
     )
 
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from constrain.analysis.fact import Fact
     from constrain.analysis.models import Features
+    from constrain.backends.pyomo.integers import Room
     from constrain.language.data import Data
     from constrain.lowering.program import Program
 
@@ -78,7 +79,12 @@ class Lowerer:
     """Lowers nodes to arrays of terms; every distinct node once."""
 
     def __init__(
-        self, program: Program, bind: Mapping[Data, Data], values: Mapping[Any, Any], model: Any
+        self,
+        program: Program,
+        bind: Mapping[Data, Data],
+        values: Mapping[Any, Any],
+        model: Any,
+        room: Room = "open",
     ) -> None:
         self.constants = Constants(bind, values, tails=program.tails)
         self.model = model
@@ -89,7 +95,7 @@ class Lowerer:
             for m in program.models
             if not m.frozen
         }
-        self.pieces = Pieces(model, self.space)
+        self.pieces = Pieces(model, self.space, room)
         self._sides = sides(program)
         self._asked = asked_rows(program, self.constants)
         self._lowered: dict[n.Node, NDArray[Any]] = {}

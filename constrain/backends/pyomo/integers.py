@@ -13,7 +13,7 @@ Programming, 5th ed., 2013, chapter 9), so these need bounds.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -42,24 +42,49 @@ if TYPE_CHECKING:
     from constrain.backends.pyomo.atoms import Arguments
     from constrain.language import nodes as n
 
-__all__ = ["STRICT", "Pieces", "absolute", "count", "elementwise", "largest", "smallest"]
+__all__ = ["STRICT", "Event", "Pieces", "Room", "absolute", "count", "elementwise", "largest", "smallest"]
 
 STRICT = 1e-6
 """Room with which events hold, or do not: solvers meet constraints within a tolerance only."""
+
+
+Room = Literal["open", "all", "none"]
+"""Which sides of events get room: `open` those that exclude a margin of 0 and no others, which is exact but
+for the room; `all`, so that rounding changes no event; `none`, a relaxation."""
+
+
+class Event(NamedTuple):
+    """An event and its switch: `margin >= 0` (`> 0` when strict), and where the switch is pushed."""
+
+    margin: Term
+    switch: Term
+    side: int
+    strict: bool
+
+    def agrees(self, margin: float, *, on: bool) -> bool:
+        """Whether the switch claims no more than what the margin says."""
+        holds = margin > 0 if self.strict else margin >= 0
+        return (self.side > 0 or not on or holds) and (self.side < 0 or on or not holds)
 
 
 class Pieces:
     """Auxiliary variables and constraints of one model.
 
     Attributes:
+        room: which sides of events get room.
+        events: those that were made.
+        roomy: whether an event got room.
         switches: number of binary variables that were made.
         zero: by the number of a variable whose nonzero entries are counted, its switch.
         terms: the auxiliary constraints: a term and its Pyomo constraint, `<= 0` or `== 0`.
         straight: replaces products with a discrete factor in a term that is to be at most 0.
     """
 
-    def __init__(self, model: Any, space: Space) -> None:
+    def __init__(self, model: Any, space: Space, room: Room = "open") -> None:
         self._space = space
+        self.room: Room = room
+        self.events: list[Event] = []
+        self.roomy = False
         self.switches = 0
         self.straight: Callable[[Any], Any] = _as_it_is
         self.terms: list[tuple[Any, Any]] = []
@@ -150,12 +175,21 @@ class Pieces:
             return float(margin > 0 if strict else margin >= 0)
         low, high = finite(margin, node)
         z = self.switch()
-        room = max(STRICT, 10 * INTEGRALITY * (high - low))
+        self.events.append(Event(margin, z, side, strict))
         if side <= 0:  # on: the margin is at least the room
+            room = self._room(high - low, strict)
             self.below(room - margin - (room - low) * (1.0 - z))
         if side >= 0:  # off: the margin is at most minus the room
+            room = self._room(high - low, not strict)
             self.below(margin + room - (high + room) * z)
         return z
+
+    def _room(self, width: float, excluded: bool) -> float:
+        """Of a side that excludes a margin of 0, or does not; more for wide margins: switches are inexact."""
+        if self.room == "none" or (self.room == "open" and not excluded):
+            return 0.0
+        self.roomy = True
+        return max(STRICT, 10 * INTEGRALITY * width)
 
 
 def _as_it_is(item: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from constrain.backends.pyomo.expressions import moving, sides
 from constrain.backends.pyomo.outer import outer_approximation, solve_fixed
 from constrain.backends.pyomo.package import pyo
 from constrain.backends.pyomo.products import product_bound
-from constrain.backends.pyomo.term import Term
+from constrain.backends.pyomo.term import Term, expression_of
 from constrain.errors import ConstrainError, RouteError
 from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS
@@ -32,7 +32,7 @@ from constrain.language.types import type_of
 from constrain.runtime.result import RawResult, put_back
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -66,7 +66,7 @@ _CLASSES = {
     "MINLP": "a mixed-integer nonlinear program",
 }
 RESTRICTED = "multipliers are those of the program with its integers fixed"
-NO_ROOM = "no proof: events have to hold, or not, with some room"
+NO_ROOM = "no proof: a strict event has to hold (or a weak one not) with some room, and no point has it"
 NO_POINT = "no point satisfies the constraints: a linear relaxation of the products has none"
 ROOMY = "no point is better whose events hold, or not, with some room"
 
@@ -361,6 +361,37 @@ def solve(
             raise RouteError("E125", f"pyomo cannot take the problem: {answer.reason}")
         engine = answer.solver
     start = time.perf_counter()
+
+    def search(model: Built) -> _Found:
+        left = None if time_limit is None else max(time_limit - (time.perf_counter() - start), 0.1)
+        return _search(model, engine, left, options, verbose=verbose)
+
+    found = _with_events(search(built), search, engine) if built.events else search(built)
+    model, steps = found.built, found.steps
+    used = label(engine) if steps == 0 or engine == LINEAR else f"{label(LINEAR)} + {label(engine)}"
+    seconds, convex = time.perf_counter() - start, built.kind in ("LP", "QP") or _convex(built, facts)
+    return _solution(model, found.outcome, found.integers, used, seconds, steps, found.notes, convex=convex)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The point of one model: with its integers, the master problems of outer approximation, and notes."""
+
+    built: Built
+    outcome: Outcome
+    integers: list[float]
+    steps: int
+    notes: list[str]
+
+
+def _search(
+    built: Built,
+    engine: str,
+    time_limit: float | None,
+    options: Mapping[str, Any] | None,
+    *,
+    verbose: bool,
+) -> _Found:
     steps, integers, notes = 0, [], []
     if built.integer and built.kind != "MILP":
         found = outer_approximation(built, engine, time_limit=time_limit)
@@ -371,9 +402,44 @@ def solve(
         if built.integer and outcome.values:
             outcome, integers = _restricted(built, engine, outcome)
             notes = [RESTRICTED if outcome.duals is not None else "no multipliers: the integers moved"]
-    used = label(engine) if steps == 0 or engine == LINEAR else f"{label(LINEAR)} + {label(engine)}"
-    seconds, convex = time.perf_counter() - start, built.kind in ("LP", "QP") or _convex(built, facts)
-    return _solution(built, outcome, integers, used, seconds, steps, notes, convex=convex)
+    return _Found(built, outcome, integers, steps, notes)
+
+
+def _with_events(found: _Found, search: Callable[[Built], _Found], engine: str) -> _Found:
+    """What a search with closed sides of events says about the events themselves, which see no tolerance.
+
+    With the same integers all events get room, where there is some. Where there is none and rounding changes
+    an event, a search with room follows. Nothing found is a proof only if no event needs room for it.
+    """
+    built, outcome = found.built, found.outcome
+    if outcome.values:
+        roomy = built.again("all")
+        inside = solve_fixed(roomy, engine, found.integers)
+        if inside.ending == "converged":
+            moved = Outcome(outcome.ending, outcome.message, inside.values, inside.duals, outcome.bound)
+            return replace(found, built=roomy, outcome=moved)
+        if _events_hold(built, outcome):
+            return found
+        again = search(roomy)
+        return again if again.outcome.values else found
+    if outcome.ending != "infeasible" or not built.roomy:
+        return found
+    relaxed = search(built.again("none")).outcome
+    if relaxed.ending == "infeasible":
+        return found
+    return replace(found, outcome=Outcome("limit", f"{NO_ROOM}; {outcome.message}"))
+
+
+def _events_hold(built: Built, outcome: Outcome) -> bool:
+    """Whether the events are at the point what their switches say, without a tolerance."""
+    for variable in built.space.variables:
+        variable.set_value(_finite(outcome.values.get(variable, variable.value)), skip_validation=True)
+    return all(
+        event.agrees(
+            float(pyo.value(expression_of(event.margin))), on=pyo.value(expression_of(event.switch)) > 0.5
+        )
+        for event in built.events
+    )
 
 
 def _restricted(built: Built, engine: str, found: Outcome) -> tuple[Outcome, list[float]]:
@@ -402,11 +468,8 @@ def _solution(
         outcome = Outcome("infeasible", NO_POINT)
         message = NO_POINT
     if not outcome.values:
-        ending = outcome.ending
-        if ending == "infeasible" and built.program.has_rates:  # w = 0 meets no w > 0, and needs no room
-            ending, message = "likely_infeasible", f"{NO_ROOM}; {message}"
-        return RawSolution(ending, None, {}, {}, None, solver, seconds, None, message, steps)
-    if outcome.ending == "converged" and built.integer and built.program.has_rates:
+        return RawSolution(outcome.ending, None, {}, {}, None, solver, seconds, None, message, steps)
+    if outcome.ending == "converged" and built.roomy:
         message = f"{message}; {ROOMY}"
     x = np.array([_finite(outcome.values.get(v, v.value)) for v in built.space.variables])
     place = {id(v): k for k, v in enumerate(built.space.variables)}
@@ -417,8 +480,8 @@ def _solution(
     x = np.clip(x, built.space.lower, built.space.upper)
     for variable, value in zip(built.space.variables, x, strict=True):
         variable.set_value(float(value), skip_validation=True)
-    # events hold with some room: the bound is that of a smaller feasible set
-    bound = outcome.bound if built.integer and not built.program.has_rates else None
+    # events with some room: the bound is that of a smaller feasible set
+    bound = outcome.bound if built.integer and not built.roomy else None
     if not built.integer and convex and outcome.ending == "converged" and outcome.duals is not None:
         pairs = [(row.term, row.constraint) for row in built.rows] + list(built.auxiliary)
         bound = lower_bound(built.space, built.objective, pairs, outcome.duals, x)
