@@ -222,7 +222,9 @@ def _dispatch(
     if chosen == "pyomo" and method == "auto" and not facts.integer and few_events(program, wishes):
         return run.searched(asked, multipliers)
     if chosen in ("cvxpy", "pyomo"):
-        return run.exact(chosen, asked, supported=method == "auto")
+        found = run.exact(chosen, asked, supported=method == "auto")
+        failed = method == "auto" and run.ending == "error" and not asks_otherwise(wishes)
+        return run.in_place_of(found, multipliers) if failed else found
     if chosen == "cooper":
         return run.cooper(asked, multipliers)
     extra: dict[str, Any] = {"seed": request.seed} if minibatch and isinstance(chosen, str) else {}
@@ -344,12 +346,27 @@ class _Run:
             )
         return self._whole(method, package, options, ("solver", "options", "verbose"))
 
+    def in_place_of(self, failed: Solution, multipliers: Mapping[str, Any] | None) -> Solution:
+        """Second derivatives or gradients, where an exact backend found no point that can be used."""
+        answers = {route.method: route.open for route in routes(self.program, self.facts)}
+        other = next((name for name in ("newton", "augmented") if answers[name]), None)
+        if other is None:
+            return failed
+        self.route += f": {failed.message}; {other} in its place"
+        try:
+            return self.loop(make_solver(other, {}), multipliers, minibatch=False)
+        except ModelingError as error:
+            if error.code != "E199":  # no point of finite value to start from
+                raise
+            return failed
+
     def searched(self, options: Mapping[str, Any], multipliers: Mapping[str, Any] | None) -> Solution:
         """Exact rates by a search over integers; where its time runs out, training goes on from there."""
         started, whole = time.perf_counter(), self.time_limit
         self.time_limit = search_seconds(whole)
         found = self.exact("pyomo", options, supported=True)
-        if self.ending not in ("limit", "error", "likely_infeasible"):
+        missed = self.ending == "converged" and found.record.feasibility_scaled > found.record.tolerance
+        if not missed and self.ending not in ("limit", "error", "likely_infeasible"):
             return found
 
         def train() -> Solution:
