@@ -139,6 +139,8 @@ def build_solution(  # noqa: PLR0913  # one record of everything
     status = judge_status(record, raw, convex, tolerance, feasibility=program.feasibility)
     pointless = raw.ending == "infeasible" and _integers(program)
     status = Status.INFEASIBLE if pointless and _fractional(decisions, tolerance) else status
+    if raw.ending == "infeasible" and not math.isfinite(point.objective):
+        status = Status.INFEASIBLE  # the constraints hold, where the objective has no value
     multipliers = _completed(evaluator, raw, record)
     reason = _uncertified(program, status, record)
     constraints = _constraints(evaluator, point, raw, multipliers, train, other, reason)

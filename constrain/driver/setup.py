@@ -25,6 +25,7 @@ from constrain.runtime.decisions import Decisions
 from constrain.runtime.evaluator import Evaluator
 from constrain.runtime.flat import check_derivatives
 from constrain.runtime.largest import bound_of
+from constrain.runtime.pinned import pin_entries
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -158,6 +159,7 @@ def prepare(
     _refuse_constants(program, replaced, params)
     decisions = Decisions(program, device, dtype)
     evaluator = Evaluator(program, decisions, dtype=dtype, data=replaced, params=params)
+    pin_entries(evaluator)
     check_left_out(evaluator)
     if reach:
         _refuse_missed(evaluator)

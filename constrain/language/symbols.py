@@ -83,6 +83,14 @@ class Variable(Expr):
                 at=here(),
                 fix=f'cn.Variable((3, 3), "{name}", symmetric=True)',
             )
+        if psd and (integer or boolean):
+            kind = "boolean" if boolean else "integer"
+            raise ModelingError(
+                "E112",
+                f"no method takes a semidefinite Variable of whole numbers, {name!r} is psd and {kind}",
+                at=here(),
+                fix=f'cn.Variable({sizes}, "{name}", psd=True)',
+            )
         symbol = n.VariableSymbol(
             checked, sizes, nonneg, boolean, integer, _bounds_of(bounds, sizes, checked)
         )

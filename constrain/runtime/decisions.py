@@ -59,6 +59,9 @@ def _bounds(symbol: n.VariableSymbol) -> tuple[NDArray[Any] | None, NDArray[Any]
     upper = None if high is None else _full(high, symbol.shape)
     if symbol.nonneg:
         lower = np.zeros(symbol.shape) if lower is None else np.maximum(lower, 0.0)
+    if symbol.symmetric:  # both places of an entry share its bounds
+        lower = None if lower is None else np.maximum(lower, lower.T)
+        upper = None if upper is None else np.minimum(upper, upper.T)
     if lower is not None and upper is not None and (lower > upper).any():
         raise ModelingError("E136", f"Variable {symbol.name!r} has a lower bound above its upper bound")
     return lower, upper
@@ -123,6 +126,19 @@ class Decisions:
         self._bounded = None
         self.blocks[place] = replace(self.blocks[place], tensor=tensor)
 
+    def pin(self, symbol: n.VariableSymbol, chosen: NDArray[np.bool_]) -> None:
+        """Fixes the chosen entries of a variable at 0, if its bounds allow 0 there."""
+        place = list(self.variables).index(symbol)
+        low, high = limits(symbol)
+        if not ((low <= 0) & (high >= 0))[chosen].all():
+            return
+        tensor = self.variables[symbol]
+        lower, upper = (np.where(chosen, 0.0, end) for end in (low, high))
+        self.blocks[place] = replace(self.blocks[place], lower=lower, upper=upper)
+        self._bounded = None
+        with torch.no_grad():
+            tensor[torch.as_tensor(chosen.copy(), device=tensor.device)] = 0.0
+
     @property
     def tensors(self) -> list[Tensor]:
         """The leaves."""
@@ -146,6 +162,17 @@ class Decisions:
                 piece = flat[start : start + t.numel()]
                 t.copy_(torch.as_tensor(piece, dtype=t.dtype).reshape(t.shape))
                 start += t.numel()
+        self._symmetrize()
+
+    def _symmetrize(self) -> None:
+        """Takes the symmetric part of symmetric variables, in place.
+
+        A program depends on that part alone, so nothing else holds back a step in the rest.
+        """
+        with torch.no_grad():
+            for symbol, tensor in self.variables.items():
+                if symbol.symmetric:
+                    tensor.copy_((tensor + tensor.T) / 2)
 
     def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Lower and upper bounds of the flat vector, infinite where there are none."""
@@ -202,6 +229,7 @@ class Decisions:
 
     def write_back(self) -> None:
         """Gives the user's `Variable`s their values as NumPy arrays (models are trained in place)."""
+        self._symmetrize()
         for symbol, tensor in self.variables.items():
             if symbol not in self.program.auxiliary:
                 symbol.value = tensor.detach().cpu().numpy().copy()

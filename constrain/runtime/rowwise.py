@@ -196,10 +196,15 @@ def entr(x: Tensor, *, lead: Lead) -> Tensor:
 
 
 def rel_entr(p: Tensor, q: Tensor, *, lead: Lead) -> Tensor:
-    """p log(p / q) with value 0 at p = 0."""
+    """p log(p / q) with value 0 at p = 0, and infinite where q is negative, or 0 where p is not.
+
+    As in `scipy.special.rel_entr`. The slope in p at p = q = 0 is large and finite, as that of `entr`.
+    """
     del lead
     p, q = _common(p, q)
-    return p * (p.clamp(min=_tiny(p)).log() - q.clamp(min=_tiny(q)).log())
+    steep = -math.log(_tiny(p))
+    value = p * torch.where(q > 0, p.clamp(min=_tiny(p)).log() - q.clamp(min=_tiny(q)).log(), steep)
+    return torch.where((q < 0) | ((q == 0) & (p != 0)), torch.full_like(value, math.inf), value)
 
 
 def kl_div(p: Tensor, q: Tensor, *, lead: Lead) -> Tensor:

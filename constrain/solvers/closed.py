@@ -52,7 +52,8 @@ class _Numbers:
 
     Attributes:
         size: n, entries of the decisions.
-        objective: constant and (4, n) coefficients by kind.
+        objective: constant and (4, n) coefficients by kind; the linear one is inf where an entry of an
+            entropy is 0 at every point of finite cost.
         residuals: of the parts; None where that of the part cannot be read.
         rows: (m, n) sparse, of the residuals, one row per entry of a part.
         constant: (m,) rest of the residuals.
@@ -65,9 +66,13 @@ class _Numbers:
         self.program = program
         self.reader = reader = Reader(program, constants)
         self.size = reader.size
-        found = reader.sums(program.objective)
+        with np.errstate(invalid="ignore"):  # an infinite weight times 0 is refused below
+            found = reader.sums(program.objective)
         self.value = float(found.constant.reshape(()))
         self.objective = np.stack([found.coefficients(kind, self.size) for kind in range(4)])
+        allowed = (self.objective[LINEAR] == np.inf) & (self.objective[ENTROPY] > 0)
+        if not (np.isfinite(self.objective).all(axis=0) | allowed).all():
+            raise NotSeparable("the objective has no finite value")
         ends = [limits(symbol) for symbol in program.variables]
         self.lower = np.concatenate([low.reshape(-1) for low, _ in ends])
         self.upper = np.concatenate([high.reshape(-1) for _, high in ends])
@@ -80,7 +85,7 @@ class _Numbers:
         """
         self.residuals = [self.reader.part(part) for part in self.program.parts]
         for part, residual in zip(self.program.parts, self.residuals, strict=True):
-            if not residual.only(LINEAR):
+            if not residual.only(LINEAR) or not np.isfinite(residual.weight).all():
                 raise NotSeparable(f"{part.constraint} is not affine")
         self.rows = _matrix(self.residuals, self.size)
         self.constant = np.concatenate([np.zeros(0), *(r.constant.reshape(-1) for r in self.residuals)])
@@ -215,7 +220,10 @@ class _NearestForm:
 
 
 class _TiltedForm:
-    """A cost with an entropy over finite distributions."""
+    """A cost with an entropy over finite distributions.
+
+    Outcomes of infinite cost (zeros of a reference distribution) have probability 0 and are left out.
+    """
 
     def __init__(self, numbers: _Numbers) -> None:
         self.numbers = numbers
@@ -234,7 +242,10 @@ class _TiltedForm:
         self.coupling = np.union1d(np.setdiff1d(limits.coupling, self.masses), cutting)
         if len(self.coupling) > SIZE or len(self.coupling) * numbers.size > ENTRIES:
             raise NotSeparable(f"{len(self.coupling):,} constraints on expectations are too many")
-        self.order = np.argsort(self.block, kind="stable")
+        order = np.argsort(self.block, kind="stable")
+        self.order = order[np.isfinite(numbers.objective[LINEAR][order])]
+        if len(np.unique(self.block[self.order])) < len(mass):
+            raise NotSeparable("a distribution has no outcome of finite cost")
         self.given = Tilted(
             numbers.objective[LINEAR][self.order],
             np.searchsorted(self.block[self.order], np.arange(len(mass))),
@@ -257,10 +268,13 @@ class _TiltedForm:
         prices = np.zeros(len(numbers.constant))
         prices[self.coupling] = found.prices
         prices[self.masses] = found.masses / self.scale
-        x = np.empty(numbers.size)
+        x = np.zeros(numbers.size)
         x[self.order] = found.p
+        ending = found.ending
+        if ending == "infeasible" and len(self.order) < numbers.size:
+            ending = "limit"  # no point of finite cost: one of infinite cost may satisfy the constraints
         trace = [(numbers.value + cost, over) for cost, over in found.trace]
-        return _Found(x, numbers.by_part(prices), numbers.value + found.value, found.ending, trace)
+        return _Found(x, numbers.by_part(prices), numbers.value + found.value, ending, trace)
 
 
 def _cutting(limits: _Limits, mass: Floats) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from constrain._lazy import language_printing
+from constrain.errors import DataError
 from constrain.language import nodes as n
 from constrain.language.types import type_of
 from constrain.runtime import rowwise
@@ -328,7 +329,10 @@ class Reader:
 
     def _fixed(self, node: n.Node) -> Sums:
         """What depends on no decision."""
-        value = np.asarray(self.constants.array(node), dtype=np.float64)
+        try:
+            value = np.asarray(self.constants.array(node), dtype=np.float64)
+        except DataError as problem:  # said in full by the route that binds all columns
+            raise NotSeparable(f"{_shown(node)} cannot be read") from problem
         if not np.isfinite(value).all():
             raise NotSeparable(f"{_shown(node)} is not finite")
         none = np.zeros(0, dtype=np.int64)
@@ -396,8 +400,16 @@ class Reader:
                 raise NotSeparable(f"{_shown(node)} is another function of decisions")
 
     def _cross(self, p: Sums, q: Sums, node: n.Node) -> Sums:
-        """p log q."""
-        return _multiplied(p, _log(q, node), node)
+        """p log q; its weight is -inf where a positive multiple of one decision meets q = 0."""
+        zero = (q.constant == 0).reshape(-1)
+        if q.at.size or not zero.any():
+            return _multiplied(p, _log(q, node), node)
+        if (zero & (p.constant.reshape(-1) > 0)).any():
+            raise NotSeparable(f"{_shown(node)} is infinite")
+        found = _multiplied(
+            p, _log(replace(q, constant=np.where(q.constant == 0, 1.0, q.constant)), node), node
+        )
+        return replace(found, weight=np.where(zero[found.at], -np.inf, found.weight))
 
     def _moved(self, node: n.Apply, e: Sums) -> Sums:
         """The same entries elsewhere; torch's own function tells where."""

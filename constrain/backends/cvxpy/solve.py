@@ -25,6 +25,7 @@ from constrain.language import nodes as n
 from constrain.language.types import type_of
 from constrain.runtime.columns import read_column
 from constrain.runtime.coordinates import too_large
+from constrain.runtime.decisions import limits
 from constrain.runtime.result import Ending, RawResult, put_back
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ A logistic loss with dense features took Clarabel 35 s and 0.8 GB at 1.5 million
 3 million it took 86 s and stopped just short of its tolerance. SCS took 48 s and 115 s there and reached its
 own, looser one.
 """
+ON_BOUND = 1e-6
+"""Distance from a bound within which an entry is put on it, where the objective is infinite otherwise."""
 # Quadratic programs go to Clarabel: the active-set solver of HiGHS 1.15.1 called a point optimal on a
 # support-vector program (300 rows, hinge loss) whose objective was three times the optimum.
 _PREFERENCE: dict[ProblemClass, tuple[str, ...]] = {
@@ -416,11 +419,11 @@ def _solution(
     label = f"{name.lower()} {version}".strip()
     steps: Any = getattr(problem.solver_stats, "num_iters", None)
     iterations = None if steps is None else int(steps)
-    if (
-        status not in ("optimal", "inaccurate", "limit")
-        or problem.value is None
-        or not np.isfinite(problem.value)
-    ):
+    known = status in ("optimal", "inaccurate", "limit") and problem.value is not None
+    objective = _finite_objective(built) if known else None
+    if known and objective is None:
+        status, message = "error", "the point that the solver found cannot be used: no finite objective there"
+    if objective is None:
         return RawSolution(status, None, {}, {}, None, label, seconds, iterations, None, message, shown)
     multipliers, why = _multipliers(built)
     values = {symbol: _value(variable, symbol) for symbol, variable in built.variables.items()}
@@ -429,7 +432,6 @@ def _solution(
         for model, own in built.weights.items()
     }
     words = "; ".join((message, *([why] if why else ()), *shown))
-    objective = float(problem.value)
     gap = _gap(raw, data)
     slopes = {
         own.slope: dual_of(own)[1]
@@ -439,6 +441,32 @@ def _solution(
     return RawSolution(
         status, objective, values, weights, multipliers, label, seconds, iterations, gap, words, shown, slopes
     )
+
+
+def _finite_objective(built: Built) -> float | None:
+    """The value at the point that was found; None where it is not finite.
+
+    An entropy is infinite just outside of its domain, which an interior point may leave by its tolerance.
+    Then entries within `ON_BOUND` of their bounds are put there, and if that is not enough, those near 0.
+    """
+    objective: Any = built.problem.objective
+    value = objective.value
+    for ends in (limits, _zeros):
+        if value is not None and np.isfinite(value):
+            return float(value)
+        for symbol, variable in built.variables.items():
+            if variable.value is None:
+                continue
+            at = np.asarray(variable.value, dtype=np.float64).reshape(symbol.shape)
+            for end in ends(symbol):
+                at = np.where(np.abs(at - end) <= ON_BOUND, end, at)
+            variable.save_value(at.reshape(variable.shape))
+        value = objective.value
+    return float(value) if value is not None and np.isfinite(value) else None
+
+
+def _zeros(symbol: n.VariableSymbol) -> tuple[NDArray[Any]]:
+    return (np.zeros(symbol.shape),)
 
 
 def _value(variable: Any, symbol: n.VariableSymbol) -> NDArray[Any]:
