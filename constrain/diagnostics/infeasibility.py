@@ -236,10 +236,11 @@ class Infeasibility:
             lines += wrapped("parameters", shown)
         if self.columns:
             lines += wrapped("columns", ", ".join(self.columns))
-        lines += wrapped("advice", self.advice)
-        lines += wrapped(
-            "least", f"{_listed(self.amounts)} (total {number(self.total)} in the constraints' units)"
-        )
+        if self.advice:
+            lines += wrapped("advice", self.advice)
+        if self.amounts:
+            least = f"{_listed(self.amounts)} (total {number(self.total)} in the constraints' units)"
+            lines += wrapped("least", least)
         if self.fewest is not None:
             lines += wrapped("fewest", f"{len(self.fewest)}: {_listed(self.fewest)}")
         if self.certificate is not None:

@@ -25,14 +25,15 @@ from constrain.diagnostics.infeasibility import (
     Least,
     Search,
     amounts_by_name,
-    certificate_value,
 )
 from constrain.diagnostics.names import part_label
-from constrain.diagnostics.point import array_of, bound_scale, read_point
+from constrain.diagnostics.point import bound_scale, read_point
 from constrain.driver.elastic import Trained, opened, relations, restored
 from constrain.driver.options import check_options, check_parameters
+from constrain.driver.refutation import certificate, write
 from constrain.driver.setup import lowered, place, prepare
-from constrain.errors import RouteError
+from constrain.errors import ModelingError, RouteError
+from constrain.inner import Call
 from constrain.language import nodes as n
 from constrain.language.problem import Problem
 from constrain.language.relations import unwrapped
@@ -42,20 +43,19 @@ from constrain.runtime.decisions import precision
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from numpy.typing import NDArray
-
     from constrain.diagnostics.point import Point
     from constrain.driver.setup import Setup
     from constrain.language.data import Data
     from constrain.lowering.classify import Facts
     from constrain.lowering.program import Program
-    from constrain.runtime.evaluator import Outer
     from constrain.solution import Solution
 
 __all__ = ["diagnose_infeasible", "with_conflict"]
 
 TOLERANCE = 1e-6
 """Total violation, in the units of the constraints, that counts as none."""
+OBJECTIVE, LEVEL = "the objective", "level of the objective"
+"""Names of the constraint that stands for the domain of the objective, and of its variable."""
 PROOF_SOLVES, TRAINING_SOLVES = 400, 40
 """Most programs that are solved, of convex constraints and of others."""
 CHEAP_ENTRIES, CHEAP_SIZE, CHEAP_SOLVES = 400, 20_000, 60
@@ -77,7 +77,9 @@ def diagnose_infeasible(  # noqa: PLR0913  # the public options
 ) -> Infeasibility:
     """Which constraints exclude each other, what it takes to have a feasible point, and the proof.
 
-    The objective plays no part, and constraints that may give way already (`.relax`) exclude nothing.
+    Of the objective only its domain plays a part, where the problem is convex: `the objective` is in the
+    conflict when it has no value where the constraints hold, as beyond the solutions of an inner problem.
+    Constraints that may give way already (`.relax`) exclude nothing.
 
     Args:
         problem: what to look at. Its variables and models are left as they are.
@@ -102,16 +104,18 @@ def diagnose_infeasible(  # noqa: PLR0913  # the public options
     """
     check_options({"seed": seed, "tolerance": tolerance, "starts": starts, "solves": solves, **options})
     firm = _firm(problem)
+    limit, least = solves or PROOF_SOLVES, tolerance or TOLERANCE
     if not firm:
-        return Infeasibility("feasible", "the problem has no constraint that must hold as written")
+        valued = _valued(problem, data, params, limit, least) if method == "auto" else None
+        return valued or Infeasibility("feasible", "the problem has no constraint that must hold as written")
     skeleton = Problem("find", None, firm)
     program = lowered(skeleton, data)
     check_parameters(program, params)
     facts = classify(program)
     if facts.convex and method == "auto":
-        found = _proved(program, facts, data, params, solves or PROOF_SOLVES, tolerance or TOLERANCE)
+        found = _proved(program, facts, data, params, limit, least)
         if found is not None:
-            return found
+            return (_valued(problem, data, params, limit, least) or found) if found.feasible else found
     with precision(program, torch.float64), restored(skeleton):
         setup = prepare(program, device=place(program, None), dtype=torch.float64, data=data, params=params)
         units = _units(setup, read_point(setup.evaluator))
@@ -129,25 +133,79 @@ def with_conflict(
     params: Mapping[str, Any] | None,
 ) -> Solution:
     """An infeasible solution whose warning C305 names the smallest conflict, where that is cheap to find."""
-    firm = _firm(problem)
-    if not firm:
-        return solution
-    program = lowered(Problem("find", None, firm), data)
-    facts = classify(program)
-    if not facts.convex or facts.integer:
-        return solution
-    found = _proved(program, facts, data, params, CHEAP_SOLVES, TOLERANCE, cheap=True)
+    firm, found = _firm(problem), None
+    if firm:
+        program = lowered(Problem("find", None, firm), data)
+        facts = classify(program)
+        if not facts.convex or facts.integer:
+            return solution
+        found = _proved(program, facts, data, params, CHEAP_SOLVES, TOLERANCE, cheap=True)
+    if not firm or (found is not None and found.feasible):
+        found = _valued(problem, data, params, CHEAP_SOLVES, TOLERANCE, cheap=True) or found
     if found is None:
         return solution
     words = f"{', '.join(found.conflict)} exclude each other" if len(found.conflict) > 1 else ""
     words = words or f"{''.join(found.conflict)} cannot hold"
-    words += f"; {found.advice}; solution.infeasibility() has all amounts and the proof"
+    if OBJECTIVE in found.names:
+        words = found.reason
+    words += f"; {found.advice}" if found.advice else ""
+    words += "; solution.infeasibility() has all amounts and the proof"
     if found.feasible:
         words = (
             "a point satisfies all constraints (problem.diagnose_infeasible() finds it); the method did not"
         )
     told = [replace(w, message=words) if w.code == "C305" else w for w in solution.warnings]
     return replace(solution, warnings=tuple(told))
+
+
+def _valued(
+    problem: Problem,
+    data: Data | Mapping[str, Data] | None,
+    params: Mapping[str, Any] | None,
+    solves: int,
+    tolerance: float,
+    *,
+    cheap: bool = False,
+) -> Infeasibility | None:
+    """The diagnosis of constraints that can hold, but nowhere where the objective has a value.
+
+    The objective becomes a constraint that every number satisfies, objective <= t with a free variable t:
+    what it excludes is where it has no value.
+
+    Returns:
+        None where the objective has a value, or where its constraint is not convex.
+    """
+    if problem.objective is None:
+        return None
+    level = n.Decision(n.VariableSymbol(LEVEL, ()))
+    op = ">=" if problem.sense == "maximize" else "<="
+    rules = {OBJECTIVE: n.Comparison(op, problem.objective, level), **_firm(problem)}
+    try:
+        program = lowered(Problem("find", None, rules), data)
+    except ModelingError:  # an objective that cannot stand in a constraint
+        return None
+    facts = classify(program)
+    if not facts.convex or facts.integer:
+        return None
+    found = _proved(program, facts, data, params, solves, tolerance, cheap=cheap)
+    if found is None and data is None and not cheap and _empty(program, facts, params):
+        why = "the objective has no value within the bounds of the variables"
+        return Infeasibility("infeasible", why, conflict=(OBJECTIVE,), names=(OBJECTIVE,), solves=1)
+    if found is None or OBJECTIVE not in found.names:
+        return None
+    others = [label for label in found.conflict if label != OBJECTIVE]
+    where = f" where {', '.join(others)} hold{'s' if len(others) == 1 else ''}" if others else " anywhere"
+    inner = [x.function for x in n.postorder(problem.objective) if isinstance(x, n.Opaque)]
+    names = [name for call in inner if isinstance(call, Call) for name in call.problem.constraints]
+    why = f": its inner problem ({', '.join(names)}) has no solution there" if names else ""
+    point = {name: value for name, value in found.point.items() if name != LEVEL}
+    return replace(found, reason=f"the objective has no value{where}{why}", point=point)
+
+
+def _empty(program: Program, facts: Facts, params: Mapping[str, Any] | None) -> bool:
+    """Whether it is proved that inner problems have no solution, whatever the variables are."""
+    elastic = _elastic(program, facts, None, params)
+    return elastic is not None and bool(elastic.empty())
 
 
 def _firm(problem: Problem) -> dict[str, n.Node]:
@@ -181,6 +239,20 @@ class _Convex:
         return Least(found.amounts, total, found.multipliers, found)
 
 
+def _elastic(program: Program, facts: Facts, bound: Any, params: Mapping[str, Any] | None) -> Any | None:
+    """The phase-one programs; None where CVXPY cannot take them."""
+    try:
+        cvxpy = backend("cvxpy")
+    except ModuleNotFoundError:
+        return None
+    if not cvxpy.support(program, facts).ok:
+        return None
+    try:
+        return cvxpy.Elastic(cvxpy.build(program, bound, params), facts)
+    except RouteError:
+        return None
+
+
 def _oracle(
     program: Program,
     facts: Facts,
@@ -190,22 +262,32 @@ def _oracle(
     tolerance: float,
 ) -> _Convex | None:
     """The oracle of a convex program; None where CVXPY cannot take it."""
-    try:
-        cvxpy = backend("cvxpy")
-    except ModuleNotFoundError:
-        return None
-    if not cvxpy.support(program, facts).ok:
-        return None
     bound = {d: population.data for d, population in setup.evaluator.populations.items()}
-    try:
-        built = cvxpy.build(program, bound if data is not None else None, params)
-    except RouteError:
+    elastic = _elastic(program, facts, bound if data is not None else None, params)
+    if elastic is None:
         return None
-    elastic = cvxpy.Elastic(built, facts)
-    point = read_point(setup.evaluator)
+    built = elastic.built
+    point = _valued_point(setup, elastic)
+    if point is None:
+        return None
     units = _units(setup, point)
     entries = [_entry(setup, built, point, units, i, k) for i, k in elastic.entries]
     return _Convex(elastic, entries, tolerance)
+
+
+def _valued_point(setup: Setup, elastic: Any) -> Point | None:
+    """The current point, or one where inner problems have solutions; None without any."""
+    try:
+        return read_point(setup.evaluator)
+    except RouteError:
+        inside = elastic.inside()
+        if inside is None:
+            return None
+        write(setup, inside)
+    try:
+        return read_point(setup.evaluator)
+    except RouteError:
+        return None
 
 
 def _units(setup: Setup, point: Point) -> dict[str, float]:
@@ -257,7 +339,8 @@ def _proved(
             return Infeasibility("feasible", "a point satisfies all constraints", solves=search.solves)
         conflict, minimal = search.conflict(every, found)
         bounds, needed = _bounds_of(program, oracle, conflict, data, params, tolerance, search)
-        proof = None if facts.integer else _certificate(setup, oracle, conflict)
+        domain = any(oracle.entries[e].name == OBJECTIVE for e in conflict)  # its multipliers prove nothing
+        proof = None if facts.integer or domain else certificate(setup, oracle, conflict)
         record = _described(program, setup, oracle, search, conflict, found)
         return replace(
             record,
@@ -287,6 +370,8 @@ def _described(
     amounts = amounts_by_name(oracle.entries, found.amounts.tolist(), oracle.tolerance)
     pairs = zip(oracle.entries, found.amounts.tolist(), strict=True)
     entries = {e.label: by for e, by in pairs if by > oracle.tolerance * e.unit}
+    amounts = {name: by for name, by in amounts.items() if math.isfinite(by)}
+    entries = {label: by for label, by in entries.items() if math.isfinite(by)}
     values = {symbol.name: value for symbol, value in found.point.values.items()}
     hidden = {symbol.name for symbol in program.auxiliary}
     return Infeasibility(
@@ -386,87 +471,6 @@ def _integers(
     if wide is not None:
         found = wide.least([k for k, e in enumerate(wide.entries) if e.label in labels])
     return () if found is None or found.total > tolerance else free.integers
-
-
-def _certificate(setup: Setup, oracle: _Convex, conflict: Sequence[int]) -> Certificate | None:
-    """The multipliers of the conflict alone, checked from the definition in float64; None if they fail."""
-    found = oracle.least(conflict)
-    if found is None or found.multipliers is None:
-        return None
-    evaluator, decisions = setup.evaluator, setup.decisions
-    _write(setup, found.point)
-    weights = _weights(setup, oracle, conflict, found.multipliers)
-
-    def total(outer: Outer) -> torch.Tensor:
-        whole = torch.zeros((), dtype=torch.float64, device=evaluator.device)
-        for residual, weight in zip(outer.residuals, weights, strict=True):
-            if residual is not None:
-                whole = (
-                    whole + (residual * torch.as_tensor(weight).to(residual).reshape(residual.shape)).sum()
-                )
-        return whole
-
-    def row_term(i: int, residual: torch.Tensor, index: Any) -> torch.Tensor:
-        chosen = torch.as_tensor(weights[i])[index if isinstance(index, slice) else index.cpu()]
-        return (residual * chosen.to(residual)).sum()
-
-    value, tensors = evaluator.pull([total], row_term)[0]
-    gradient = np.concatenate([array_of(t).reshape(-1) for t in tensors])
-    used: dict[str, float] = {}
-    for e, m in zip(conflict, found.multipliers.tolist(), strict=True):
-        label = oracle.entries[e].label
-        if m:
-            used[label] = used.get(label, 0.0) + m
-    names = _coordinates(setup)
-    low, high = decisions.bounds()
-
-    def label_of(j: int, upper: bool) -> str:
-        return f"{names[j]} {'<=' if upper else '>='} {float((high if upper else low)[j]):g}"
-
-    proof = certificate_value(value, gradient, decisions.get(), (low, high), label_of, used)
-    return proof if proof.value > 0 else None
-
-
-def _write(setup: Setup, point: Any) -> None:
-    """The point of a phase-one program as the decisions."""
-    with torch.no_grad():
-        for symbol, value in point.values.items():
-            if symbol in setup.decisions.variables:
-                tensor = setup.decisions.variables[symbol]
-                tensor.copy_(torch.as_tensor(np.asarray(value, dtype=np.float64)).reshape(tensor.shape))
-        for model, arrays in point.weights.items():
-            parameters = dict(model.module.named_parameters())
-            for name, array in arrays.items():
-                parameters[name].copy_(torch.as_tensor(array).reshape(parameters[name].shape))
-    for symbol, slope in point.slopes.items():
-        symbol.value = slope
-
-
-def _weights(
-    setup: Setup, oracle: _Convex, conflict: Sequence[int], multipliers: NDArray[np.float64]
-) -> list[NDArray[np.float64]]:
-    """Multipliers per part, in the shape of its residual; of a constraint per row, of all rows."""
-    point = read_point(setup.evaluator)
-    weights: list[NDArray[np.float64]] = [np.zeros(residual.shape) for residual in point.residuals]
-    rows: Mapping[str, Any] = oracle.elastic.built.rows
-    places: Sequence[tuple[int, int]] = oracle.elastic.entries
-    for e, m in zip(conflict, multipliers.tolist(), strict=True):
-        i, k = places[e]
-        own = rows.get(setup.program.parts[i].key)
-        if own is not None:
-            width = weights[i][:1].size
-            k = int(own.selected[k // width]) * width + k % width
-        weights[i].reshape(-1)[k] = m
-    return weights
-
-
-def _coordinates(setup: Setup) -> list[str]:
-    """`w[3]`, `f.weight[0, 2]`: a name per coordinate of the decisions."""
-    found: list[str] = []
-    for block in setup.decisions.blocks:
-        shape = tuple(block.tensor.shape)
-        found += [f"{block.name}[{', '.join(map(str, k))}]" if k else block.name for k in np.ndindex(*shape)]
-    return found
 
 
 # ------------------------------------------------------------------------------------ other constraints

@@ -111,6 +111,11 @@ class Elastic:
                 used |= self._hidden[k]
         return [rule for rule, needed in zip(self.built.rules, taken, strict=True) if needed]
 
+    def empty(self) -> bool:
+        """Whether it is proved that there is no point where all expressions have values."""
+        status = self._solve(cp.Problem(cp.Minimize(0.0), self._rules(range(len(self._flat)))))
+        return status == cp.INFEASIBLE
+
     def inside(self) -> Phase | None:
         """A point where all expressions have values, with no regard to the constraints; None without any."""
         status = self._solve(cp.Problem(cp.Minimize(0.0), self._rules(range(len(self._flat)))))
