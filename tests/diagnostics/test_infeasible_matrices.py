@@ -108,3 +108,5 @@ def test_eigenvalue_in_an_inner_problem():
     z = cn.Variable((), "z", bounds=(0, 5))
     problem = cn.minimize(z).subject_to(k=cn.value(inner, at=z, track="s") <= 3, c=z >= 2)
     assert problem.diagnose_infeasible().verdict == "infeasible"
+    solution = cn.minimize(cn.value(inner, at=z, track="s") - z).subject_to(c=z >= 2).solve(progress=False)
+    assert solution.objective == pytest.approx(4.0, abs=1e-6)  # 3 z - z at z = 2
