@@ -568,9 +568,7 @@ def _combination(i: int, signs: Tensor) -> Callable[[Outer], Tensor]:
     """One random combination of the entries of part `i`."""
 
     def combined(outer: Outer) -> Tensor:
-        residual = outer.residuals[i]
-        assert residual is not None  # only of parts that are no constraint per row
-        return (residual * signs).sum()
+        return (cast("Tensor", outer.residuals[i]) * signs).sum()  # of parts that are no constraint per row
 
     return combined
 
