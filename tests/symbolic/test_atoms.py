@@ -124,7 +124,8 @@ def test_averages_of_data(name, written_out, agrees):
 
 def test_every_atom_has_a_form_or_a_refusal():
     refused = {"count_nonzero", "matrix_exp", "lambda_max", "lambda_min", "spectral_norm", "nuclear_norm"}
-    language = {name for name in ATOMS if "." not in name and not name.startswith("test")}
+    own = (name for name, atom in ATOMS.items() if atom.declared is None)
+    language = {name for name in own if "." not in name and not name.startswith("test")}
     assert refused <= language
     assert set(ELEMENTWISE) | set(STRUCTURAL) >= language - refused - {"take"}
     assert (set(ELEMENTWISE) | set(STRUCTURAL)) <= language

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from constrain.runtime.limits import POSITIVE, WHOLE, check_limits
+from constrain.runtime.limits import NONNEGATIVE, WHOLE, check_limits
 from constrain.solvers.schemes.protocol import Scheme, State, need_duals, refuse_functions
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class DualDescent(Scheme):
 
     def __post_init__(self) -> None:
         """Refuses options that make no sense (E141)."""
-        check_limits(self, inner_steps=WHOLE, inner_tol=POSITIVE)
+        check_limits(self, inner_steps=WHOLE, inner_tol=NONNEGATIVE)
 
     gain: ClassVar[float | None] = 0.0
     rate: ClassVar[float | None] = 0.3
