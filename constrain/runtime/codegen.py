@@ -22,6 +22,7 @@ from torch import Tensor
 from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS
 from constrain.language.types import type_of
+from constrain.lowering.dependence import depends_on_decisions
 from constrain.runtime import declared, rowwise, surrogates
 
 if TYPE_CHECKING:
@@ -247,6 +248,8 @@ class _Writer:
             # data may be whole numbers; a function of the user has seen floating ones only
             listed = ", ".join(f"real({ref}, dtype)" for ref in refs)
             return self.emit(f"declared.call({node.atom!r}, {listed}{options}, lead={lead!r})")
+        if node.atom in ("rel_entr", "kl_div") and not depends_on_decisions(node.args[1]):
+            options += ", fixed=True"
         return self.emit(f"{atom.torch}({', '.join(refs)}{options}, lead={lead!r})")
 
     def _option(self, key: str, value: Any) -> str:

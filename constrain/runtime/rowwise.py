@@ -195,21 +195,25 @@ def entr(x: Tensor, *, lead: Lead) -> Tensor:
     return torch.where(x < 0, torch.full_like(x, -math.inf), value)
 
 
-def rel_entr(p: Tensor, q: Tensor, *, lead: Lead) -> Tensor:
-    """p log(p / q) with value 0 at p = 0, and infinite where q is negative, or 0 where p is not.
+def rel_entr(p: Tensor, q: Tensor, *, lead: Lead, fixed: bool = False) -> Tensor:
+    """p log(p / q) with value 0 at p = 0.
 
-    As in `scipy.special.rel_entr`. The slope in p at p = q = 0 is large and finite, as that of `entr`.
+    Where q is fixed it is infinite for q < 0, and for q = 0 where p is not, as in `scipy.special.rel_entr`;
+    the slope in p at p = q = 0 is large and finite, as that of `entr`. Where q moves as well, values continue
+    beyond the domain, so that a search can start at its rim.
     """
     del lead
     p, q = _common(p, q)
-    steep = -math.log(_tiny(p))
-    value = p * torch.where(q > 0, p.clamp(min=_tiny(p)).log() - q.clamp(min=_tiny(q)).log(), steep)
+    value = p * (p.clamp(min=_tiny(p)).log() - q.clamp(min=_tiny(q)).log())
+    if not fixed:
+        return value
+    value = torch.where(q > 0, value, -math.log(_tiny(p)) * p)
     return torch.where((q < 0) | ((q == 0) & (p != 0)), torch.full_like(value, math.inf), value)
 
 
-def kl_div(p: Tensor, q: Tensor, *, lead: Lead) -> Tensor:
-    """p log(p / q) - p + q."""
-    return rel_entr(p, q, lead=lead) - p + q
+def kl_div(p: Tensor, q: Tensor, *, lead: Lead, fixed: bool = False) -> Tensor:
+    """p log(p / q) - p + q; `fixed` as in `rel_entr`."""
+    return rel_entr(p, q, lead=lead, fixed=fixed) - p + q
 
 
 def huber(x: Tensor, *, delta: float, lead: Lead) -> Tensor:
