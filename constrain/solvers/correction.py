@@ -127,5 +127,7 @@ def _step(
     lower = np.where(equal, -np.inf, 0.0)
     target = (vectors.T @ (c / scale)) / roots
     solve = cast("Any", optimize).lsq_linear
-    prices: NDArray[np.float64] = solve(roots[:, None] * vectors.T, target, bounds=(lower, np.inf)).x
+    prices: NDArray[np.float64] = solve(
+        roots[:, None] * vectors.T, target, bounds=(lower, np.inf), tol=1e-14
+    ).x
     return -rows.T @ prices
