@@ -99,7 +99,7 @@ def with_exact_block(
         if not answer.ok or answer.cost > LARGEST:
             return trained
         found = package.solve(package.build(block, replaced, params), facts, time_limit=time_limit)
-    if found.status not in ("optimal", "inaccurate") or found.multipliers is None:  # its merit is measured below
+    if found.status not in ("optimal", "inaccurate") or found.multipliers is None:  # measured below
         return trained
     kept, before = setup.decisions.snapshot(), _merit(setup, tolerance)
     found.write_back()
