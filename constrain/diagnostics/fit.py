@@ -10,6 +10,9 @@ from scipy import optimize
 
 __all__ = ["best_fit", "bounded_fit", "projected"]
 
+HEAVY = 1e5
+"""Weight of equations that must hold beside those that are balanced as well as possible."""
+
 Vector = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
@@ -93,23 +96,39 @@ def bounded_fit(
     limits: tuple[Vector, Vector],
     at_lower: Mask,
     at_upper: Mask,
+    held: NDArray[np.float64] | None = None,
 ) -> tuple[Vector, Vector]:
     """Solves min over x within its limits of |P(gradient + x' rows)|^2, as `best_fit` does.
+
+    Args:
+        gradient: (decisions,).
+        rows: (entries, decisions).
+        limits: least and largest x, (entries,) each.
+        at_lower: (decisions,) coordinates at their lower bound.
+        at_upper: (decisions,) coordinates at their upper bound.
+        held: (conditions, entries) such that held x == 0, solved as heavy equations.
 
     Returns:
         x (entries,) and what remains of the gradient (decisions,).
     """
     if not rows.shape[0]:
         return np.zeros(0), projected(gradient, at_lower, at_upper)
+    held = np.zeros((0, rows.shape[0])) if held is None else held
     lengths = np.linalg.norm(rows, axis=1)
-    usable = lengths > 1e-12 * max(1.0, float(lengths.max()))
+    longest = max(1.0, float(lengths.max()))
+    usable = (lengths > 1e-12 * longest) | held.any(axis=0)
+    lengths = np.maximum(lengths, 1e-12 * longest)  # an entry that moves nothing may still be held
     scaled = rows[usable] / lengths[usable, None]
     lower, upper = (limit[usable] * lengths[usable] for limit in limits)
+    together = held[:, usable] / lengths[usable]
+    together *= HEAVY / np.maximum(np.abs(together).max(axis=1, keepdims=True, initial=0.0), 1e-300)
     counted = ~(at_lower | at_upper)
     start = np.clip(np.zeros(int(usable.sum())), lower, upper)
     best: tuple[float, Vector] = (np.inf, start)
     for _ in range(30):
-        solution = _bounded(scaled[:, counted], -gradient[counted], lower, upper)
+        matrix = np.hstack([together.T, scaled[:, counted]])
+        target = np.append(np.zeros(len(together)), -gradient[counted])
+        solution = _bounded(matrix, target, lower, upper)
         rest = projected(gradient + solution @ scaled, at_lower, at_upper)
         size = float(rest @ rest)
         if size < best[0]:

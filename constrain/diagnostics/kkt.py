@@ -203,7 +203,7 @@ def _record(
         surrogate=view.program.has_rates,
         warnings=tuple(recognize(view, point, independence, forces.entries, tolerance)),
         tolerance=tolerance,
-        kinks=len(forces.ties.lower),
+        kinks=forces.ties.count,
         nonsmooth=forces.ties.note,
         qualified=mangasarian_fromovitz(
             forces.entries, forces.gradients.rows, forces.at_lower, forces.at_upper, independence
@@ -347,16 +347,17 @@ def _with_slopes(
     limits = (np.concatenate([least, ties.lower]), np.concatenate([caps, ties.upper]))
     count, best = int(active.sum()), (first[0], first[1])
     slopes = np.clip(np.zeros(len(ties.lower)), ties.lower, ties.upper)
+    held = np.hstack([np.zeros((len(ties.held), count)), ties.held])
     for _ in range(STEPS):
         turned = ties.rows(best[0])
         own, others = ties.moved(slopes)
         base = found.objective + found.rest + own - slopes @ turned
         rows = np.vstack([(found.rows + others)[active], turned])
-        step, _ = bounded_fit(base, rows, limits, at_lower, at_upper)
+        step, _ = bounded_fit(base, rows, limits, at_lower, at_upper, held)
         fitted = best[0].copy()
         fitted[active], slopes = step[:count], step[count:]
         force = found.objective + found.rest + fitted @ found.rows
-        _, rest = bounded_fit(force, ties.rows(fitted), (ties.lower, ties.upper), at_lower, at_upper)
+        _, rest = bounded_fit(force, ties.rows(fitted), ties.limits, at_lower, at_upper, ties.held)
         if not float(rest @ rest) < float(best[1] @ best[1]):
             break
         best = (fitted, rest)
@@ -454,9 +455,10 @@ def _stationarity(evaluator: Evaluator, forces: _Forces) -> _Stationarity:
     _, residual = bounded_fit(
         g.lagrangian(forces.entries),
         ties.rows(multipliers),
-        (ties.lower, ties.upper),
+        ties.limits,
         forces.at_lower,
         forces.at_upper,
+        ties.held,
     )
     weights = np.abs(multipliers)
     against = float(np.max(np.abs(g.rest), initial=0.0))

@@ -1,23 +1,23 @@
 """Kinks that a point sits on, and the choice of slope there that balances best.
 
-At a kink (|a| or max(a, 0) at a = 0, the threshold of a CVaR at a row) autograd returns one slope of an
-interval. A point is stationary when *some* choice of slopes balances (0 in Clarke's subdifferential), so the
-choice that leaves the least gradient is the one to judge by. An argument a that is zero within `NEAR` of the
-largest one counts as zero: solvers return 1e-9 where 0 is meant.
+At a kink (|a| or max(a, 0) at a = 0, a norm where entries vanish, a largest value that several entries reach,
+the threshold of a CVaR at a row) autograd returns one slope of a set. A point is stationary when *some*
+choice of slopes balances (0 in Clarke's subdifferential), so the choice that leaves the least gradient is the
+one to judge by. An argument a that is zero within `NEAR` counts as zero: solvers return 1e-9 for 0.
 
 Source: Clarke, Optimization and Nonsmooth Analysis (1983), chapter 2.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.overrides import TorchFunctionMode
 
 from constrain.diagnostics.point import array_of
+from constrain.diagnostics.watching import Watch
 from constrain.runtime.derivatives import whole
 
 if TYPE_CHECKING:
@@ -27,12 +27,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from constrain.diagnostics.jacobian import Entry
+    from constrain.diagnostics.watching import Bend, Largest
     from constrain.runtime.evaluator import Evaluator
 
 __all__ = ["WORK", "Ties", "find_ties", "fits_at_once", "no_ties"]
 
 NEAR = 1e-6
-"""Arguments of kinks this small, relative to the largest of their tensor, count as zero."""
+"""Arguments of kinks this small count as zero: relative to the largest of their tensor, or to their gradient,
+which then is a step of this size in the decisions (as `jacobian.NEAR_BOUND` is for bounds)."""
 
 MOST = 400
 """Kinks whose slopes are chosen."""
@@ -43,13 +45,16 @@ WORK = 20_000_000
 
 @dataclass(frozen=True)
 class Ties:
-    """Kinks that the point sits on.
+    """Kinks that the point sits on, as numbers that may be added to the slopes which autograd chose.
 
     Attributes:
         gradients: (ties, decisions) of the kinks' arguments.
         slopes: (1 + entries, ties) derivative of the objective, and of each entry, in the kinks' outputs.
         lower: (ties,) least number that can be added to the slope that autograd chose.
         upper: (ties,) largest one.
+        held: (conditions, ties) sums of the numbers that must be 0: the slopes of a largest value are
+            averages of those of the entries that reach it.
+        count: number of kinks.
         note: why kinks were not resolved; empty when they were.
     """
 
@@ -57,7 +62,14 @@ class Ties:
     slopes: NDArray[np.float64]
     lower: NDArray[np.float64]
     upper: NDArray[np.float64]
+    held: NDArray[np.float64]
+    count: int = 0
     note: str = ""
+
+    @property
+    def limits(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Least and largest numbers that can be added."""
+        return self.lower, self.upper
 
     def rows(self, multipliers: NDArray[np.float64]) -> NDArray[np.float64]:
         """(ties, decisions) how the gradient of the Lagrangian changes with each slope."""
@@ -71,90 +83,100 @@ class Ties:
 
 def no_ties(evaluator: Evaluator, entries: Sequence[Entry], note: str = "") -> Ties:
     """A point without kinks, or one whose kinks are not resolved for a reason."""
-    size = evaluator.decisions.size
-    return Ties(np.zeros((0, size)), np.zeros((1 + len(entries), 0)), np.zeros(0), np.zeros(0), note)
+    none = np.zeros(0)
+    gradients = np.zeros((0, evaluator.decisions.size))
+    return Ties(gradients, np.zeros((1 + len(entries), 0)), none, none, np.zeros((0, 0)), note=note)
 
 
-# ------------------------------------------------------------------------------------------ watching
-@dataclass
-class _Kink:
-    """One call of a function with a kink: output, argument that is 0 there, slopes on both sides.
+# ------------------------------------------------------------------------------------------- places
+@dataclass(frozen=True)
+class _Place:
+    """One slope that may be chosen: entry `at` of the output of a kink moves with entry `k` of an argument.
 
-    `chosen` has the slope that autograd takes, per entry.
+    Attributes:
+        output: of the kink.
+        at: its entry.
+        argument: what the output changes with.
+        k: its entry.
+        size: how far the point is from the kink, in units of the argument.
+        lower: least number that can be added to the slope that autograd chose.
+        upper: largest one.
+        sure: whether the distance counts as zero whatever the gradient of the argument.
+        shared: slopes of one output of a largest value average: they add up to 1.
     """
 
     output: Tensor
+    at: int
     argument: Tensor
-    before: float
-    after: float
-    chosen: Tensor
+    k: int
+    size: float
+    lower: float
+    upper: float
+    sure: bool
+    shared: bool = False
 
 
-def _argument(name: str, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, float, float] | None:
-    """The argument that is 0 at the kink, and the slopes of the output in it on both sides."""
-    x: Any = args[0] if args else None
-    if name in ("abs", "__abs__", "absolute"):
-        return x, -1.0, 1.0
-    if name == "relu":
-        return x, 0.0, 1.0
-    if name in ("maximum", "minimum", "max", "min") and len(args) == 2 and isinstance(args[1], torch.Tensor):
-        return args[0] - args[1], *((0.0, 1.0) if name.startswith("max") else (1.0, 0.0))
-    if name in ("clamp", "clip"):
-        low, high = _limits(args, options)
-        if (low is None) != (high is None) and not _guard(low if high is None else high):
-            return (x - low, 0.0, 1.0) if high is None else (x - high, 1.0, 0.0)
-    if name in ("clamp_min", "clamp_max"):
-        given = next(iter(options.values()), *args[1:2])
-        return x - given, *((0.0, 1.0) if name == "clamp_min" else (1.0, 0.0))
-    return None
+def _bent(bend: Bend) -> list[_Place]:
+    """Entries whose argument may count as zero."""
+    argument = array_of(bend.argument).reshape(-1)
+    size = np.abs(argument)
+    sure, near = _near(size, size)
+    ends = sorted((bend.before, bend.after))
+    chosen = np.where(argument > 0, bend.after, np.where(argument < 0, bend.before, bend.at_zero))
+    return [
+        _Place(
+            bend.output,
+            k,
+            bend.argument,
+            k,
+            float(size[k]),
+            ends[0] - float(chosen[k]),
+            ends[1] - float(chosen[k]),
+            bool(sure[k]),
+        )
+        for k in np.flatnonzero(near).tolist()
+    ]
 
 
-def _guard(limit: Any) -> bool:
-    """Whether a limit of `clamp` keeps out of log(0) or infinity, and is no kink of a function."""
-    size = abs(float(limit)) if not isinstance(limit, torch.Tensor) or limit.numel() == 1 else 1.0
-    return size > 1e30 or 0.0 < size < 1e-30
+def _reached(found: Largest) -> list[_Place]:
+    """Entries that reach a largest value which more than one of them reaches."""
+    values = array_of(found.argument)
+    top = (values.min if found.least else values.max)(axis=found.axes, keepdims=True)
+    distance = np.abs(top - values)
+    sure, near = _near(distance, np.abs(values))
+    near &= near.sum(axis=found.axes, keepdims=True) > 1
+    if found.index is None:
+        chosen = (distance == 0) / np.maximum((distance == 0).sum(axis=found.axes, keepdims=True), 1)
+    else:
+        chosen = np.zeros(values.shape)
+        np.put_along_axis(chosen, found.index.detach().cpu().numpy(), 1.0, axis=found.axes[0])
+    places: NDArray[np.int64] = np.arange(top.size).reshape(top.shape)
+    owner = np.broadcast_to(places, values.shape).reshape(-1)
+    chosen, distance, sure = chosen.reshape(-1), distance.reshape(-1), sure.reshape(-1)
+    return [
+        _Place(
+            found.output,
+            int(owner[k]),
+            found.argument,
+            k,
+            float(distance[k]),
+            -float(chosen[k]),
+            1.0 - float(chosen[k]),
+            bool(sure[k]),
+            shared=True,
+        )
+        for k in np.flatnonzero(near).tolist()
+    ]
 
 
-def _limits(args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any]:
-    """The least and the largest value that a call of `clamp` lets through."""
-    given = (*args[1:], None, None)
-    return options.get("min", given[0]), options.get("max", given[1])
-
-
-@dataclass
-class _Watch(TorchFunctionMode):
-    """Records every call of a function with a kink, and whether a largest value is reached several times."""
-
-    kinks: list[_Kink] = field(default_factory=list["_Kink"])
-    largest: bool = False
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        options: dict[str, Any] = dict(kwargs or {})
-        output = func(*args, **options)
-        name = getattr(func, "__name__", "")
-        found = _argument(name, args, options)
-        if name in ("amax", "amin") and isinstance(args[0], torch.Tensor) and args[0].requires_grad:
-            axes = options.get("dim", args[1] if len(args) > 1 else tuple(range(args[0].dim())))
-            self.largest = self.largest or _several(args[0], axes, least=name == "amin")
-        if found is not None and isinstance(output, torch.Tensor) and output.requires_grad:
-            argument, before, after = found
-            if argument.shape == output.shape and argument.requires_grad:
-                at_zero = before if name == "relu" else 1.0 if name.startswith("cl") else (before + after) / 2
-                chosen = torch.full_like(output.detach(), at_zero)
-                chosen = chosen.masked_fill(argument > 0, after).masked_fill(argument < 0, before)
-                self.kinks.append(_Kink(output, argument, before, after, chosen))
-        return output
-
-
-def _several(values: Tensor, axes: Any, *, least: bool) -> bool:
-    """Whether the largest (least) value along some axes is reached by several entries."""
-    values = -values.detach() if least else values.detach()
-    top = values.amax(axes, keepdim=True)
-    near = top - values <= NEAR * float(values.abs().max())
-    return bool((near.sum(axes) > 1).any())
+def _near(
+    size: NDArray[np.float64], values: NDArray[np.float64]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which distances from a kink count as zero beside the largest value, and which others may."""
+    largest = float(np.max(values, initial=0.0, where=np.isfinite(values)))
+    sure = size <= NEAR * largest
+    loose = size <= NEAR * max(1.0, largest)
+    return sure, loose if int(loose.sum()) <= MOST else sure
 
 
 # ------------------------------------------------------------------------------------------- finding
@@ -166,7 +188,7 @@ def fits_at_once(evaluator: Evaluator) -> bool:
 
 
 def find_ties(evaluator: Evaluator, entries: Sequence[Entry]) -> Ties:
-    """The kinks that the current decisions sit on, in the objective and in entries that are not per row.
+    """The kinks that the current decisions sit on, in the objective and in entries.
 
     Args:
         evaluator: the (judged) program with data.
@@ -176,59 +198,77 @@ def find_ties(evaluator: Evaluator, entries: Sequence[Entry]) -> Ties:
         tails = [t for t in evaluator.program.tails if t.kind == "CVaR"]
         what = "the threshold of a CVaR sits at a row, and there are too many rows to choose its slope"
         return no_ties(evaluator, entries, what if tails else "")
-    watch = _Watch()
+    watch = Watch()
     with watch:
-        outer = whole(evaluator, None).outer
-    scalars = [outer.objective]
-    for e in entries:
-        residual = outer.residuals[e.part]
-        scalars.append(outer.objective * 0 if residual is None else residual.reshape(-1)[e.index])
-    tied = [(kink, _tied(kink)) for kink in watch.kinks]
-    tied = [(kink, place) for kink, place in tied if len(place)]
-    note = "a largest value is reached by several entries" if watch.largest else ""
-    if not tied or note:
-        return no_ties(evaluator, entries, note)
-    outputs = [kink.output for kink, _ in tied]
-    slopes = np.array([_picked(s, outputs, [place for _, place in tied]) for s in scalars])
+        scalars = _scalars(evaluator, entries)
+    places = [p for bend in watch.bends for p in _bent(bend)]
+    places += [p for largest in watch.largest for p in _reached(largest)]
+    if not places:
+        return no_ties(evaluator, entries)
+    slopes = np.array([_picked(s, places) for s in scalars])
     used = np.flatnonzero(np.abs(slopes).max(axis=0) > 0)
     if len(used) > MOST:
         return no_ties(evaluator, entries, f"{len(used)} kinks meet there, more than are resolved ({MOST})")
-    pairs = [(kink, k) for kink, place in tied for k in place]
-    gradients = [_gradient(evaluator, *pairs[i]) for i in used]
-    kinks = [pairs[i] for i in used]
-    chosen = np.array([float(kink.chosen.reshape(-1)[k]) for kink, k in kinks])
-    ends = np.array([sorted((kink.before, kink.after)) for kink, _ in kinks]).reshape(-1, 2)
-    size = evaluator.decisions.size
+    gradients = [_gradient(evaluator, places[i]) for i in used]
+    close = [
+        places[i].sure or places[i].size <= NEAR * float(np.abs(g).max(initial=0.0))
+        for i, g in zip(used, gradients, strict=True)
+    ]
+    kept = [i for i, near in zip(used, close, strict=True) if near]
     return Ties(
-        np.array(gradients).reshape(-1, size), slopes[:, used], ends[:, 0] - chosen, ends[:, 1] - chosen
+        np.array([g for g, near in zip(gradients, close, strict=True) if near]).reshape(
+            -1, evaluator.decisions.size
+        ),
+        slopes[:, kept],
+        np.array([places[i].lower for i in kept]),
+        np.array([places[i].upper for i in kept]),
+        *_shared([places[i] for i in kept]),
     )
 
 
-def _tied(kink: _Kink) -> list[int]:
-    """Places of the entries whose argument counts as zero."""
-    size = array_of(kink.argument).reshape(-1)
-    largest = float(np.max(np.abs(size), initial=0.0, where=np.isfinite(size)))
-    found: list[int] = np.flatnonzero(np.abs(size) <= NEAR * largest).tolist()
-    return found
+def _scalars(evaluator: Evaluator, entries: Sequence[Entry]) -> list[Tensor]:
+    """The objective and the residual of each entry, with all rows in one graph."""
+    per_row: dict[int, Tensor] = {}
+
+    def keep(i: int, residual: Tensor, _index: Tensor | slice) -> Tensor:
+        per_row[i] = residual
+        return residual.new_zeros(())
+
+    outer = whole(evaluator, keep).outer
+    scalars = [outer.objective]
+    for e in entries:
+        residual = outer.residuals[e.part]
+        residual = per_row[e.part] if residual is None else residual
+        scalars.append(residual.reshape(-1)[e.index])
+    return scalars
 
 
-def _picked(scalar: Tensor, outputs: Sequence[Tensor], places: Sequence[Sequence[int]]) -> list[float]:
-    """d scalar / d output at these places, one after the other."""
+def _shared(places: Sequence[_Place]) -> tuple[NDArray[np.float64], int]:
+    """Which sums of slopes are fixed, (conditions, ties), and the number of kinks."""
+    owners = [(id(p.output), p.at) for p in places if p.shared]
+    owned = list(dict.fromkeys(owners))
+    held = np.array(
+        [[p.shared and (id(p.output), p.at) == own for p in places] for own in owned], dtype=float
+    )
+    return held.reshape(len(owned), len(places)), len(places) - len(owners) + len(owned)
+
+
+def _picked(scalar: Tensor, places: Sequence[_Place]) -> list[float]:
+    """d scalar / d output at these places."""
     if not scalar.requires_grad:
-        return [0.0 for place in places for _ in place]
+        return [0.0] * len(places)
+    outputs = {id(p.output): p.output for p in places}
     grads = torch.autograd.grad(
-        scalar, list(outputs), retain_graph=True, allow_unused=True, materialize_grads=True
+        scalar, list(outputs.values()), retain_graph=True, allow_unused=True, materialize_grads=True
     )
-    found: list[float] = []
-    for g, place in zip(grads, places, strict=True):
-        found += array_of(g).reshape(-1)[list(place)].tolist()
-    return found
+    flat = {key: array_of(g).reshape(-1) for key, g in zip(outputs, grads, strict=True)}
+    return [float(flat[id(p.output)][p.at]) for p in places]
 
 
-def _gradient(evaluator: Evaluator, kink: _Kink, k: int) -> NDArray[np.float64]:
-    """(decisions,) gradient of one entry of the argument of a kink."""
+def _gradient(evaluator: Evaluator, place: _Place) -> NDArray[np.float64]:
+    """(decisions,) gradient of an entry of an argument."""
     grads = torch.autograd.grad(
-        kink.argument.reshape(-1)[k],
+        place.argument.reshape(-1)[place.k],
         evaluator.decisions.tensors,
         retain_graph=True,
         allow_unused=True,

@@ -1,6 +1,7 @@
 """Points at kinks: the slopes that balance best, against closed forms and linear programs."""
 
 import numpy as np
+import pytest
 import torch
 from scipy.optimize import linprog
 
@@ -104,8 +105,121 @@ def test_points_with_too_many_rows_say_so(monkeypatch):
     assert cn.minimize(E((D.x - w) ** 2)).kkt({"w": 0.3}).nonsmooth == ""
 
 
-def test_a_largest_value_that_is_reached_twice_is_named():
-    w = cn.Variable(3, "w")
-    problem = cn.minimize(cn.max(w) + cn.sum_squares(w) - cn.sum(w))
-    assert "largest value" in problem.kkt({"w": np.array([1.0, 1.0, 0.0])}).nonsmooth
-    assert problem.kkt({"w": np.array([1.0, 0.5, 0.0])}).nonsmooth == ""
+def nearest_in_simplex(v):
+    """The nearest probability vector, by sorting (Held, Wolfe and Crowder 1974)."""
+    u = np.sort(v)[::-1]
+    level = (np.cumsum(u) - 1) / np.arange(1, len(v) + 1)
+    return np.maximum(v - level[u > level][-1], 0.0)
+
+
+def nearest_in_cross(v):
+    """The nearest vector whose sizes add up to at most 1."""
+    return v if np.abs(v).sum() <= 1 else np.sign(v) * nearest_in_simplex(np.abs(v))
+
+
+def on_ties(sides):
+    """The least element of a force plus averages of some unit vectors with signs."""
+    sides = np.array(sides)
+    tied = np.flatnonzero(sides)
+
+    def left(force):
+        moved = force.astype(float)
+        moved[tied] += sides[tied] * nearest_in_simplex(-sides[tied] * force[tied])
+        return moved
+
+    return left
+
+
+def within(low, high):
+    """The least element of a force plus slopes between limits per entry."""
+    return lambda force: force + np.clip(-force, low, high)
+
+
+FORCE = np.array([0.3, -0.8, 0.1, -0.4])
+CASES = {
+    "norm of order 1": (lambda w: cn.norm(w, 1), [0, 2, 0, -1], within([-1, 1, -1, -1], [1, 1, 1, -1])),
+    "norm of order inf": (lambda w: cn.norm(w, np.inf), [1, -1, 0.5, 1e-9 - 1], on_ties([1, -1, 0, -1])),
+    "norm of order inf at 0": (
+        lambda w: cn.norm(w, np.inf),
+        [0, 1e-12, 0, 0],
+        lambda force: force + nearest_in_cross(-force),
+    ),
+    "leaky": (
+        lambda w: cn.sum(torch.nn.functional.leaky_relu(w, 0.25)),
+        [0, 0, 1, -1],
+        within([0.25, 0.25, 1, 0.25], [1, 1, 1, 0.25]),
+    ),
+    "two limits": (
+        lambda w: cn.sum(torch.clamp(w, 0.0, 1.0)),
+        [0, 1, 1, 3],
+        within([0, 0, 0, 0], [1, 1, 1, 0]),
+    ),
+    "a distance": (lambda w: abs(w[1] - 0.2), [1, 0.2 + 1e-12, 0, 0], within([0, -1, 0, 0], [0, 1, 0, 0])),
+    "largest entry": (lambda w: 1.0 * cn.max(w), [1, 0.5, 1, 1], on_ties([1, 0, 1, 1])),
+    "least entry": (lambda w: 1.0 * cn.min(w), [1, 2, 1, 1 + 1e-9], on_ties([1, 0, 1, 1])),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_least_subgradient_has_a_closed_form(name):
+    function, point, least = CASES[name]
+    w, point = cn.Variable(4, "w"), {"w": np.array(point, float)}
+    record = cn.minimize(FORCE @ w + function(w)).kkt(point)
+    close(record.stationarity, np.abs(least(FORCE)).max())
+    assert record.kinks >= 1
+    if name in ("a distance", "largest entry", "least entry"):  # a bound on these is one on their pieces
+        return
+    given = cn.minimize(FORCE @ w).subject_to(shape=function(w) <= 50.0).kkt(point, {"shape": np.array(2.0)})
+    close(given.stationarity, 2 * np.abs(least(FORCE / 2)).max())
+
+
+def test_kinks_in_rows_of_constraints_balance(rng):
+    x = rng.normal(size=(60, 4))
+    y = np.sin(x[:, 0]) - x[:, 1] + 0.1 * rng.normal(size=60)
+    D, w = cn.Data("d", x=x, y=y), cn.Variable(4, "w")
+    fit = E((D.x @ w - D.y) ** 2)
+    rows = {
+        "mean": E(cn.norm(D.x * (w - 0.3), 1)) <= 1.0,
+        "each": cn.forall(D, torch.relu(D.x @ w) + abs(w[0] - 0.2) <= 0.7),
+        "cube": cn.norm(w - 0.1, np.inf) <= 0.4,
+    }
+    for name, relation in rows.items():
+        problem = cn.minimize(fit).subject_to(**{name: relation})
+        solution = problem.solve("cvxpy", progress=False)
+        record = problem.kkt(solution)
+        assert solution.status == "optimal", name
+        assert record.stationarity <= 1e-8, name
+        assert record.kinks >= 1, name
+        moved = solution.variables["w"] + 0.01 * rng.normal(size=4)
+        assert problem.kkt({"w": moved}).stationarity > 1e-3, name
+
+
+def test_a_budget_of_order_one_is_stationary_without_a_bound(rng):
+    x = rng.normal(size=(60, 4))
+    y = np.sin(x[:, 0]) - x[:, 1] + 0.1 * rng.normal(size=60)
+    D = cn.Data("d", x=x, y=y)
+    for order, budget in ((1, 0.8), (np.inf, 0.3)):
+        w = cn.Variable(4, "w")
+        w.value = np.array([0.1, 0.2, 0.3, 0.1])
+        curved = E((torch.tanh(D.x @ w) - D.y) ** 2)
+        problem = cn.minimize(curved).subject_to(budget=cn.norm(w, order) <= budget)
+        solution = problem.solve("newton", progress=False)
+        assert solution.status == "stationary"
+        assert solution.bound is None
+        there, force = solution.variables["w"], gradient_of_tanh(x, y, solution.variables["w"])
+        signs = np.where(np.abs(there) > 1e-9, np.sign(there), 0)
+        if order == 1:  # the multiplier is the force on every entry that moves
+            assert (signs == 0).any()
+            close(np.abs(force[signs != 0]), solution["budget"].multiplier, 1e-7)
+            assert (np.abs(force[signs == 0]) <= solution["budget"].multiplier).all()
+        else:  # the forces on the entries at the bound add up to it
+            at = np.abs(np.abs(there) - budget) <= 1e-9
+            assert at.sum() > 1
+            close(-(force * signs)[at].sum(), solution["budget"].multiplier, 1e-7)
+            close(force[~at], 0.0, 1e-7)
+
+
+def gradient_of_tanh(x, y, w):
+    """Of mean (tanh(x w) - y)^2."""
+    score = np.tanh(x @ w)
+    return 2 * x.T @ ((score - y) * (1 - score**2)) / len(y)
