@@ -199,10 +199,16 @@ def jacobian(
         own = min(group, count - start)
         seeds = values.new_zeros((own, count))
         seeds[torch.arange(own), torch.arange(start, start + own)] = 1.0
+        batched = own > 1  # one pass is faster as it is
         pieces = cast(
             "tuple[Tensor | None, ...]",
             torch.autograd.grad(
-                values, tensors, seeds, is_grads_batched=True, allow_unused=True, retain_graph=True
+                values,
+                tensors,
+                seeds if batched else seeds[0],
+                is_grads_batched=batched,
+                allow_unused=True,
+                retain_graph=True,
             ),
         )  # None of a decision that is not used; zeros that torch makes lack the axis of the batch
         at = 0

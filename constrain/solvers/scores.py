@@ -2,8 +2,8 @@
 
 With s = A theta + b the scores of a row, such as the linear predictor of a generalized linear model, the
 Hessian of an average of g(s) is A' diag(g'') A: one matrix product with constant A, where differentiating the
-gradient takes a backward pass over all rows for every decision. The scores are found in the expressions: the
-largest ones per row that are affine in the decisions.
+gradient takes a backward pass over all rows for every decision. The gradient is A' g'. The scores are found
+in the expressions: the largest ones per row that are affine in the decisions.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from constrain.lowering.degree import degree
 from constrain.lowering.dependence import depends_on_decisions
 from constrain.runtime.codegen import generate
 from constrain.runtime.decisions import Decisions
-from constrain.runtime.derivatives import Linearization, jacobian, linearize, whole
+from constrain.runtime.derivatives import Linearization, jacobian, largest, linearize, whole
 from constrain.solvers.kinks import ROW, above_rows, number_rows, of_new_moments
+from constrain.solvers.row_slopes import RowSlopes, columns, linear_inputs, slopes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,98 +54,152 @@ class _Sample:
         data: the sample.
         nodes: the scores.
         slots: what stands for them, (rows,) each.
-        matrices: A, (rows, decisions) each.
     """
 
     data: Data
     nodes: list[n.Node]
     slots: list[Tensor]
-    matrices: list[Tensor]
+
+
+@dataclass
+class _Score:
+    """A score, slopes @ decisions + offset: (rows,). `slot` stands for it; no offset is 0."""
+
+    slot: Tensor
+    slopes: RowSlopes
+    offset: Tensor | None
 
 
 class Scores:
-    """The terms as functions of scores.
+    """The terms as functions of scores; what is found at a point is kept while the decisions stay there.
 
     Args:
         evaluator: of the problem.
         view: of the program in which scores are variables.
         samples: the scores.
+        facts: of the analysis, by the `id` of the node.
         check: called now and then; it may raise to stop.
     """
 
+    convex: bool
+    """Whether the analysis certifies that objective and constraints are convex."""
+
     def __init__(
-        self, evaluator: Evaluator, view: Evaluator, samples: list[_Sample], check: Callable[[], None]
+        self,
+        evaluator: Evaluator,
+        view: Evaluator,
+        samples: Sequence[_Sample],
+        facts: dict[int, Fact],
+        check: Callable[[], None],
     ) -> None:
-        self.evaluator, self.view, self.samples = evaluator, view, samples
-        self._functions = [
-            generate("scores", evaluator.tables, [(node, "primal") for node in sample.nodes])
-            for sample in samples
-        ]
-        for i, sample in enumerate(samples):
-            for score in self._values(i):
-                sample.matrices.append(_slopes(score, evaluator.decisions.tensors, check))
+        self.evaluator, self.view = evaluator, view
+        program = evaluator.program
+        parts = [analyze(part.residual, facts) for part in program.parts]
+        self._affine = [fact.affine for fact in parts]
+        self.convex = not _curves_down(analyze(program.objective, facts)) and not any(
+            not fact.affine if part.kind == "==" else _curves_down(fact)
+            for part, fact in zip(program.parts, parts, strict=True)
+        )
+        self.samples = [self._found(sample, check) for sample in samples]
+        self._constant: Tensor | None = None
+        self._point: tuple[Tensor, Outer] | None = None
 
-    def _values(self, i: int) -> list[Tensor]:
-        """The scores of a sample at the current decisions, with their graph."""
-        sample = self.samples[i]
-        rows = self.evaluator.populations[sample.data].everything()
-        return self.evaluator.compute(self._functions[i], rows, sample.data)
+    def _found(self, sample: _Sample, check: Callable[[], None]) -> list[_Score]:
+        """The scores of a sample as affine functions."""
+        evaluator, at = self.evaluator, self._decisions()
+        function = generate("scores", evaluator.tables, [(node, "primal") for node in sample.nodes])
+        rows = evaluator.populations[sample.data].everything()
+        with linear_inputs([model.module for model in evaluator.program.models]) as inputs:
+            values = evaluator.compute(function, rows, sample.data)
+        found: list[_Score] = []
+        for slot, value in zip(sample.slots, values, strict=True):
+            slopes = slopes_of(value, evaluator.decisions.tensors, inputs, check)
+            rest = value.detach() - slopes.times(at)
+            rounding = 8 * torch.finfo(rest.dtype).eps * (1 + value.detach().abs().amax())
+            found.append(_Score(slot, slopes, None if rest.abs().amax() <= rounding else rest))
+        return found
 
-    def _fill(self) -> None:
-        """Gives the variables that stand for scores their values."""
-        with torch.no_grad():
-            for i, sample in enumerate(self.samples):
-                for slot, score in zip(sample.slots, self._values(i), strict=True):
-                    slot.copy_(score)
+    def _decisions(self) -> Tensor:
+        """All decisions as one vector."""
+        return torch.cat([t.detach().reshape(-1) for t in self.evaluator.decisions.tensors])
+
+    def _outer(self) -> Outer:
+        """Outer values at the current decisions, with their graph, which ends at the scores."""
+        at = self._decisions()
+        if self._point is None or not torch.equal(self._point[0], at):
+            with torch.no_grad():
+                for score in (score for own in self.samples for score in own):
+                    value = score.slopes.times(at)
+                    score.slot.copy_(value if score.offset is None else value + score.offset)
+            self._point = at, whole(self.view, None).outer
+        return self._point[1]
+
+    def values(self) -> Outer:
+        """Objective and residuals on all rows, without gradient; None for constraints per row."""
+        return self._outer().detach()
 
     def linearize(self) -> Linearization:
         """As `derivatives.linearize`."""
-        self._fill()
-        found = linearize(self.view)
-        both = torch.cat([found.gradient[None], found.jacobian])
-        pieces: dict[int, Tensor] = {}
-        at = 0
-        for t in self.view.decisions.tensors:
-            pieces[id(t)] = both[:, at : at + t.numel()]
-            at += t.numel()
+        outer = self._outer()
+        if any(r is None for r in outer.residuals):  # constraints per row
+            found = linearize(self.view)
+            both = self._pulled(torch.cat([found.gradient[None], found.jacobian]))
+            return replace(found, gradient=both[0], jacobian=both[1:])
+        entries = [outer.objective.reshape(1), *(r.reshape(-1) for r in outer.residuals if r is not None)]
+        kinds = list(zip(entries, [False, *self._affine], strict=True))
+        if self._constant is None:
+            self._constant = self._slopes([e for e, affine in kinds if affine])
+        fixed = torch.cat([torch.full(e.shape, affine, device=e.device) for e, affine in kinds])
+        rows = entries[0].new_empty((len(fixed), self.evaluator.decisions.size))
+        rows[fixed], rows[~fixed] = self._constant, self._slopes([e for e, affine in kinds if not affine])
+        values = torch.cat(entries).detach()
+        return Linearization(values[0], rows[0], values[1:], rows[1:])
+
+    def _slopes(self, values: Sequence[Tensor]) -> Tensor:
+        """(values, decisions) derivatives of vectors of outer values, one after the other."""
+        tensors = self.view.decisions.tensors
+        if not values:
+            return self._pulled(tensors[0].new_zeros((0, self.view.decisions.size)))
+        return self._pulled(jacobian(torch.cat(list(values)), tensors, largest(self.view)))
+
+    def _pulled(self, both: Tensor) -> Tensor:
+        """Derivatives in decisions and scores, as those in decisions."""
+        own = self.view.decisions.tensors
+        pieces = dict(zip(map(id, own), columns(both, own), strict=True))
         tensors = self.evaluator.decisions.tensors
-        direct = [pieces.get(id(t), both.new_zeros((len(both), t.numel()))) for t in tensors]
-        total = torch.cat(direct, 1)
-        for sample in self.samples:
-            for slot, matrix in zip(sample.slots, sample.matrices, strict=True):
-                total = total + pieces[id(slot)] @ matrix
-        return Linearization(found.objective, total[0], found.residuals, total[1:])
+        total = torch.cat([pieces.get(id(t), both.new_zeros((len(both), t.numel()))) for t in tensors], 1)
+        for score in (score for own in self.samples for score in own):
+            total += score.slopes.pulled(pieces[id(score.slot)])
+        return total
 
     def hessian(
         self, function: Callable[[Outer], Tensor], row_term: RowTerm | None, check: Callable[[], None]
     ) -> Tensor:
-        """As `derivatives.hessian`, of a function that is affine in averages.
+        """As `derivatives.hessian`, of a function that is affine in averages and in the residuals.
 
         Args:
             function: of the outer values, scalar.
             row_term: added to it, a sum over the rows of constraints per row.
             check: called now and then; it may raise to stop.
         """
-        self._fill()
-        values = whole(self.view, row_term)
-        scalar = function(values.outer) + values.added
+        outer, added = self._outer(), None
+        if row_term is not None:
+            every = whole(self.view, row_term)
+            outer, added = every.outer, every.added
+        bent = [r if r is None or not affine else r.detach()
+                for r, affine in zip(outer.residuals, self._affine, strict=True)]  # fmt: skip
+        scalar = function(replace(outer, residuals=bent))
+        scalar = scalar if added is None else scalar + added
         tensors = self.evaluator.decisions.tensors
-        slots = [slot for sample in self.samples for slot in sample.slots]
+        slots = [score.slot for own in self.samples for score in own]
         found = torch.autograd.grad(scalar, [*tensors, *slots], create_graph=True, materialize_grads=True)
         flat = torch.cat([g.reshape(-1) for g in found[: len(tensors)]])
         total = jacobian(flat, tensors, check=check)
-        mixed = self._mixed(flat, slots, check)
-        at = len(tensors)
-        for sample in self.samples:
+        slopes = iter(found[len(tensors) :])
+        for own in self.samples:
             check()
-            own = found[at : at + len(sample.slots)]
-            at += len(sample.slots)
-            for slope, left in zip(own, sample.matrices, strict=True):
-                for second, right in zip(
-                    _derivatives(slope.sum(), sample.slots), sample.matrices, strict=True
-                ):
-                    if second is not None:
-                        total = total + left.T @ (second.detach()[:, None] * right)
+            total += _squared(own, [next(slopes) for _ in own])
+        mixed = self._mixed(flat, slots, check)
         return total if mixed is None else total + mixed + mixed.T
 
     def _mixed(self, flat: Tensor, slots: Sequence[Tensor], check: Callable[[], None]) -> Tensor | None:
@@ -152,22 +207,41 @@ class Scores:
         if not flat.requires_grad or all(g is None for g in _derivatives(flat.sum(), slots)):
             return None
         crossed = jacobian(flat, slots, max(slot.numel() for slot in slots), check)
-        matrices = [matrix for sample in self.samples for matrix in sample.matrices]
-        return crossed @ torch.cat(matrices)
+        scores = [score for own in self.samples for score in own]
+        pieces = columns(crossed, slots)
+        pulled = (score.slopes.pulled(piece) for score, piece in zip(scores, pieces, strict=True))
+        return sum(pulled, start=crossed.new_zeros(()))
+
+
+def _curves_down(fact: Fact) -> bool:
+    """Whether the analysis does not certify that it is convex."""
+    return not fact.affine and fact.curvature != "convex"
+
+
+def _squared(scores: Sequence[_Score], slopes: Sequence[Tensor]) -> Tensor:
+    """A' diag(second derivatives) A, summed over the pairs of scores of a sample.
+
+    Args:
+        scores: of the sample.
+        slopes: first derivatives in the scores, with their graph.
+    """
+    total = slopes[0].new_zeros((scores[0].slopes.size,) * 2)
+    for k, slope in enumerate(slopes):
+        for i, second in enumerate(_derivatives(slope.sum(), [score.slot for score in scores])):
+            if second is None or i > k:  # the matrix is symmetric
+                continue
+            if i == k:
+                total += scores[k].slopes.squared(second.detach())
+            else:
+                crossed = scores[k].slopes.pulled_through(second.detach(), scores[i].slopes)
+                total += crossed + crossed.T
+    return total
 
 
 def _derivatives(scalar: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:
     if not scalar.requires_grad:
         return [None] * len(leaves)
     return torch.autograd.grad(scalar, leaves, retain_graph=True, allow_unused=True)
-
-
-def _slopes(score: Tensor, tensors: Sequence[Tensor], check: Callable[[], None]) -> Tensor:
-    """(rows, decisions) derivatives of a score: pulled back with unknown weights, differentiated in these."""
-    weights = torch.ones_like(score).requires_grad_(True)
-    pulled = torch.autograd.grad(score, tensors, weights, create_graph=True, materialize_grads=True)
-    flat = torch.cat([g.reshape(-1) for g in pulled])
-    return jacobian(flat, [weights], len(score), check).T.contiguous()
 
 
 # ------------------------------------------------------------------------------------------- recognition
@@ -197,11 +271,11 @@ def scores_of(evaluator: Evaluator, check: Callable[[], None]) -> Scores | None:
     view.decisions = decisions
     number_rows(view, state.known)
     samples = [
-        _Sample(data, [node for node, _ in own], [decisions.variables[s] for _, s in own], [])
+        _Sample(data, [node for node, _ in own], [decisions.variables[s] for _, s in own])
         for data, own in state.known.items()
         if own
     ]
-    return Scores(evaluator, view, samples, check)
+    return Scores(evaluator, view, samples, state.facts, check)
 
 
 def _sees_more(root: n.Node, symbols: set[n.VariableSymbol]) -> bool:

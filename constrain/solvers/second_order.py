@@ -178,7 +178,7 @@ class Scaled:
 
     def raw(self) -> tuple[float, Vector]:
         """Objective and residuals at the current decisions, unscaled."""
-        outer = self.evaluator.full("primal")
+        outer = self.evaluator.full("primal") if self.scores is None else self.scores.values()
         pieces: list[Vector] = []
         for i, (residual, chosen) in enumerate(zip(outer.residuals, self.selected, strict=True)):
             found = self.evaluator.row_residuals(i, "primal")[0] if residual is None else residual
@@ -434,31 +434,33 @@ class _Run:
         return nearby(x, self.problem.low, self.problem.high, direction, MOVE * 3**seed)
 
     def _settled(self, x: Vector, y: Vector | None, settings: InteriorPoint) -> InteriorResult:
-        """One run, repeated in new units until these no longer change, with its last digits."""
+        """One run with its last digits, repeated in new units where it has not converged in these."""
         problem = self.problem
         found = self._once(x, y, settings)
-        for _ in range(_ROUNDS):
+        for done in range(_ROUNDS + 1):
             if found.ending != "converged":
                 break
             f_scale, c_scale = problem.measure(found.x)
             change = np.abs(np.log([f_scale / problem.f_scale, *(c_scale / problem.c_scale)])).max()
-            if change <= np.log(_RESCALE):
-                break
-            y = found.y * (problem.f_scale / f_scale) * (c_scale / problem.c_scale)
-            problem.f_scale, problem.c_scale = f_scale, c_scale
+            y = found.y
+            if rescaled := change > np.log(_RESCALE):
+                y = found.y * (problem.f_scale / f_scale) * (c_scale / problem.c_scale)
+                problem.f_scale, problem.c_scale = f_scale, c_scale
+            end, prices, error = finish(problem, found.x, y)
+            if not rescaled or error <= settings.tolerance or done == _ROUNDS:
+                return replace(found, x=end, y=prices)
             settings = replace(settings, barrier=1e-8, push=1e-10)
             again = self._once(found.x, y, settings)
             if again.ending != "converged":
-                break
+                return replace(found, x=end, y=prices)
             found = again
-        if found.ending == "converged":
-            x, y, _ = finish(problem, found.x, found.y)
-            found = replace(found, x=x, y=y)
         return found
 
     def _off_saddles(self, found: InteriorResult) -> InteriorResult:
         """Runs from below the points that only first derivatives hold; the best one that converged."""
         problem = self.problem
+        if problem.scores is not None and problem.scores.convex:
+            return found
         for _ in range(ESCAPES):
             if found.ending != "converged":
                 break

@@ -25,6 +25,7 @@ def sample(rows=80):
 def problems():
     D, w, b = sample(), cn.Variable(3, "w"), cn.Variable((), "b")
     f = cn.Model(torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Flatten(0)).double(), "f")
+    both = cn.Model(torch.nn.Linear(3, 2).double(), "both")
     w.value, b.value = np.array([0.3, -0.2, 0.5]), 0.1
     score, fitted = D.x @ w + b, f(D.x) + b
     bce = F.binary_cross_entropy_with_logits(fitted, D.y, reduction="none")
@@ -36,7 +37,16 @@ def problems():
         "two scores": cn.minimize(E(torch.exp(-score) * torch.sigmoid(D.x[0] * w[1] - b))),
         "factors": cn.minimize(b**2 * E(torch.exp(-score)) + E(score**2)),
         "rows": cn.minimize(E(score**2)).subject_to(each=cn.forall(D, torch.exp(score) <= 9)),
+        "scaled": cn.minimize(E(torch.exp(2 * f(D.x) - D.x[1] + 1))),
+        "layer called twice": cn.minimize(E((f(D.x) - f(2 * D.x) - D.y) ** 2)),
+        "layer with two outputs": cn.minimize(E(torch.exp(both(D.x)[0] - 2 * both(D.x)[1]))),
     }
+
+
+def test_the_analysis_tells_which_problems_are_convex(monkeypatch):
+    monkeypatch.setattr(scores, "_LEAST", 0)
+    found = {name: scores_of(prepared(problem), lambda: None).convex for name, problem in problems().items()}
+    assert [name for name, convex in found.items() if not convex] == ["two scores", "factors"]
 
 
 def prepared(problem):
