@@ -11,10 +11,12 @@ from constrain._lazy import backend, language_printing
 from constrain.analysis.models import affine_model
 from constrain.driver.searched import SECONDS, few_events
 from constrain.errors import ModelingError, RouteError
+from constrain.language import nodes as n
 from constrain.language.regions import Region
 from constrain.language.types import type_of
 from constrain.lowering.dependence import depends_on_decisions
 from constrain.runtime.estimates import estimators
+from constrain.runtime.tails import moving_quantiles
 from constrain.solvers.augmented import AugmentedLagrangian
 from constrain.solvers.kinks import kinked_layers, kinks_left
 from constrain.solvers.primal_dual import PrimalDual
@@ -158,7 +160,11 @@ def _augmented(program: Program, facts: Facts) -> Route:
     if work > FULL_DATA_WORK:
         text += f": slow (over {FULL_DATA_WORK:,})"
     if program.has_rates:
-        text += "; rates are followed by shifted surrogates"
+        text += (
+            "; quantiles are followed smoothly"
+            if _only_quantiles(program)
+            else "; rates are followed by shifted surrogates"
+        )
     return Route("augmented", True, text)
 
 
@@ -267,7 +273,7 @@ def _deep(program: Program) -> bool:
 
 def _better_on_batches(program: Program) -> str:
     """Why minibatch training suits a problem better than gradients on all rows, or an empty text."""
-    if program.has_rates:
+    if program.has_rates and not _only_quantiles(program):
         return "rates have no exact gradient: minibatch training with surrogates"
     streamed = next((d.name for d in program.populations if d.streamed), None)
     if streamed is not None:
@@ -277,6 +283,13 @@ def _better_on_batches(program: Program) -> str:
         return ""
     shown = language_printing().text(kink, limit=60)
     return f"full-data gradients jump at the kinks of {shown}: minibatch training"
+
+
+def _only_quantiles(program: Program) -> bool:
+    """Whether every rate of a program is the share above a quantile, whose threshold is exact on all rows."""
+    own = {tail.threshold for tail in moving_quantiles(program)}
+    rates = [x.event for x in n.postorder(*program.roots) if isinstance(x, n.Indicator) and x.surrogate]
+    return all(own & {x.symbol for x in n.postorder(e) if isinstance(x, n.Pinned)} for e in rates)
 
 
 def make_solver(method: Any, options: Mapping[str, Any]) -> Any:

@@ -24,14 +24,24 @@ from constrain.language import nodes as n
 from constrain.language.summaries import check_level
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
     from constrain.language.data import Data
-    from constrain.lowering.program import Tail
+    from constrain.lowering.program import Program, Tail
     from constrain.runtime.binding import Population, Rows
     from constrain.runtime.evaluator import Evaluator
 
-__all__ = ["Sample", "TailNumbers", "numbers", "set_thresholds", "thresholds", "values_at_risk"]
+__all__ = [
+    "Sample",
+    "TailNumbers",
+    "follow_quantiles",
+    "moving_quantiles",
+    "numbers",
+    "set_thresholds",
+    "smooth_threshold",
+    "thresholds",
+    "values_at_risk",
+]
 
 LOGISTIC = 3.0**0.5 / torch.pi
 """Width of the logistic density with standard deviation one."""
@@ -39,6 +49,8 @@ ROUNDING = 1e-12
 """Relative rounding of cumulated weights that does not move a quantile."""
 LEAST_WIDTH = 1e-6
 """Least width of a quantile's surrogate, relative to the largest value."""
+FAR, HALVINGS = 50.0, 200
+"""Widths beyond the values at which the surrogate is flat, and the most steps to a smooth quantile."""
 
 
 # --------------------------------------------------------------------------------- numbers of a sample
@@ -191,6 +203,67 @@ def set_thresholds(evaluator: Evaluator, *, decisions: bool = True) -> None:
                 target = None if symbol is None else evaluator.held(symbol)
                 if target is not None and value is not None:
                     _write(target, value, tail)
+
+
+def moving_quantiles(program: Program) -> tuple[Tail, ...]:
+    """The quantiles of a program whose surrogate occurs in it: those that decisions move."""
+    pinned = {x.primal for x in n.postorder(*program.roots) if isinstance(x, n.Pinned)}
+    return tuple(t for t in program.tails if t.shares is not None and t.shares[1] in pinned)
+
+
+@torch.no_grad()
+def follow_quantiles(evaluator: Evaluator, tails: Sequence[Tail]) -> None:
+    """Moves thresholds to the smooth quantiles at the present decisions: exact where they were last set.
+
+    With the width h and the surrogate share p held, the smooth quantile t solves mean(sigmoid((g - t) / h))
+    = p. It is defined everywhere, while a quantile's model with a held threshold is good only near it, and
+    its gradient is that of the model with threshold and density at t (implicit function theorem).
+
+    Args:
+        evaluator: a program with data, whose thresholds `set_thresholds` has set before.
+        tails: of the program, from `moving_quantiles`.
+    """
+    for data in dict.fromkeys(tail.data for tail in tails):
+        own = [tail for tail in tails if tail.data is data]
+        for tail, sample in zip(own, _samples(evaluator, data, own), strict=True):
+            shares, density, width = tail.shares, tail.density, tail.width
+            assert shares is not None  # made so for quantiles
+            assert density is not None
+            assert width is not None
+            assert isinstance(tail.threshold, n.ArraySymbol)
+            held = [evaluator.held(symbol) for symbol in (tail.threshold, density, shares[1], width)]
+            t, slope, *given = (x for x in held if x is not None)
+            count = sample.levels
+            start, share, unit = ((x[:count] if tail.by else x).reshape(count, -1) for x in (t, *given))
+            threshold, found = smooth_threshold(sample, share.double(), unit.double(), start.double())
+            _write(t, threshold, tail)
+            _write(slope, found, tail)
+
+
+def smooth_threshold(sample: Sample, share: Tensor, width: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the surrogate share above equals `share`, and the density there: (levels, entries) each.
+
+    Newton's method from `start`, halving where a step leaves what is known to hold the root.
+    """
+    flat, total = sample.flat.double(), sample.totals
+
+    def above(t: Tensor) -> tuple[Tensor, Tensor]:
+        soft = torch.sigmoid((flat - sample.of_rows(t)) / sample.of_rows(width))
+        slope = sample.sums(soft * (1 - soft)) / total / width
+        return sample.sums(soft) / total - share, slope.clamp(min=1e-300)
+
+    low, high = flat.amin(0) - FAR * width, flat.amax(0) + FAR * width
+    t = torch.clamp(start, low, high)
+    excess, slope = above(t)
+    for _ in range(HALVINGS):
+        low, high = torch.where(excess > 0, t, low), torch.where(excess < 0, t, high)
+        step = t + excess / slope
+        moved = torch.where((step > low) & (step < high), step, (low + high) / 2)
+        if bool(((moved - t).abs() <= 1e-15 * (t.abs() + width)).all()) or not bool(excess.any()):
+            break
+        t = moved
+        excess, slope = above(t)
+    return t, slope
 
 
 def _level(evaluator: Evaluator, tail: Tail) -> float | None:

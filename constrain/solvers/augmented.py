@@ -14,7 +14,8 @@ here: minimized over its slack, its term of A is that above less max(0, |y + rho
 which is smooth, and its multiplier is capped accordingly.
 
 Rates: the inner problem uses the surrogate, shifted by the difference to the exact rate at the last outer
-iterate, so that at convergence the exact rate meets its bound.
+iterate, so that at convergence the exact rate meets its bound. Quantiles that decisions move are smooth ones
+in the inner problem, of the level at which they are exact at the last outer iterate.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from constrain.runtime.derivatives import curvature
 from constrain.runtime.multipliers import part_shapes
 from constrain.runtime.result import Ending, RawResult
 from constrain.runtime.slacks import Slacks
+from constrain.runtime.tails import follow_quantiles, moving_quantiles
 from constrain.solvers.escapes import NO_CLOSER, Escapes
+from constrain.solvers.gradient_norms import gradient_norms
 from constrain.solvers.kinks import kinks_left
 from constrain.solvers.newton import projected_gradient, projected_newton, truncated_newton
 from constrain.solvers.progress import Watched
@@ -185,6 +188,7 @@ class _Run:
         self.magnitude = 1.0
         self.norms = [1.0 for _ in self.parts]
         self.exact = not (self.evaluator.program.has_rates or self.costs)
+        self.quantiles = moving_quantiles(self.evaluator.program)
         self.good: tuple[float, Tensor] | None = None
         self.level, self.worst, self.costly = np.inf, 0.0, 0.0
         self.begun = self.escaping = False
@@ -225,7 +229,7 @@ class _Run:
     def merit(self, flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         """A(theta) and its gradient, exact on the full data."""
         self._check_time()
-        self.evaluator.decisions.set(flat)
+        self._go_to(flat)
         self.evaluations += 1
         has_rows = any(part.rows is not None for part in self.parts)
         self.worst = 0.0
@@ -238,6 +242,11 @@ class _Run:
         if value < UNBOUNDED * self.magnitude:
             raise _Falling
         return value, flat_gradient
+
+    def _go_to(self, flat: NDArray[np.float64]) -> None:
+        """Moves the decisions, and the quantiles that follow them in the inner problem."""
+        self.evaluator.decisions.set(flat)
+        follow_quantiles(self.evaluator, self.quantiles)
 
     def _check_time(self, ahead: float = 0.0) -> None:
         if self.time_limit is not None and time.perf_counter() + ahead - self.start > self.time_limit:
@@ -289,34 +298,12 @@ class _Run:
 
     # ------------------------------------------------------------------------------------------ setup
     def calibrate(self) -> None:
-        """Scales by gradient norms at the start; a block by one random combination of its entries."""
-        generator = torch.Generator().manual_seed(0)
-        functions: list[Callable[[Outer], Tensor]] = [lambda outer: outer.objective]
-        signs: list[Tensor] = []
-        for i, shape in enumerate(self.shapes):
-            sign = (torch.randint(2, shape, generator=generator) * 2 - 1).to(self.y[i])
-            signs.append(sign / max(sign.numel(), 1) ** 0.5)
-            if self.parts[i].rows is None:
-                functions.append(_combination(i, signs[i]))
-        norms = [self._norm(gradient) for _, gradient in self.evaluator.pull(functions)]
-        self.f_scale = norms[0] if 1e-8 < norms[0] < 1e8 else 1.0
-        outer_norms = iter(norms[1:])
-        for i, part in enumerate(self.parts):
-            if part.rows is None:
-                norm = next(outer_norms)
-            else:
-                sign = signs[i]
-
-                def term(j: int, r: Tensor, index: Tensor | slice, i: int = i, sign: Tensor = sign) -> Tensor:
-                    return (r * sign[index].to(r.dtype)).sum() if j == i else r.sum() * 0
-
-                norm = self._norm(self.evaluator.pull([lambda outer: outer.objective * 0], term)[0][1])
-            self.norms[i] = norm
-            self.c_scale[i] = part.scale or (norm if 1e-8 < norm < 1e8 else 1.0)
-
-    @staticmethod
-    def _norm(gradient: list[Tensor]) -> float:
-        return sum(float(g.double().square().sum()) for g in gradient) ** 0.5
+        """Scales by gradient norms at the start."""
+        own, *self.norms = gradient_norms(self.evaluator, self.y)
+        self.f_scale = _usable(own)
+        self.c_scale = [
+            part.scale or _usable(norm) for part, norm in zip(self.parts, self.norms, strict=True)
+        ]
 
     def first_penalty(self, point: _Point) -> float:
         """2 |f| / |r|^2 on the scaled problem, within [0.1, 1000] (Birgin & Martinez 2014, section 12.4)."""
@@ -358,7 +345,7 @@ class _Run:
         if not np.isfinite(self.evaluator.decisions.get()).all():
             self.evaluator.decisions.set(kept)
             ending, message = "diverged", "non-finite decisions; the start is returned"
-        if self.original is not self.evaluator:
+        if self.original is not self.evaluator or self.quantiles:
             self.original.refresh_scales(decisions=False)
         slacks = Slacks(self.original)
         if slacks.tensors:
@@ -397,9 +384,10 @@ class _Run:
                 if self.rho < options.max_penalty and self.point().scaled_violation > options.tolerance:
                     self.rho = min(100 * self.rho, options.max_penalty)  # the penalty may be what was weak
                     decisions.set(start)
+                    self.evaluator.refresh_scales(decisions=False)
                     continue
                 return "unbounded", "the objective falls without bound"
-            decisions.set(x)
+            self._go_to(x)
             stationarity = float(np.abs(projected_gradient(x, gradient, low, high)).max(initial=0.0))
             inner = self._update()
             if self.evaluator.program.has_rates or self.evaluator.program.tails:
@@ -499,7 +487,7 @@ class _Run:
     def curvature(self, flat: NDArray[np.float64]) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
         """Products with the Hessian of A(theta)."""
         self._check_time()
-        self.evaluator.decisions.set(flat)
+        self._go_to(flat)
         has_rows = any(part.rows is not None for part in self.parts)
         product = curvature(self.evaluator, self._outer_term, self._row_term if has_rows else None)
 
@@ -513,7 +501,7 @@ class _Run:
         """Hessian of A(theta); not begun where the last one took longer than what is left."""
         self._check_time(self.costly)
         begin = time.perf_counter()
-        self.evaluator.decisions.set(flat)
+        self._go_to(flat)
         has_rows = any(part.rows is not None for part in self.parts)
         found = self.evaluator.hessian(self._outer_term, self._row_term if has_rows else None)
         self.costly = time.perf_counter() - begin
@@ -564,13 +552,9 @@ class _Run:
         self.progress.update(outer + 1, self.options.outer, row)
 
 
-def _combination(i: int, signs: Tensor) -> Callable[[Outer], Tensor]:
-    """One random combination of the entries of part `i`."""
-
-    def combined(outer: Outer) -> Tensor:
-        return (cast("Tensor", outer.residuals[i]) * signs).sum()  # of parts that are no constraint per row
-
-    return combined
+def _usable(norm: float) -> float:
+    """A norm to divide by, or 1."""
+    return norm if 1e-8 < norm < 1e8 else 1.0
 
 
 def _widen(mask: Tensor, like: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import optimize, special
 
 import constrain as cn
 from constrain import E
@@ -12,7 +13,7 @@ from constrain.errors import ModelingError
 from constrain.lowering.lower import lower
 from constrain.runtime.decisions import Decisions
 from constrain.runtime.evaluator import Evaluator
-from constrain.runtime.tails import Sample, numbers, set_thresholds, thresholds
+from constrain.runtime.tails import Sample, numbers, set_thresholds, smooth_threshold, thresholds
 
 LEVELS = st.sampled_from([0.01, 0.1, 0.25, 1 / 3, 0.5, 0.77, 0.9, 0.95, 0.999])
 
@@ -206,3 +207,24 @@ def test_continuous_populations_have_quantiles_by_their_weights():
     assert float(sides[0][0]) == pytest.approx(0.09, abs=0.02)
     assert float(sides[1][0]) == pytest.approx(4 / 45, rel=1e-9)
     assert float(evaluator.full().objective) == pytest.approx(0.75, abs=1e-3)
+
+
+def test_a_smooth_threshold_is_the_root_of_its_surrogate_share():
+    """Per level and entry against SciPy's root finder, from starts far off; the density by differences."""
+    rng = np.random.default_rng(3)
+    values, weights, codes = rng.normal(size=(60, 2)), rng.uniform(0, 2, 60), rng.integers(0, 3, 60)
+    sample = Sample(torch.tensor(values), torch.tensor(weights), torch.tensor(codes), 3)
+    share = torch.tensor(rng.uniform(0.05, 0.95, (3, 2)))
+    width = torch.tensor(rng.uniform(1e-4, 0.5, (3, 2)))
+    found, density = smooth_threshold(sample, share, width, torch.full((3, 2), 40.0, dtype=torch.float64))
+    for k in range(3):
+        for j in range(2):
+            own, h = codes == k, float(width[k, j])
+
+            def above(t, own=own, h=h, j=j):
+                return np.average(special.expit((values[own, j] - t) / h), weights=weights[own])
+
+            root = optimize.brentq(lambda t, k=k, j=j: above(t) - float(share[k, j]), -30, 30, xtol=1e-14)
+            assert float(found[k, j]) == pytest.approx(root, abs=1e-12)
+            slope = (above(root - 1e-6 * h) - above(root + 1e-6 * h)) / (2e-6 * h)
+            assert float(density[k, j]) == pytest.approx(slope, rel=1e-4, abs=1e-8)
