@@ -221,6 +221,18 @@ class Attached:
         with self.at_point():
             return value_slope(self.evaluator, multipliers, self.params, parameter)
 
+    def on(self, data: Data | Mapping[str, Data]) -> Evaluator:
+        """The program on other data, with the same decisions and parameters."""
+        return Evaluator(
+            self.program,
+            self.decisions,
+            dtype=self.evaluator.dtype,
+            data=rebind(self.program, data),
+            params=self.params,
+            reference=self.evaluator,
+            chunk=self.evaluator.chunk,
+        )
+
     def evaluate(
         self,
         data: Data | Mapping[str, Data],
@@ -229,15 +241,7 @@ class Attached:
     ) -> Evaluation:
         """Objective and constraints at the solution on other data."""
         with self.at_point():
-            other = Evaluator(
-                self.program,
-                self.decisions,
-                dtype=self.evaluator.dtype,
-                data=rebind(self.program, data),
-                params=self.params,
-                reference=self.evaluator,
-                chunk=self.evaluator.chunk,
-            )
+            other = self.on(data)
             judged = judge_other(other, bounded=bounded)
             if within:
                 judged = replace(judged, estimates=tested_for_equivalence(judged.estimates, within))

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
-from constrain.diagnostics.alive import evaluation_of, host, judge_other, rebind
+from constrain.diagnostics.alive import evaluation_of, host, judge_other
 from constrain.diagnostics.confidence import Judgment, overall, step_down
 from constrain.diagnostics.point import Point, bound_scale, read_point, reduce_to
 from constrain.language.types import type_of
 from constrain.lowering.lower import EPIGRAPH
-from constrain.runtime.evaluator import Evaluator
 from constrain.solution.mixture import Mixture
 from constrain.solution.records import Estimate, plain
 from constrain.solvers.mixtures import NOTHING, best_weights
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from constrain.diagnostics.alive import Attached
     from constrain.language.data import Data
     from constrain.lowering.program import Form, Program
+    from constrain.runtime.evaluator import Evaluator
     from constrain.runtime.result import RawResult
     from constrain.solution.answer import Evaluation
     from constrain.solution.records import Status
@@ -58,15 +58,7 @@ class Members:
         """Statistics of the mixture on other data."""
         attached = self.attached
         with attached.at(mixture.members[0]):
-            other = Evaluator(
-                attached.program,
-                attached.decisions,
-                dtype=attached.evaluator.dtype,
-                data=rebind(attached.program, data),
-                params=attached.params,
-                reference=attached.evaluator,
-                chunk=attached.evaluator.chunk,
-            )
+            other = attached.on(data)
         judged = judge_mixture(attached, other, mixture.members, mixture.weights)
         return evaluation_of(other, judged, attached.texts)
 

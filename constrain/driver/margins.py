@@ -26,7 +26,6 @@ import numpy as np
 from scipy import stats
 
 from constrain._lazy import language_printing
-from constrain.diagnostics.alive import rebind
 from constrain.diagnostics.influence import spread
 from constrain.diagnostics.judge import statistical
 from constrain.diagnostics.names import level_axis
@@ -40,7 +39,6 @@ from constrain.language.expr import Constraint, Expr
 from constrain.language.problem import Problem
 from constrain.language.relations import unwrapped
 from constrain.language.types import type_of
-from constrain.runtime.evaluator import Evaluator
 from constrain.runtime.tails import thresholds
 from constrain.solution.constraint import slack_of
 from constrain.solution.records import plain
@@ -53,6 +51,7 @@ if TYPE_CHECKING:
 
     from constrain.diagnostics.alive import Attached
     from constrain.lowering.program import Form
+    from constrain.runtime.evaluator import Evaluator
     from constrain.solution import Solution
 
 __all__ = ["solve_with_margin"]
@@ -306,15 +305,7 @@ def _elsewhere(
     attached: Attached, sample: Data | Mapping[str, Data], chosen: Mapping[str, int]
 ) -> dict[str, _Measured]:
     """The constraints at the same point on another sample."""
-    evaluator = Evaluator(
-        attached.program,
-        attached.decisions,
-        dtype=attached.evaluator.dtype,
-        data=rebind(attached.program, sample),
-        params=attached.params,
-        reference=attached.evaluator,
-        chunk=attached.evaluator.chunk,
-    )
+    evaluator = attached.on(sample)
     with thresholds(evaluator):
         return {name: _measured(evaluator, k) for name, k in chosen.items()}
 
