@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 import torch
 
+from constrain.analysis.once import once
 from constrain.language.atoms import ATOMS
 from constrain.language.types import type_of
 
@@ -75,7 +76,12 @@ def bounds_of_value(value: Any) -> Bounds:
 
 def bounds_of_column(data: Data, name: str) -> Bounds:
     """Least and largest entry of a column; unbounded for a stream, whose rows are not looked at."""
-    return ANYTHING if data.streamed else bounds_of_value(data.values(name))
+    return ANYTHING if data.streamed else _bounds_of_values(data.values(name))
+
+
+@once
+def _bounds_of_values(values: Any) -> Bounds:
+    return bounds_of_value(values)
 
 
 def variable_bounds(symbol: n.VariableSymbol) -> Bounds:

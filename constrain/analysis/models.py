@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
+from constrain.analysis.once import once
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -245,6 +247,12 @@ def _several_layers(module: nn.Module) -> str | None:
     return f"{len(owners)} of its layers are trainable: {listed}"
 
 
+@once
+def _graph(module: nn.Module, _state: tuple[tuple[bool, ...], tuple[bool, ...]]) -> fx.Graph:
+    """The graph of a module that trains these of its parameters, with its parts in these modes."""
+    return _Tracer().trace(module)
+
+
 def _examine(module: nn.Module) -> AffineModel | str:
     """The certificate, or the reason against it."""
     if not trainable(module):
@@ -257,8 +265,9 @@ def _examine(module: nn.Module) -> AffineModel | str:
     several = _several_layers(module)
     if several is not None:
         return several
+    state = tuple(p.requires_grad for p in module.parameters()), tuple(m.training for m in module.modules())
     try:
-        graph = _Tracer().trace(module)
+        graph = _graph(module, state)
     except (TraceError, TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
         return (
             f"torch.fx cannot follow its forward ({type(error).__name__}: {str(error).splitlines()[0][:80]})"

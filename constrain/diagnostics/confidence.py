@@ -157,7 +157,7 @@ def judge_sample(
     point = read_point(evaluator) if point is None else point
     view = judged(evaluator)
     program = view.program
-    moments = [m.requires_grad_(True) for m in evaluator.moments("exact")]
+    moments = [m.clone().requires_grad_(True) for m in point.moments]
     outer = view.outer(moments, "exact")
     sides = view.sides_at(moments)
     forms = [(k, form) for k, form in enumerate(program.forms) if form.rows is None]

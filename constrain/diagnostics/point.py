@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from constrain.lowering.program import Part, Program
     from constrain.runtime.evaluator import Evaluator
@@ -46,6 +47,7 @@ class Point:
             a relaxed constraint; of a constraint per row one entry per row.
         slack: per relaxed constraint how far it was relaxed, per entry; of an equality, to which side.
         written: per relaxed constraint its bounds as written.
+        moments: exact.
     """
 
     objective: float
@@ -55,6 +57,7 @@ class Point:
     sides: list[tuple[NDArray[np.float64], ...]]
     slack: dict[str, NDArray[np.float64]]
     written: dict[str, tuple[NDArray[np.float64], ...]]
+    moments: tuple[Tensor, ...]
 
     def within(self, program: Program) -> Point:
         """The same point with the parts of the program that solvers see (not those of `Program.judged`)."""
@@ -91,8 +94,11 @@ def read_point(evaluator: Evaluator) -> Point:
     """Exact values of everything, by full passes over the data; parts are those of the judged program."""
     view = judged(evaluator)
     program = view.program
-    objective = float(evaluator.full("exact").objective)
-    outer = view.full("exact")
+    moments = tuple(view.moments("exact"))
+    with torch.no_grad():
+        outer = view.outer(moments, "exact").detach()
+        own = outer if view is evaluator else evaluator.outer(moments, "exact").detach()
+    objective = float(own.objective)
     soft = view.full("primal") if program.has_rates else outer
     residuals: list[NDArray[np.float64]] = []
     surrogates: list[NDArray[np.float64]] = []
@@ -109,8 +115,8 @@ def read_point(evaluator: Evaluator) -> Point:
             array_of(view.row_residuals(i, "primal")[0]) if program.has_rates else residuals[-1]
         )
         masks.append(None if mask is None else mask.cpu().numpy().astype(bool))
-    sides = [tuple(array_of(side) for side in form) for form in view.sides()]
-    point = Point(objective, residuals, surrogates, masks, sides, {}, {})
+    sides = [tuple(array_of(side) for side in form) for form in view.sides(moments)]
+    point = Point(objective, residuals, surrogates, masks, sides, {}, {}, moments)
     for k, form in enumerate(program.forms):
         if form.relaxation is not None:
             _relax(view, point, k)

@@ -13,7 +13,7 @@ import numpy as np
 
 import constrain
 from constrain._lazy import language_printing
-from constrain.runtime.columns import column_array
+from constrain.runtime.columns import read_columns
 from constrain.runtime.streams import StreamPopulation
 from constrain.solution.records import Provenance, plain
 
@@ -56,12 +56,14 @@ def fingerprint(population: Population) -> str:
     for name in sorted(population.columns):
         if name.startswith("#"):  # level codes, derived from columns
             continue
-        array = column_array(population.data, name)
-        digest.update(f"{name}|{array.dtype.kind}|{array.shape}|".encode())
-        if array.dtype.kind in "OUS":
-            digest.update("\x1f".join(map(str, array.ravel().tolist())).encode())
+        column = read_columns(population.data, [name])[name]
+        kind = column.values.dtype.kind if column.texts is None else "O"
+        digest.update(f"{name}|{kind}|{column.values.shape}|".encode())
+        if column.texts is None:
+            digest.update(np.ascontiguousarray(column.values).data)
         else:
-            digest.update(np.ascontiguousarray(array).tobytes())
+            codes: list[int] = column.values.tolist()
+            digest.update("\x1f".join([column.texts[code] for code in codes]).encode())
     return digest.hexdigest()[:16]
 
 

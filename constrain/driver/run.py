@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from constrain._lazy import backend
+from constrain.analysis.once import asked_once
 from constrain.diagnostics.alive import rebind
 from constrain.diagnostics.anywhere import settle
 from constrain.diagnostics.judge import Facts as JudgeFacts
@@ -148,7 +149,8 @@ def solve(  # noqa: PLR0913  # the public options
         rows: Data | Mapping[str, Data] | None = data,
     ) -> Solution:
         own = replace(request, data=rows)
-        return _dispatch(asked, method, own, begin, {"batch": batch, "epochs": epochs, **options})
+        with asked_once():
+            return _dispatch(asked, method, own, begin, {"batch": batch, "epochs": epochs, **options})
 
     if margin is None:
         return once(problem, start)

@@ -254,6 +254,8 @@ def refuse_infinite(evaluator: Evaluator) -> NoReturn:
 
 def _start_epigraph(program: Program, decisions: Decisions, evaluator: Evaluator) -> None:
     """The bound variable of a min-max objective starts at the largest of its terms."""
+    if all(form.name != EPIGRAPH for form in program.forms):
+        return
     for form, sides in zip(program.forms, evaluator.sides(), strict=True):
         if form.name == EPIGRAPH:
             with torch.no_grad():

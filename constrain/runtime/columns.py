@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from constrain._lazy import attribute
+from constrain.analysis.once import once
 from constrain.errors import DataError
 from constrain.language.frames import as_frame, as_series, declared_levels, refusal
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Column",
     "as_array",
-    "column_array",
+    "column_of",
     "combine",
     "level_codes",
     "match_levels",
@@ -318,22 +319,24 @@ def _mixed(entries: Sequence[Any], what: str) -> DataError:
     return DataError("E168", f"{what} {' and '.join(listed)}", fix="one kind of entries, numbers or texts")
 
 
-def column_array(data: Data, name: str) -> NDArray[Any]:
-    """A column of a sample as an array: numbers in their own type, texts as an array of texts.
+def column_of(data: Data, name: str) -> Column:
+    """A column of a sample, read once within a solve.
 
     Raises:
-        DataError: E124 (missing values), E167, E168.
+        DataError: E167, E168.
     """
-    column = read_columns(data, [name])[name]
-    if column.texts is None:
-        return column.values
-    return np.array(column.texts, dtype=object)[column.values]
+    return _read(data.values(name), f"{data.name}.{name}")
+
+
+@once
+def _read(value: Any, shown: str) -> Column:
+    return read_column(value, shown)
 
 
 # ------------------------------------------------------------------------------------ missing values
 def missing_rows(data: Data, name: str) -> NDArray[np.int64]:
     """Positions of the rows whose entry in a column is missing (None, NaN, NA, NaT, null) or infinite."""
-    found = read_column(data.values(name), f"{data.name}.{name}").missing
+    found = column_of(data, name).missing
     return np.zeros(0, dtype=np.int64) if found is None else np.flatnonzero(found)
 
 
@@ -367,7 +370,7 @@ def read_columns(data: Data, names: Sequence[str]) -> dict[str, Column]:
     Raises:
         DataError: E124 with the counts of all of these columns, E167, E168.
     """
-    found = {name: read_column(data.values(name), f"{data.name}.{name}") for name in names}
+    found = {name: column_of(data, name) for name in names}
     places = {name: np.flatnonzero(c.missing) for name, c in found.items() if c.missing is not None}
     refuse_missing(data.name, {name: (len(rows), rows[:3].tolist()) for name, rows in places.items()})
     return found

@@ -4,6 +4,7 @@ The gradient of any outer function of moments takes two passes. Pass one streams
 moments m. The outer function is then differentiated with respect to m, a few numbers. Pass two streams the
 rows again and back-propagates sum_j (d phi / d m_j) * (contribution of these rows to m_j). The result is
 exact for any outer function (ratios, products, absolute values), and memory is that of one chunk of rows.
+Where one chunk is all there is, both passes share its forward pass.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def pull(
     Returns:
         For each function its value and its gradient with respect to every decision tensor.
     """
-    leaves = [m.requires_grad_(True) for m in evaluator.moments("primal")]
+    moments, held = _first_pass(evaluator)
+    leaves = [m.requires_grad_(True) for m in moments]
     outer = evaluator.outer(leaves, "primal")
     tensors = evaluator.decisions.tensors
     values: list[float] = []
@@ -73,22 +75,40 @@ def pull(
         direct = zip(tensors, found[len(leaves) :], strict=True)
         gradients.append([torch.zeros_like(t) if g is None else g.clone() for t, g in direct])
     for job in evaluator.jobs:
-        values[0] += _pull_rows(evaluator, job, cotangents, gradients, row_term)
+        values[0] += _pull_rows(evaluator, job, held, cotangents, gradients, row_term)
     return list(zip(values, gradients, strict=True))
+
+
+def _first_pass(evaluator: Evaluator) -> tuple[list[Tensor], list[Any] | None]:
+    """All moments; of a single sample of one chunk the values of its rows too, with their graph."""
+    if len(evaluator.jobs) != 1:
+        return evaluator.moments("primal"), None
+    (job,) = evaluator.jobs
+    population = evaluator.populations[job.data]
+    if population.endless or not 0 < population.rows <= evaluator.chunk:
+        return evaluator.moments("primal"), None
+    (rows,) = population.chunks(evaluator.chunk)
+    values = evaluator.rows(job, rows, "primal")
+    with torch.no_grad():
+        exact = [evaluator.accumulator(value) for value in values[: len(job.moments)]]
+        found = evaluator.reduce_all(job, exact, rows, population.rows)
+    places = dict(zip(job.moments, found, strict=True))
+    return [places[i] for i in range(len(found))], values
 
 
 def _pull_rows(
     evaluator: Evaluator,
     job: Job,
+    held: list[Any] | None,
     cotangents: list[list[Tensor | None]],
     gradients: list[list[Tensor]],
     row_term: RowTerm | None,
 ) -> float:
-    """Pass two over one sample; returns the value of the row terms."""
+    """Pass two over one sample, whose values may be known; returns the value of the row terms."""
     tensors, population = evaluator.decisions.tensors, evaluator.populations[job.data]
     added = 0.0
     for rows in population.chunks(evaluator.chunk):
-        values = evaluator.rows(job, rows, "primal")
+        values = evaluator.rows(job, rows, "primal") if held is None else held
         for r, cotangent in enumerate(cotangents):
             scalar = _contraction(evaluator, job, cotangent, values, rows, population.rows)
             if r == 0 and row_term is not None:

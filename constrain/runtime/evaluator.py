@@ -16,6 +16,7 @@ from constrain._lazy import language_printing
 from constrain.errors import DataError
 from constrain.language import nodes as n
 from constrain.language.types import type_of
+from constrain.lowering.families import Numbers
 from constrain.runtime.binding import (
     Population,
     Request,
@@ -142,7 +143,7 @@ class Evaluator:
         return self.functions.operations
 
     def _bind(self, job: Job, data: Data, reference: Evaluator | None) -> None:
-        used = {x.name for root in self.program.roots for x in n.postorder(root)
+        used = {x.name for x in n.postorder(*self.program.roots)
                 if isinstance(x, n.Column) and x.data is job.data}  # fmt: skip
         known = None if reference is None else reference.populations[job.data]
         population = bind_population(data, sorted(used), self.device, self.dtype, known)
@@ -242,7 +243,8 @@ class Evaluator:
     def _constant(self, symbol: n.ArraySymbol) -> Tensor:
         given = symbol.value
         value = given if isinstance(given, Tensor) else torch.as_tensor(as_array(given).copy())
-        kind = self.dtype if value.is_floating_point() else value.dtype
+        exact = isinstance(symbol, Numbers) and self.device.type != "mps"
+        kind = self.dtype if value.is_floating_point() and not exact else value.dtype
         return value.detach().to(device=self.device, dtype=kind)
 
     def _knobs(self) -> list[Tensor]:
@@ -320,8 +322,13 @@ class Evaluator:
 
     def outer(self, moments: Sequence[Tensor], mode: str) -> Outer:
         """The outer functions at given moments."""
-        objective, *residuals = self.roots(moments, mode)
+        objective, *stacks = self.roots(moments, mode)
         assert objective is not None  # every problem has one
+        residuals: list[Tensor | None] = [None] * len(self.program.parts)
+        for stack, values in zip(self.program.stacks, stacks, strict=True):
+            pieces = (values,) if stack.names is None or values is None else values.unbind()
+            for place, value in zip(stack.places.tolist(), pieces, strict=True):
+                residuals[place] = value
         return Outer(objective, residuals)
 
     def roots(
@@ -329,7 +336,7 @@ class Evaluator:
     ) -> list[Tensor | None]:
         """Outer functions at given moments, all or those at these positions.
 
-        Position 0 is the objective, i + 1 part i; a constraint per row has none.
+        Position 0 is the objective, i + 1 stack i (`Program.stacks`); a constraint per row has none.
         """
         values = self._run(self.functions.outer(mode, which).function, {}, moments, None)
         return [self.number(v) if isinstance(v, (int, float)) else v for v in values]
@@ -457,7 +464,7 @@ class Evaluator:
 
     def row_residuals(self, i: int, mode: str = "exact") -> tuple[Tensor, Tensor | None]:
         """Residuals of part `i`, a constraint per row, for all rows; and the mask of the rows it selects."""
-        part = self.program.parts[i]
+        part = self.program.per_row[i]
         job = next(j for j in self.jobs if j.data is part.rows)
         place = len(job.moments) + job.parts.index(i)
         found: list[Tensor] = []
@@ -471,30 +478,42 @@ class Evaluator:
                     masks.append(mask)
         return torch.cat(found), torch.cat(masks) if masks else None
 
-    def sides(self) -> list[tuple[Tensor, ...]]:
-        """Exact (lhs, rhs, ...) of every form as written; per-row forms give one value per row."""
+    def sides(self, moments: Sequence[Tensor] | None = None) -> list[tuple[Tensor, ...]]:
+        """Exact (lhs, rhs, ...) of every form as written; per-row forms give one value per row.
+
+        Args:
+            moments: the exact ones, if they are known.
+        """
         with torch.no_grad():
-            found = self.sides_at(self.moments("exact"))
+            found = self.sides_at(self.moments("exact") if moments is None else moments)
+        per_row = iter(form for form in self.program.shared.singles if form.rows is not None)
         result: list[tuple[Tensor, ...]] = []
-        for form, own in zip(self.program.forms, found, strict=True):
-            values = (
-                self._row_sides(form.rows, (form.lhs, *form.rhs))
-                if form.rows is not None
-                else list(own or ())
-            )
+        for own in found:
+            values: Sequence[Any] = () if own is None else own
+            if own is None:
+                form = next(per_row)
+                assert form.rows is not None  # chosen so
+                values = self._row_sides(form.rows, (form.lhs, *form.rhs))
             result.append(tuple(v if isinstance(v, Tensor) else self.number(v) for v in values))
         return result
 
     def sides_at(self, moments: Sequence[Tensor]) -> list[tuple[Tensor, ...] | None]:
         """(lhs, rhs, ...) of every form at given moments, differentiable; None for per-row forms."""
-        values = self._run(self.functions.sides().function, {}, moments, None)
-        result: list[tuple[Tensor, ...] | None] = []
-        for form in self.program.forms:
-            count = 1 + len(form.rhs)
-            own, values = values[:count], values[count:]
-            numbers = tuple(v if isinstance(v, Tensor) else self.number(v) for v in own if v is not None)
-            result.append(None if form.rows is not None else numbers)
-        return result
+        values = iter(self._run(self.functions.sides().function, {}, moments, None))
+
+        def sides(count: int) -> list[Tensor]:
+            found = [v for _, v in zip(range(count), values, strict=False) if v is not None]
+            return [v if isinstance(v, Tensor) else self.number(v) for v in found]
+
+        known = self.program.shared
+        singles = [tuple(sides(1 + len(form.rhs))) for form in known.singles]
+        alone = [own if form.rows is None else None for form, own in zip(known.singles, singles, strict=True)]
+        members: list[Sequence[tuple[Tensor, ...] | None]] = []
+        for family in known.families:
+            size = (len(family),)
+            pieces = [side.expand(size).unbind() for side in sides(1 + len(family.rhs))]
+            members.append(list(zip(*pieces, strict=True)))
+        return known.each(alone, members)
 
     def _row_sides(self, data: Data, nodes: tuple[n.Node, ...]) -> list[Any]:
         function = generate("row_sides", self.tables, [(x, "exact") for x in nodes]).function

@@ -17,10 +17,11 @@ from torch import nn
 import constrain as cn
 from constrain import E, P
 from constrain.runtime.columns import (
-    column_array,
+    column_of,
     level_codes,
     missing_rows,
     read_column,
+    read_columns,
     reads_as_numbers,
 )
 
@@ -64,7 +65,7 @@ def test_numbers_keep_their_type(kind):
     assert found.values.dtype == dtype
     assert found.values.tolist() == values
     assert found.texts is found.missing is None
-    np.testing.assert_array_equal(column_array(cn.Data("d", c=column), "c"), values)
+    np.testing.assert_array_equal(column_of(cn.Data("d", c=column), "c").values, values)
 
 
 MISSING = {
@@ -104,7 +105,7 @@ def test_missing_values_are_found_and_leave_the_others_as_they_are(kind):
     assert found.values[0].tolist() == value
     assert missing_rows(D, "c").tolist() == [1]
     with pytest.raises(cn.DataError, match=r"^\[E124\] d\.c has 1 missing or infinite value \(rows 1\)"):
-        column_array(D, "c")
+        read_columns(D, ["c"])
 
 
 def test_columns_without_any_value():

@@ -23,7 +23,7 @@ from constrain.backends.cvxpy.package import cp, without_inferred_bounds
 from constrain.errors import ModelingError, RouteError
 from constrain.language import nodes as n
 from constrain.language.types import type_of
-from constrain.runtime.columns import read_column
+from constrain.runtime.columns import column_of
 from constrain.runtime.coordinates import too_large
 from constrain.runtime.decisions import limits
 from constrain.runtime.result import Ending, RawResult, put_back
@@ -139,7 +139,7 @@ def _width(node: n.Node) -> int:
     if not kind.random or not kind.shape:
         return 1
     if isinstance(node, n.Column):
-        values = read_column(node.data.values(node.name), node.name).values
+        values = column_of(node.data, node.name).values
         return math.ceil(np.count_nonzero(values) / len(node.data))
     return math.prod(kind.shape)
 
