@@ -37,7 +37,11 @@ MOST_NUMBERS = 20_000_000
 
 
 def correction(
-    evaluator: Evaluator, tensors: Sequence[Tensor], room: Mapping[int, float]
+    evaluator: Evaluator,
+    tensors: Sequence[Tensor],
+    room: Mapping[int, float],
+    units: Mapping[int, float] | None = None,
+    margins: Mapping[int, float] | None = None,
 ) -> Callable[[float], None] | None:
     """The shortest step onto the constraints from the decisions as they are.
 
@@ -45,12 +49,14 @@ def correction(
         evaluator: a program with data.
         tensors: the decisions that may move.
         room: by position of the parts on averages, the violation that is none.
+        units: by position what violations are compared in; None takes the room.
+        margins: by position how far within its bound a step ends, 0 where there is none.
 
     Returns:
         A function that moves the decisions to this share of the step, from where they were; None where
         nothing is violated or there is too much to hold.
     """
-    entries = _entries(evaluator, room)
+    entries = _entries(evaluator, room, room if units is None else units, margins or {})
     size = sum(t.numel() for t in tensors)
     if entries is None or not entries or len(entries) * size > MOST_NUMBERS:
         return None
@@ -80,23 +86,31 @@ def correction(
     return move
 
 
-def _entries(evaluator: Evaluator, room: Mapping[int, float]) -> list[tuple[int, int, bool, float]] | None:
+def _entries(
+    evaluator: Evaluator,
+    room: Mapping[int, float],
+    units: Mapping[int, float],
+    margins: Mapping[int, float],
+) -> list[tuple[int, int, bool, float]] | None:
     """Part, entry, whether an equality, and residual of what is violated, or would be by a step like that.
 
-    None where there are too many.
+    Residuals are those of bounds with their margins. None where there are too many.
     """
     with torch.no_grad():
         residuals = evaluator.outer(evaluator.moments("exact"), "exact").residuals
     found: list[tuple[int, int, bool, float, float]] = []
+    violated = False
     for i, limit in room.items():
         residual = residuals[i]
         if residual is None:
             continue
         equal = evaluator.program.parts[i].kind == "=="
         values = cast("list[float]", residual.detach().double().reshape(-1).tolist())
-        found += [(i, k, equal, c, max(limit, 1e-300)) for k, c in enumerate(values)]
+        violated = violated or any((abs(c) if equal else c) > limit for c in values)
+        values = [c + margins.get(i, 0.0) for c in values]
+        found += [(i, k, equal, c, max(units[i], 1e-300)) for k, c in enumerate(values)]
     worst = max((abs(c) / unit if equal else c / unit for _, _, equal, c, unit in found), default=0.0)
-    if not math.isfinite(worst) or worst <= 1.0:
+    if not violated or not math.isfinite(worst):
         return []
     near = [(i, k, equal, c) for i, k, equal, c, unit in found if equal or c / unit > -worst]
     return near if len(near) <= MOST_ENTRIES else None

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from constrain.errors import ModelingError
-from constrain.lowering.lower import EPIGRAPH
 from constrain.runtime.largest import Largest
 from constrain.runtime.result import Ending, RawResult
 from constrain.runtime.slacks import Slacks
 from constrain.solvers.checkpoint import Terminated
-from constrain.solvers.correction import correction
+from constrain.solvers.finishing import finish
 from constrain.solvers.finite import (
     NotFinite,
     batch_culprit,
@@ -63,9 +62,6 @@ __all__ = [
 DEFAULT_EPOCHS = 40
 LEAST_STEPS = 3000
 """Epochs when none are asked for, and the steps they come to at least."""
-CORRECTIONS = 5
-"""Most steps of the best iterate onto its constraints."""
-MOVED = ", moved onto its constraints,"
 SHOWN_ENTRIES = 16
 """Largest number of multipliers of one part that the history records one by one."""
 
@@ -181,8 +177,11 @@ def schedule_of(make: Callable[[torch.optim.Optimizer], Any], optimizer: torch.o
 
 
 @dataclass
-class _Kept:
-    """The best iterate so far: feasible ones rank by objective, then infeasible ones by violation."""
+class Kept:
+    """The best iterate so far: feasible ones rank by objective, then infeasible ones by violation.
+
+    Those that hold bounds on rates exactly come before the others at the end (`finishing.py`).
+    """
 
     rank: tuple[int, float]
     state: dict[str, Tensor]
@@ -212,13 +211,13 @@ class IterateJudge:
         self.epochs = epochs
         self.tolerance = tolerance
         self.history: list[dict[str, Any]] = []
-        self.kept: _Kept | None = None
+        self.kept: Kept | None = None
         self.candidates = Candidates(evaluator.program, evaluator.decisions)
         self.found = False
         """A feasibility problem is solved: on the full data every constraint holds exactly."""
         self._tail: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}  # of the decisions
-        self._tail_count = 0
+        self.late_epochs = 0
 
     def judge(self, epoch: int, method: Method) -> tuple[dict[int, Tensor], list[Tensor]]:
         """Judges the current iterate, with the least slacks that it needs.
@@ -227,59 +226,32 @@ class IterateJudge:
             Exact residuals by part position (not of constraints per row), and exact averages.
         """
         moments = self.evaluator.moments("exact")
-        outer = self._at_largest(moments)
+        outer = self.at_largest(moments)
         with self.slacks.settled(outer.residuals):
             self._judge(epoch, method, moments)
         return {i: r for i, r in enumerate(outer.residuals) if r is not None}, moments
 
     def finish(self, method: Method) -> None:
-        """The average of the late iterates, and the best one moved onto its constraints, as candidates.
+        """The last candidates at the end of the run: see `finishing.py`."""
+        if self.late_epochs > 1 and not self.found and self.kept is not None:
+            finish(self, method)
 
-        Each is judged on all rows like any other iterate, and kept where it is better than the best of all.
+    def late_average(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The decisions averaged over the last third, in the precisions of these."""
+        return {name: (total / self.late_epochs).to(like[name].dtype) for name, total in self._sums.items()}
+
+    def violations(self, method: Method) -> tuple[float, list[float]]:
+        """Objective, and the largest violation of every part in spreads, at the decisions as they are.
+
+        Slacks and bounds at largest values are set to what the decisions need.
         """
-        decisions = self.evaluator.decisions
-        if self._tail_count < 2 or self.found or self.kept is None:
-            return
-        last = decisions.snapshot()
-        means = {name: (total / self._tail_count).to(last[name].dtype) for name, total in self._sums.items()}
-        decisions.restore({**last, **means})
-        self._consider(method, f"the average of the last {self._tail_count} epochs")
-        for _ in range(CORRECTIONS):
-            if self.kept.rank[0] == 0 or not self._corrected(method):
-                break
-        decisions.restore(last)
-
-    def _corrected(self, method: Method) -> bool:
-        """Whether the iterate that is kept could be moved closer to its constraints."""
-        assert self.kept is not None  # callers check
-        before, decisions = self.kept, self.evaluator.decisions
-        decisions.restore(before.state)
-        outer = self._at_largest(self.evaluator.moments("exact"))
-        moved = self.largest.others(self.slacks.others(decisions.tensors))
-        room = {
-            i: self.tolerance * method.spreads.get(part.key, 1.0)
-            for i, part in enumerate(self.parts)
-            if part.rows is None and part.constraint != EPIGRAPH
-        }
-        with self.slacks.settled(outer.residuals):
-            move = correction(self.evaluator, moved, room)
-        if move is None:
-            return False
-        for share in (1.0, 0.5):
-            move(share)
-            self._consider(method, before.words.removesuffix(MOVED) + MOVED)
-            if self.kept is not before:
-                return True
-        return False
-
-    def _consider(self, method: Method, words: str) -> None:
-        """Judges the decisions as they are as one more candidate."""
         moments = self.evaluator.moments("exact")
-        with self.slacks.settled(self._at_largest(moments).residuals):
-            objective, _, scaled, _ = self._measured(method, self._outer(moments))
-            self._keep(self.epochs - 1, objective, scaled, words)
+        self.slacks.settle(self.at_largest(moments).residuals)
+        outer = self._outer(moments)
+        worst, spreads = self._worst(outer), self._spreads(method)
+        return float(outer.objective), [w / spread for w, spread in zip(worst, spreads, strict=True)]
 
-    def _at_largest(self, moments: list[Tensor]) -> Outer:
+    def at_largest(self, moments: list[Tensor]) -> Outer:
         """The exact outer values, with each bound at its largest value."""
         outer = self._outer(moments)
         return self._outer(moments) if self.largest.settle(outer.residuals) else outer
@@ -290,32 +262,37 @@ class IterateJudge:
 
     def _measured(self, method: Method, outer: Outer) -> tuple[float, float, float, dict[int, Tensor]]:
         """Objective, violation, violation in spreads, and exact residuals by part position."""
-        violation = scaled = 0.0
-        exact: dict[int, Tensor] = {}
+        worst, spreads = self._worst(outer), self._spreads(method)
+        scaled = max((w / spread for w, spread in zip(worst, spreads, strict=True)), default=0.0)
+        exact = {i: r for i, r in enumerate(outer.residuals) if r is not None}
+        return float(outer.objective), max(worst, default=0.0), scaled, exact
+
+    def _spreads(self, method: Method) -> list[float]:
+        return [method.spreads.get(part.key, 1.0) for part in self.parts]
+
+    def _worst(self, outer: Outer) -> list[float]:
+        """The largest violation of every part."""
+        found: list[float] = []
         for i, part in enumerate(self.parts):
             residual = outer.residuals[i]
             if residual is None:
                 residual, mask = self.evaluator.row_residuals(i)
                 residual = residual if mask is None else residual[mask]
-            else:
-                exact[i] = residual
             over = residual.abs() if part.kind == "==" else residual.clamp(min=0)
             worst = float(over.amax()) if over.numel() else 0.0
-            worst = math.inf if math.isnan(worst) else worst
-            violation = max(violation, worst)
-            scaled = max(scaled, worst / method.spreads.get(part.key, 1.0))
-        return float(outer.objective), violation, scaled, exact
+            found.append(math.inf if math.isnan(worst) else worst)
+        return found
 
     def _judge(self, epoch: int, method: Method, moments: list[Tensor]) -> None:
         outer = self._outer(moments)
         objective, violation, scaled, exact = self._measured(method, outer)
         self.found = self.evaluator.program.feasibility and violation == 0.0
         self._keep(epoch, objective, scaled)
-        rooms = [self.tolerance * method.spreads.get(part.key, 1.0) for part in self.parts]
+        rooms = [self.tolerance * spread for spread in self._spreads(method)]
         self.candidates.add(epoch + 1, objective, outer.residuals, rooms, self.evaluator.decisions)
         multipliers = method.multipliers()
         if 3 * (epoch + 1) > 2 * self.epochs:
-            self._tail_count += 1
+            self.late_epochs += 1
             for key, value in multipliers.items():
                 self._tail[key] = value + self._tail[key] if key in self._tail else value
             for block in self.evaluator.decisions.blocks:
@@ -326,15 +303,18 @@ class IterateJudge:
         row = {"step": method.steps, "epoch": epoch + 1, "objective": self.evaluator.program.sign * objective}
         self.history.append({**row, "violation": violation, **self._entries(exact, multipliers)})
 
-    def _keep(self, epoch: int, objective: float, scaled: float, words: str = "") -> None:
+    def _keep(self, epoch: int, objective: float, scaled: float) -> None:
         if not (math.isfinite(objective) and math.isfinite(scaled)):
             return
         rank = (0, objective) if scaled <= self.tolerance else (1, scaled)
         if 3 * (epoch + 1) < self.epochs and not self.found:
             rank = (2, -float(epoch))  # early: kept only until a later one comes
+        self.keep(rank, f"iterate of epoch {epoch + 1}")
+
+    def keep(self, rank: tuple[int, float], words: str) -> None:
+        """Keeps the decisions as they are where this rank is less than that of what is kept."""
         if self.kept is None or rank < self.kept.rank:
-            words = words or f"iterate of epoch {epoch + 1}"
-            self.kept = _Kept(rank, self.evaluator.decisions.snapshot(), words)
+            self.kept = Kept(rank, self.evaluator.decisions.snapshot(), words)
 
     def _entries(self, exact: Mapping[int, Tensor], multipliers: Mapping[str, Tensor]) -> dict[str, float]:
         row: dict[str, float] = {}
@@ -356,7 +336,7 @@ class IterateJudge:
             "found": self.found,
             "tail": self._tail,
             "sums": self._sums,
-            "count": self._tail_count,
+            "count": self.late_epochs,
             "candidates": self.candidates.state_dict(),
         }
 
@@ -366,12 +346,12 @@ class IterateJudge:
         device = self.evaluator.device
         if stored["kept"] is not None:
             (first, second), values, words = stored["kept"]
-            self.kept = _Kept((first, second), {k: v.to(device) for k, v in values.items()}, words)
+            self.kept = Kept((first, second), {k: v.to(device) for k, v in values.items()}, words)
         self.history = stored["history"]
         self.found = stored["found"]
         self._tail = {key: value.to(device) for key, value in stored["tail"].items()}
         self._sums = {key: value.to(device) for key, value in stored.get("sums", {}).items()}
-        self._tail_count = stored["count"]
+        self.late_epochs = stored["count"]
         if "candidates" in stored:
             self.candidates.load_state_dict(stored["candidates"], device)
 
@@ -379,7 +359,7 @@ class IterateJudge:
         """Multipliers averaged over the last third, as arrays; current ones if a run ended before."""
         if not self._tail:
             return {key: value.cpu().numpy() for key, value in method.multipliers().items()}
-        return {key: (value / self._tail_count).cpu().numpy() for key, value in self._tail.items()}
+        return {key: (value / self.late_epochs).cpu().numpy() for key, value in self._tail.items()}
 
 
 class _Run:

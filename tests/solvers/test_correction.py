@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import constrain as cn
-from constrain import E
+from constrain import E, P
 from constrain.lowering.lower import lower
 from constrain.runtime.decisions import Decisions
 from constrain.runtime.evaluator import Evaluator
@@ -63,3 +63,37 @@ def test_a_run_that_ends_near_its_constraints_ends_on_them():
     assert "moved onto its constraints" in found.message
     exact = problem.solve("cvxpy", progress=False)
     assert found.objective == pytest.approx(exact.objective, rel=0.1)
+
+
+def decided(seed, net, options):
+    """Decisions with equal rates in groups of very different sizes."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    x, rare = rng.normal(size=(500, 3)), rng.random(500) < 0.1
+    y = (x[:, 0] + 0.8 * rare + rng.normal(size=500) > 0).astype(float)
+    D = cn.Data("people", x=x, y=y, group=np.where(rare, "b", "a"))
+    score = cn.Model(net().double(), "f")(D.x)
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(score, D.y, reduction="none")
+    rate = P(score > 0, by=D.group)
+    problem = cn.minimize(E(loss)).subject_to(
+        gap=abs(rate - P(score > 0)) <= 0.06, recall=P(score > 0, given=D.y == 1) >= 0.72
+    )
+    return problem.solve("lagrangian", seed=seed, progress=False, **options)
+
+
+def linear():
+    return torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Flatten(0))
+
+
+def network():
+    layers = torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1), torch.nn.Flatten(0)
+    return torch.nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("net", [linear, network])
+def test_bounds_on_rates_hold_to_the_last_row(seed, net):
+    found = decided(seed, net, {"epochs": 12, "batch": 64})
+    assert max(float(np.max(found[name].violation)) for name in ("gap", "recall")) < 1e-9
+    again = decided(seed, net, {"epochs": 12, "batch": 64})
+    assert again.objective == found.objective

@@ -1,0 +1,205 @@
+"""The last candidates of a training run: the average of late iterates, and iterates on the constraints.
+
+A candidate is judged on all rows like any iterate, and kept where it is better than what was kept before.
+
+A rate changes by whole rows. Training on batches stops some rows to one side of a bound or to the other, and
+the tolerance of a run, a part of the spread of one row, is a few rows of a large sample. So bounds on rates
+are held to the last row here: the step onto the constraints (`correction.py`), whose length follows the slope
+of surrogates, is searched along for the shortest part or multiple of it at which they hold exactly. Where
+none does, the next step aims within the bounds by what was missed, then by twice that, and so on. It starts
+from the iterate that was kept, and also from the last one, where that has the better objective: which iterate
+happens to hold its rates, of those that cross a bound from epoch to epoch, is chance.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from constrain.language import nodes as n
+from constrain.lowering.lower import EPIGRAPH
+from constrain.solvers.correction import correction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from constrain.lowering.program import Part
+    from constrain.solvers.training import IterateJudge, Method
+
+__all__ = ["bounds_on_rates", "finish"]
+
+CORRECTIONS, FOR_RATES = 5, 10
+"""Most steps onto the constraints from one iterate, and where there are rates."""
+SHORTER, LONGER = (0.5, 0.25), (1.5, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0)
+"""Multiples of a step that are tried after 1: where that was too far, and where not enough for rates."""
+HALVINGS = 4
+"""Of the interval with the shortest multiple at which everything holds, where there are rates."""
+ROUNDING = 1e-9
+"""Violation of a bound on rates, in spreads, that is none."""
+MOVED = ", moved onto its constraints,"
+
+
+def bounds_on_rates(parts: Sequence[Part]) -> frozenset[int]:
+    """Positions of the bounds on averages of events, whose gradients are a surrogate's."""
+
+    def rate(part: Part) -> bool:
+        return any(isinstance(x, n.Indicator) and x.surrogate for x in n.postorder(part.residual))
+
+    own = (i for i, part in enumerate(parts) if part.kind == "<=" and part.rows is None and rate(part))
+    return frozenset(own)
+
+
+def finish(judge: IterateJudge, method: Method) -> None:
+    """Judges the last candidates; the decisions end as they were.
+
+    Args:
+        judge: of a run at its end, which has kept an iterate.
+        method: that made its steps.
+    """
+    assert judge.kept is not None  # callers check
+    decisions, end = judge.evaluator.decisions, _End(judge, method)
+    last = decisions.snapshot()
+    decisions.restore(judge.kept.state)
+    judge.kept = replace(judge.kept, rank=end.look().rank)
+    decisions.restore({**last, **judge.late_average(last)})
+    end.offer(f"the average of the last {judge.late_epochs} epochs")
+    decisions.restore(judge.kept.state)
+    end.correct(judge.kept.words)
+    decisions.restore(last)
+    if end.rates and end.promises():
+        end.correct("the last iterate")
+        decisions.restore(last)
+
+
+class _Point(NamedTuple):
+    """The decisions as they are.
+
+    Attributes:
+        excess: largest violation beyond what is allowed, in spreads; for a bound on rates nothing is.
+        violation: largest violation, in spreads.
+        objective: of the program.
+        allowed: violations up to this are within the tolerance.
+    """
+
+    excess: float
+    violation: float
+    objective: float
+    allowed: float
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """Their order: bounds on rates hold exactly, or with the tolerance, or something does not hold."""
+        if not (math.isfinite(self.objective) and math.isfinite(self.violation)):
+            return (3, math.inf)
+        if self.excess == 0:
+            return (-1, self.objective)
+        return (0, self.objective) if self.violation <= self.allowed else (1, self.violation)
+
+
+class _End:
+    """Judges candidates at the end of a run.
+
+    Attributes:
+        rates: positions of the bounds on rates.
+    """
+
+    def __init__(self, judge: IterateJudge, method: Method) -> None:
+        self.judge = judge
+        self.method = method
+        self.evaluator = judge.evaluator
+        self.rates = bounds_on_rates(judge.parts)
+
+    def look(self) -> _Point:
+        """Judges the decisions as they are."""
+        objective, violations = self.judge.violations(self.method)
+        allowed = self.judge.tolerance
+        over = [v - (ROUNDING if i in self.rates else allowed) for i, v in enumerate(violations)]
+        return _Point(max(0.0, *over), max(0.0, *violations), objective, allowed)
+
+    def offer(self, words: str) -> _Point:
+        """Judges them, and has them kept where they are better."""
+        found = self.look()
+        self.judge.keep(found.rank, words)
+        return found
+
+    def promises(self) -> bool:
+        """Whether what is kept is violated, or has a worse objective than the decisions as they are."""
+        kept = self.judge.kept
+        return kept is None or kept.rank[0] > 0 or self.look().objective < kept.rank[1]
+
+    def correct(self, words: str) -> None:
+        """Steps onto the constraints from the decisions as they are."""
+        here, margin = self.look(), 0.0
+        for _ in range(FOR_RATES if self.rates else CORRECTIONS):
+            move = self._step(margin) if here.excess else None
+            if move is None:
+                return
+            found = self._search(move, here, words.removesuffix(MOVED) + MOVED)
+            if found is None and not self.rates:
+                return
+            here = here if found is None else found
+            margin = max(2 * margin, here.excess)
+
+    def _step(self, margin: float) -> Callable[[float], None] | None:
+        """The shortest step onto the constraints, to first order; for rates this far within, in spreads."""
+        judge = self.judge
+        outer = judge.at_largest(self.evaluator.moments("exact"))
+        moved = judge.largest.others(judge.slacks.others(self.evaluator.decisions.tensors))
+        units = {
+            i: self.method.spreads.get(part.key, 1.0)
+            for i, part in enumerate(judge.parts)
+            if part.rows is None and part.constraint != EPIGRAPH
+        }
+        room = {i: unit * (ROUNDING if i in self.rates else judge.tolerance) for i, unit in units.items()}
+        with judge.slacks.settled(outer.residuals):
+            return correction(
+                self.evaluator, moved, room, units, {i: margin * units[i] for i in self.rates & set(units)}
+            )
+
+    def _search(self, move: Callable[[float], None], start: _Point, words: str) -> _Point | None:
+        """Goes to the best multiple of a step; None where none is better than the start."""
+
+        def tried(share: float) -> _Point:
+            move(share)
+            found[share] = self.offer(words)
+            return found[share]
+
+        found = {0.0: start}
+        whole = tried(1.0).excess
+        if whole > start.excess or (whole == start.excess and not self.rates):
+            for shorter in SHORTER if self.rates else SHORTER[:1]:
+                if tried(shorter).excess < start.excess:
+                    break
+        elif self.rates:
+            self._longer(tried, found[1.0])
+        enough = min((s for s, point in found.items() if point.excess == 0), default=0.0)
+        if enough and self.rates:
+            self._shorter(tried, max(s for s in found if s < enough), enough)
+        best = min(found, key=lambda s: (found[s].excess, s))
+        move(best)
+        return found[best] if found[best].excess < start.excess else None
+
+    @staticmethod
+    def _longer(tried: Callable[[float], _Point], here: _Point) -> None:
+        """Multiples up to the first at which everything holds, or at which violations are larger.
+
+        Where the bounds are missed by less than a row, that of the next row is a multiple.
+        """
+        for longer in LONGER:
+            if here.excess == 0:
+                return
+            following = tried(longer)
+            if following.excess > here.excess:
+                return
+            here = following
+
+    @staticmethod
+    def _shorter(tried: Callable[[float], _Point], low: float, high: float) -> None:
+        """Halves between a multiple that is not enough and one that is."""
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            if tried(middle).excess == 0:
+                high = middle
+            else:
+                low = middle
