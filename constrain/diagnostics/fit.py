@@ -115,9 +115,9 @@ def bounded_fit(
         return np.zeros(0), projected(gradient, at_lower, at_upper)
     held = np.zeros((0, rows.shape[0])) if held is None else held
     lengths = np.linalg.norm(rows, axis=1)
-    longest = max(1.0, float(lengths.max()))
-    usable = (lengths > 1e-12 * longest) | held.any(axis=0)
-    lengths = np.maximum(lengths, 1e-12 * longest)  # an entry that moves nothing may still be held
+    tied = held.any(axis=0)  # entries that move nothing take part in what is held
+    usable = (lengths > 1e-12 * max(1.0, float(lengths.max()))) | tied
+    lengths = np.where(tied, float(lengths.max(initial=0.0, where=tied)) or 1.0, lengths)
     scaled = rows[usable] / lengths[usable, None]
     lower, upper = (limit[usable] * lengths[usable] for limit in limits)
     together = held[:, usable] / lengths[usable]

@@ -11,6 +11,7 @@ Source: Nocedal & Wright, Numerical Optimization (2006), chapter 12.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ from constrain.diagnostics.second_order import second_order
 from constrain.diagnostics.system import System
 from constrain.diagnostics.ties import find_ties, no_ties
 from constrain.diagnostics.traps import recognize
+from constrain.errors import ModelingWarning
 from constrain.lowering.lower import EPIGRAPH
 from constrain.solution.records import KKT
 
@@ -88,7 +90,9 @@ def kkt(
     """
     view = judged(evaluator)
     point = read_point(evaluator) if point is None else point
-    forces = _balance(view, point, multipliers, tolerance)
+    with warnings.catch_warnings():  # W220: the slopes of optimal values with kinks are chosen here
+        warnings.filterwarnings("ignore", r"\[W220\]", ModelingWarning)
+        forces = _balance(view, point, multipliers, tolerance)
     values = _values(view, point, forces.multipliers, forces.scales)
     pull = _stationarity(evaluator, forces)
     gap = values.total if bound is None else abs(point.objective - bound)

@@ -1,9 +1,10 @@
 """Kinks that a point sits on, and the choice of slope there that balances best.
 
 At a kink (|a| or max(a, 0) at a = 0, a norm where entries vanish, a largest value that several entries reach,
-the threshold of a CVaR at a row) autograd returns one slope of a set. A point is stationary when *some*
-choice of slopes balances (0 in Clarke's subdifferential), so the choice that leaves the least gradient is the
-one to judge by. An argument a that is zero within `NEAR` counts as zero: solvers return 1e-9 for 0.
+the threshold of a CVaR at a row, an optimal value with several multipliers) autograd returns one slope of a
+set. A point is stationary when *some* choice of slopes balances (0 in Clarke's subdifferential), so the
+choice that leaves the least gradient is the one to judge by. An argument a that is zero within `NEAR` counts
+as zero: solvers return 1e-9 for 0.
 
 Source: Clarke, Optimization and Nonsmooth Analysis (1983), chapter 2.
 """
@@ -16,8 +17,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from constrain.diagnostics.inner_ties import of_value
+from constrain.diagnostics.places import MOST, NEAR, bent, reached
 from constrain.diagnostics.point import array_of
 from constrain.diagnostics.watching import Watch
+from constrain.inner.watching import values_seen
 from constrain.runtime.derivatives import whole
 
 if TYPE_CHECKING:
@@ -27,17 +31,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from constrain.diagnostics.jacobian import Entry
-    from constrain.diagnostics.watching import Bend, Largest
+    from constrain.diagnostics.places import Bundle, Place
     from constrain.runtime.evaluator import Evaluator
 
 __all__ = ["WORK", "Ties", "find_ties", "fits_at_once", "no_ties"]
-
-NEAR = 1e-6
-"""Arguments of kinks this small count as zero: relative to the largest of their tensor, or to their gradient,
-which then is a step of this size in the decisions (as `jacobian.NEAR_BOUND` is for bounds)."""
-
-MOST = 400
-"""Kinks whose slopes are chosen."""
 
 WORK = 20_000_000
 """Rows times decisions up to which all rows are put into one graph."""
@@ -88,97 +85,6 @@ def no_ties(evaluator: Evaluator, entries: Sequence[Entry], note: str = "") -> T
     return Ties(gradients, np.zeros((1 + len(entries), 0)), none, none, np.zeros((0, 0)), note=note)
 
 
-# ------------------------------------------------------------------------------------------- places
-@dataclass(frozen=True)
-class _Place:
-    """One slope that may be chosen: entry `at` of the output of a kink moves with entry `k` of an argument.
-
-    Attributes:
-        output: of the kink.
-        at: its entry.
-        argument: what the output changes with.
-        k: its entry.
-        size: how far the point is from the kink, in units of the argument.
-        lower: least number that can be added to the slope that autograd chose.
-        upper: largest one.
-        sure: whether the distance counts as zero whatever the gradient of the argument.
-        shared: slopes of one output of a largest value average: they add up to 1.
-    """
-
-    output: Tensor
-    at: int
-    argument: Tensor
-    k: int
-    size: float
-    lower: float
-    upper: float
-    sure: bool
-    shared: bool = False
-
-
-def _bent(bend: Bend) -> list[_Place]:
-    """Entries whose argument may count as zero."""
-    argument = array_of(bend.argument).reshape(-1)
-    size = np.abs(argument)
-    sure, near = _near(size, size)
-    ends = sorted((bend.before, bend.after))
-    chosen = np.where(argument > 0, bend.after, np.where(argument < 0, bend.before, bend.at_zero))
-    return [
-        _Place(
-            bend.output,
-            k,
-            bend.argument,
-            k,
-            float(size[k]),
-            ends[0] - float(chosen[k]),
-            ends[1] - float(chosen[k]),
-            bool(sure[k]),
-        )
-        for k in np.flatnonzero(near).tolist()
-    ]
-
-
-def _reached(found: Largest) -> list[_Place]:
-    """Entries that reach a largest value which more than one of them reaches."""
-    values = array_of(found.argument)
-    top = (values.min if found.least else values.max)(axis=found.axes, keepdims=True)
-    distance = np.abs(top - values)
-    sure, near = _near(distance, np.abs(values))
-    near &= near.sum(axis=found.axes, keepdims=True) > 1
-    if found.index is None:
-        chosen = (distance == 0) / np.maximum((distance == 0).sum(axis=found.axes, keepdims=True), 1)
-    else:
-        chosen = np.zeros(values.shape)
-        np.put_along_axis(chosen, found.index.detach().cpu().numpy(), 1.0, axis=found.axes[0])
-    places: NDArray[np.int64] = np.arange(top.size).reshape(top.shape)
-    owner = np.broadcast_to(places, values.shape).reshape(-1)
-    chosen, distance, sure = chosen.reshape(-1), distance.reshape(-1), sure.reshape(-1)
-    return [
-        _Place(
-            found.output,
-            int(owner[k]),
-            found.argument,
-            k,
-            float(distance[k]),
-            -float(chosen[k]),
-            1.0 - float(chosen[k]),
-            bool(sure[k]),
-            shared=True,
-        )
-        for k in np.flatnonzero(near).tolist()
-    ]
-
-
-def _near(
-    size: NDArray[np.float64], values: NDArray[np.float64]
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which distances from a kink count as zero beside the largest value, and which others may."""
-    largest = float(np.max(values, initial=0.0, where=np.isfinite(values)))
-    sure = size <= NEAR * largest
-    loose = size <= NEAR * max(1.0, largest)
-    return sure, loose if int(loose.sum()) <= MOST else sure
-
-
 # ------------------------------------------------------------------------------------------- finding
 def fits_at_once(evaluator: Evaluator) -> bool:
     """Whether all rows may be put into one graph."""
@@ -198,32 +104,61 @@ def find_ties(evaluator: Evaluator, entries: Sequence[Entry]) -> Ties:
         tails = [t for t in evaluator.program.tails if t.kind == "CVaR"]
         what = "the threshold of a CVaR sits at a row, and there are too many rows to choose its slope"
         return no_ties(evaluator, entries, what if tails else "")
-    watch = Watch()
-    with watch:
+    with Watch() as watch, values_seen() as values:
         scalars = _scalars(evaluator, entries)
-    places = [p for bend in watch.bends for p in _bent(bend)]
-    places += [p for largest in watch.largest for p in _reached(largest)]
-    if not places:
+    bundles = [bundle for bend in watch.bends for bundle in bent(bend)]
+    bundles += [bundle for largest in watch.largest for bundle in reached(largest)]
+    for seen in values:
+        own, note = of_value(seen)
+        if note:
+            return no_ties(evaluator, entries, note)
+        bundles += own
+    if not bundles:
         return no_ties(evaluator, entries)
-    slopes = np.array([_picked(s, places) for s in scalars])
-    used = np.flatnonzero(np.abs(slopes).max(axis=0) > 0)
-    if len(used) > MOST:
-        return no_ties(evaluator, entries, f"{len(used)} kinks meet there, more than are resolved ({MOST})")
-    gradients = [_gradient(evaluator, places[i]) for i in used]
-    close = [
-        places[i].sure or places[i].size <= NEAR * float(np.abs(g).max(initial=0.0))
-        for i, g in zip(used, gradients, strict=True)
-    ]
-    kept = [i for i, near in zip(used, close, strict=True) if near]
+    slopes = np.array([_picked(s, bundles) for s in scalars])
+    used = np.flatnonzero(np.abs(slopes).max(axis=0) > 0).tolist()
+    count = sum(len(bundles[i].places) for i in used)
+    if count > MOST:
+        return no_ties(evaluator, entries, f"{count} slopes meet there, more than are chosen ({MOST})")
+    return _joined(evaluator, [bundles[i] for i in used], slopes[:, used])
+
+
+def _joined(evaluator: Evaluator, bundles: Sequence[Bundle], slopes: NDArray[np.float64]) -> Ties:
+    """The ties of bundles with these slopes, (1 + entries, bundles); bundles off their kink are left out."""
+    gradients: list[NDArray[np.float64]] = []
+    kept: list[tuple[int, Place]] = []
+    held: list[NDArray[np.float64]] = []
+    for i, bundle in enumerate(bundles):
+        rows = [_gradient(evaluator, place) for place in bundle.places]
+        near = [
+            place.size <= NEAR * float(np.abs(row).max(initial=0.0))
+            for place, row in zip(bundle.places, rows, strict=True)
+        ]
+        if sum(near) < min(2, len(near)) or not any(
+            row.any() for row, at in zip(rows, near, strict=True) if at
+        ):
+            continue
+        gradients += [row for row, at in zip(rows, near, strict=True) if at]
+        kept += [(i, place) for place, at in zip(bundle.places, near, strict=True) if at]
+        held.append(bundle.held[:, near])
     return Ties(
-        np.array([g for g, near in zip(gradients, close, strict=True) if near]).reshape(
-            -1, evaluator.decisions.size
-        ),
-        slopes[:, kept],
-        np.array([places[i].lower for i in kept]),
-        np.array([places[i].upper for i in kept]),
-        *_shared([places[i] for i in kept]),
+        np.array(gradients).reshape(-1, evaluator.decisions.size),
+        slopes[:, [i for i, _ in kept]],
+        np.array([place.lower for _, place in kept]),
+        np.array([place.upper for _, place in kept]),
+        _diagonal(held),
+        len(held),
     )
+
+
+def _diagonal(blocks: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Blocks beside and below each other, zeros elsewhere."""
+    whole = np.zeros((sum(len(b) for b in blocks), sum(b.shape[1] for b in blocks)))
+    row = column = 0
+    for block in blocks:
+        whole[row : row + len(block), column : column + block.shape[1]] = block
+        row, column = row + len(block), column + block.shape[1]
+    return whole
 
 
 def _scalars(evaluator: Evaluator, entries: Sequence[Entry]) -> list[Tensor]:
@@ -243,30 +178,22 @@ def _scalars(evaluator: Evaluator, entries: Sequence[Entry]) -> list[Tensor]:
     return scalars
 
 
-def _shared(places: Sequence[_Place]) -> tuple[NDArray[np.float64], int]:
-    """Which sums of slopes are fixed, (conditions, ties), and the number of kinks."""
-    owners = [(id(p.output), p.at) for p in places if p.shared]
-    owned = list(dict.fromkeys(owners))
-    held = np.array(
-        [[p.shared and (id(p.output), p.at) == own for p in places] for own in owned], dtype=float
-    )
-    return held.reshape(len(owned), len(places)), len(places) - len(owners) + len(owned)
-
-
-def _picked(scalar: Tensor, places: Sequence[_Place]) -> list[float]:
-    """d scalar / d output at these places."""
+def _picked(scalar: Tensor, bundles: Sequence[Bundle]) -> list[float]:
+    """d scalar / d output of these bundles."""
     if not scalar.requires_grad:
-        return [0.0] * len(places)
-    outputs = {id(p.output): p.output for p in places}
+        return [0.0] * len(bundles)
+    outputs = {id(b.output): b.output for b in bundles}
     grads = torch.autograd.grad(
         scalar, list(outputs.values()), retain_graph=True, allow_unused=True, materialize_grads=True
     )
     flat = {key: array_of(g).reshape(-1) for key, g in zip(outputs, grads, strict=True)}
-    return [float(flat[id(p.output)][p.at]) for p in places]
+    return [float(flat[id(b.output)][b.at]) for b in bundles]
 
 
-def _gradient(evaluator: Evaluator, place: _Place) -> NDArray[np.float64]:
+def _gradient(evaluator: Evaluator, place: Place) -> NDArray[np.float64]:
     """(decisions,) gradient of an entry of an argument."""
+    if place.argument is None or not place.argument.requires_grad:
+        return np.zeros(evaluator.decisions.size)
     grads = torch.autograd.grad(
         place.argument.reshape(-1)[place.k],
         evaluator.decisions.tensors,

@@ -8,7 +8,7 @@ recorded in these terms, as torch evaluates them in one call, which shows none o
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -115,8 +115,7 @@ class Watch(TorchFunctionMode):
             self.largest.append(Largest(output, x, _axes(x, None), least))
         elif name in ("max", "min") and isinstance(output, tuple):
             axis = _axes(x, options.get("dim", args[1] if len(args) > 1 else None))
-            found: tuple[Tensor, ...] = output
-            values, index = found
+            values, index = cast("tuple[Tensor, Tensor]", output)
             index = index if index.dim() == x.dim() else index.unsqueeze(axis[0])
             self.largest.append(Largest(values, x, axis, least, index))
 

@@ -13,6 +13,7 @@ from constrain.inner.convexity import Curvature, curvature_of
 from constrain.inner.gradients import Value
 from constrain.inner.program import Answer, Inner, compiled
 from constrain.inner.rows import Given
+from constrain.inner.watching import Valued, record
 from constrain.language import nodes as n
 from constrain.language.expr import Expr, as_number
 from constrain.language.location import here
@@ -130,7 +131,9 @@ def _value(inner: Inner, answer: Answer, batched: list[bool], parameters: list[T
     if answer.solved is None:
         return functions.batch(functions.objective, batched)(answer.x, *parameters)
     points = (answer.x, answer.z, answer.y)
-    return cast("Tensor", Value.apply(inner, tuple(batched), answer.solved, *points, *parameters))
+    value = cast("Tensor", Value.apply(inner, tuple(batched), answer.solved, *points, *parameters))
+    record(Valued(inner, tuple(batched), parameters, answer.solved, value))
+    return value
 
 
 def _multiplier(inner: Inner, answer: Answer, name: str) -> Tensor:
