@@ -5,7 +5,7 @@ Definitions, best fits and optimal values of the second opinion are NumPy and Sc
 
 import numpy as np
 import pytest
-from scipy.optimize import lsq_linear, minimize
+from scipy.optimize import brentq, lsq_linear, minimize
 
 import constrain as cn
 from constrain.lowering.lower import lower
@@ -15,8 +15,6 @@ from .definitions import adult, adult_train, definition_of, digits, slopes, valu
 
 NEAR = 1e-6
 """A decision this close to its bound, relative to 1 + |bound|, is at it."""
-LOOSE = {"trust-region-trpo": 1e-4}
-"""Its multiplier amplifies the distance of an interior-point solution from the optimum."""
 TABLE = [k for k in known_problems() if not k.missing]
 SOLVED = [k for k in TABLE if k.outcome == "solved"]
 NAMES = [k.name for k in TABLE]
@@ -225,8 +223,34 @@ def test_best_fit_multipliers_are_the_golden_ones(solutions):
             found = parts[0] if len(parts) == 1 else sum(np.sum(part) for part in parts)
             found = np.sum(found) if np.ndim(value) == 0 else found
             size = max(1.0, float(np.max(np.abs(value))))
-            room = LOOSE.get(known.name, 1e-5)
-            assert np.abs(found - value).max() <= room * size, (known.name, name)
+            assert np.abs(found - value).max() <= 1e-5 * size, (known.name, name)
+
+
+@pytest.mark.parametrize("name", ["trust-region-kl", "trust-region-trpo"])
+def test_multipliers_of_trust_regions_are_roots_of_one_equation(name):
+    """Of the divergence as a function of the multiplier: the Lagrangian has its minimizer in closed form."""
+    old, gain = np.array([0.1, 0.2, 0.3, 0.4]), np.array([1.0, 0.2, -0.3, -0.5])
+    gain = gain - old @ gain
+
+    def policy(multiplier):
+        if name == "trust-region-kl":
+            weight = old * np.exp(gain / multiplier)
+            return weight / weight.sum()
+        level = brentq(
+            lambda u: np.sum(multiplier * old / (u - gain)) - 1, gain.max() + 1e-9, 100, xtol=1e-15
+        )
+        return multiplier * old / (level - gain)
+
+    def excess(multiplier):
+        p = policy(multiplier)
+        first, second = (p, old) if name == "trust-region-kl" else (old, p)
+        return np.sum(first * np.log(first / second)) - 0.05
+
+    root = brentq(excess, 0.1, 50, xtol=1e-14)
+    known = known_problem(name)
+    close(known.multipliers["near"], root, 1e-7)
+    close(known.value, gain @ policy(root), 1e-9)
+    close(known.build().kkt({"p": policy(root)}).fit["near"], root, 1e-10)
 
 
 def best_fit(forces):
