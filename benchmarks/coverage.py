@@ -17,6 +17,7 @@ from scipy.stats import norm
 
 import constrain as cn
 from constrain import E, P
+from constrain.diagnostics.binomial import wilson
 
 SHARE, SHIFT, LEVEL = 0.3, 0.5, 0.9
 """Share of group 1, shift of its mean, level of the CVaR."""
@@ -103,6 +104,44 @@ def statistics(rows: int = 500, replications: int = 1000, seed: int = 0) -> dict
                 low, high = found[name].interval
                 hits.setdefault(name + suffix, []).append(bool(low <= truths[name] <= high))
     return {name: _share(own, replications) for name, own in hits.items()}
+
+
+THRESHOLDS = {"common": 1.0, "rare": 2.4}
+"""What x is compared with in the rates of few rows."""
+
+
+def few(rows: int, replications: int = 1000, seed: int = 3) -> dict[str, tuple[Coverage, Coverage, float]]:
+    """Coverage of the intervals of rates over few rows, that of Wilson's, and how much wider they are.
+
+    `common` and `rare` are rates of all rows of a hold-out, `group` is one of a group that has about so many.
+    """
+    rng = np.random.default_rng(seed)
+    D, w = _rows(rng, 200), cn.Variable((), "w")
+    x = D.x * w
+    rates = {name: P(x > t) <= 1 for name, t in THRESHOLDS.items()}
+    whole = cn.minimize((w - 1) ** 2).subject_to(**rates).solve("augmented", progress=False)
+    among = P(x > THRESHOLDS["common"], given=D.g == 1) <= 1
+    part = cn.minimize((w - 1) ** 2).subject_to(group=among).solve("augmented", progress=False)
+    truths = {n: (1 - SHARE) * norm.sf(t) + SHARE * norm.sf(t - SHIFT) for n, t in THRESHOLDS.items()}
+    truths["group"] = norm.sf(THRESHOLDS["common"] - SHIFT)
+    hits: dict[str, list[tuple[bool, bool, float, float]]] = {name: [] for name in truths}
+    for _ in range(replications):
+        own = {
+            "whole": whole.evaluate(_rows(rng, rows)),
+            "part": part.evaluate(_rows(rng, round(rows / SHARE))),
+        }
+        for name, truth in truths.items():
+            found = own["part" if name == "group" else "whole"][name]
+            (low, high), (left, right) = found.interval, wilson(found.value, found.smallest)
+            hits[name].append((low <= truth <= high, bool(left <= truth <= right), high - low, right - left))
+    return {
+        name: (
+            _share([h[0] for h in own], replications),
+            _share([h[1] for h in own], replications),
+            float(np.sum([h[2] for h in own]) / np.sum([h[3] for h in own])),
+        )
+        for name, own in hits.items()
+    }
 
 
 def fitted(
@@ -210,6 +249,11 @@ def main() -> None:
     """Prints the table of docs/how-to/kkt.md."""
     for name, found in statistics().items():
         print(f"  {name:<34} {found}")
+    for rows in (10, 20, 39):
+        for name, (exact, score, wider) in few(rows).items():
+            print(
+                f"  {f'rate, {rows} rows, {name}':<34} {exact}; Wilson's {score}, {wider:.2f} times as wide"
+            )
     held, own = fitted()
     print(f"  {'loss of a fitted model, held out':<34} {held}")
     print(f"  {'the same on its training rows':<34} {own}")

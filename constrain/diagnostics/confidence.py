@@ -1,13 +1,13 @@
 """Intervals and verdicts: what a sample says about a constraint beyond that sample.
 
 Intervals are two-sided, by the delta method with Student's quantiles of the smallest group; plain rates get
-Wilson's interval, differences of two of them over different rows Newcombe's (`rates.py`), and averages of
-rows in a known range, on request, one for every sample size (`bernstein.py`). A verdict compares with the
-bound, corrected for the number of verdicts by Holm's step-down method: `holds`, `violated`, or `undecided`.
-For an equality an interval that covers the bound proves nothing: the word is `compatible`.
+Wilson's interval or an exact one (`binomial.py`), differences of two of them over different rows Newcombe's
+(`rates.py`), and averages of rows in a known range, on request, one for every sample size (`bernstein.py`). A
+verdict compares with the bound, corrected for the number of verdicts by Holm's step-down method: `holds`,
+`violated`, or `undecided`. For an equality an interval that covers the bound proves nothing: the word is
+`compatible`.
 
-Sources: Wilson (1927), JASA 22; Holm (1979), Scand. J. Statist. 6; for influence functions see
-`influence.py`.
+Source: Holm (1979), Scand. J. Statist. 6; for influence functions see `influence.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 from scipy import stats
 
 from constrain.diagnostics.bernstein import bounded_interval, checked_ranges
+from constrain.diagnostics.binomial import rate_deviates, rate_interval
 from constrain.diagnostics.influence import Spread, spread
 from constrain.diagnostics.names import level_axis
 from constrain.diagnostics.point import Point, array_of, bound_scale, read_point, reduce_to, user_objective
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from constrain.lowering.program import Form
     from constrain.runtime.evaluator import Evaluator
 
-__all__ = ["Judgment", "judge_sample", "step_down", "wilson"]
+__all__ = ["Judgment", "judge_sample", "step_down"]
 
 Correction = Literal["holm", "bonferroni", "none"]
 
@@ -61,23 +62,6 @@ class Judgment:
     lower: float
     upper: float
     estimates: dict[str, Estimate]
-
-
-def wilson(
-    share: Any, rows: Any, confidence: float = 0.95
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Wilson's interval of a rate.
-
-    Args:
-        share: observed rates.
-        rows: numbers of observations.
-        confidence: two-sided level.
-    """
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
-    p, count = np.asarray(share, dtype=np.float64), np.asarray(rows, dtype=np.float64)
-    center = (p + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * np.sqrt(p * (1 - p) / count + z**2 / (4 * count**2))
-    return np.maximum(0.0, center - half), np.minimum(1.0, center + half)
 
 
 def step_down(
@@ -337,12 +321,13 @@ def _test(
         own = by_part[i]
         if part.constraint != form.name or own is None:
             continue
-        residual, error = point.residuals[i], own.error
-        if rates is not None:  # the score test, of which Wilson's interval is the inverse
+        residual = np.abs(point.residuals[i]) if part.kind == "==" else point.residuals[i]
+        if rates is None:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                found = residual / own.error
+        else:
             target = np.broadcast_to(bounds[0] if part.side == "lower" else bounds[-1], shape)
-            error = np.sqrt(np.clip(target * (1 - target), 0, None) / rates)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            found = (np.abs(residual) if part.kind == "==" else residual) / error
+            found = rate_deviates(residual, value, np.broadcast_to(rates, shape), target)
         found = np.where(own.smallest < 0, np.nan, found)
         gone = np.where(own.smallest < 0, 1.0, 0.0)
         absent |= reduce_to(shape, gone, lead=lead, how=np.fmax) > 0
@@ -396,7 +381,7 @@ def _interval(
         half = np.where(spread.smallest > 0, quantile(spread.smallest, confidence) * half, half)
     lower, upper = value - half, value + half
     if rates is not None:
-        lower, upper = wilson(value, rates, confidence)
+        lower, upper = rate_interval(value, rates, confidence)
     elif isinstance(form.lhs, n.Apply) and form.lhs.atom == "abs":
         lower = np.maximum(0.0, lower)
     absent = spread.smallest < 0
@@ -521,7 +506,7 @@ def per_row(point: Point, k: int, i: int, form: Form, tolerance: float, confiden
     if slack is not None:
         relaxed = _any_entry(np.abs(np.broadcast_to(slack, (len(slack), *value.shape[1:]))[rows]) > room)
         bounds = [_of_rows(b, value, rows) for b in point.written[form.name]]
-    low, high = wilson(relaxed or share, max(1, len(rows)), confidence)
+    low, high = rate_interval(relaxed or share, max(1, len(rows)), confidence)
     word = "violated" if share > 0 else "relaxed" if relaxed else "holds"
     bound: Any = tuple(bounds) if between else bounds[0]
     return Estimate(

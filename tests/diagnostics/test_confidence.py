@@ -6,13 +6,58 @@ from scipy import stats
 
 import constrain as cn
 from constrain import E, P, forall
-from constrain.diagnostics.confidence import judge_sample, step_down, wilson
+from constrain.diagnostics.binomial import FEW, clopper_pearson, rate_deviates, rate_interval, wilson
+from constrain.diagnostics.confidence import judge_sample, step_down
 
 
-def test_wilson_is_scipys():
-    for k, n in [(0, 7), (3, 11), (250, 400), (400, 400)]:
+def test_intervals_of_rates_are_scipys():
+    for k, n in [(0, 7), (3, 11), (7, 7), (39, 40), (250, 400), (400, 400)]:
         expected = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
         np.testing.assert_allclose(wilson(k / n, n), (expected.low, expected.high), atol=1e-12)
+        exact = stats.binomtest(k, n).proportion_ci(0.95, method="exact")
+        np.testing.assert_allclose(clopper_pearson(k / n, n), (exact.low, exact.high), atol=1e-12)
+        used = exact if n < 40 else expected
+        np.testing.assert_allclose(rate_interval(k / n, n), (used.low, used.high), atol=1e-12)
+
+
+def coverage(interval, n, rates):
+    """The probability of covering, by the sum over all counts."""
+    k = np.arange(n + 1)
+    low, high = interval(k / n, n)
+    covers = (low <= rates[:, None]) & (rates[:, None] <= high)
+    return np.sum(stats.binom.pmf(k, n, rates[:, None]) * covers, axis=1)
+
+
+def test_exact_intervals_cover_for_every_rate():
+    rates = np.linspace(0.0005, 0.9995, 1999)
+    for n in (1, 5, 20, FEW - 1):
+        assert coverage(rate_interval, n, rates).min() >= 0.95 - 1e-12
+    assert 0.83 < coverage(wilson, 20, rates).min() < 0.85  # why there is another one for few rows
+
+
+def test_the_exact_test_of_a_rate_is_the_inverse_of_its_interval():
+    for n in (5, 20, FEW - 1):
+        k, bound = (m.ravel() for m in np.meshgrid(np.arange(n + 1.0), np.linspace(0.02, 0.98, 25)))
+        low, high = clopper_pearson(k / n, n)
+        ratio = rate_deviates(k / n - bound, k / n, np.full(k.shape, float(n)), bound)
+        assert ((np.abs(ratio) > stats.norm.ppf(0.975)) == ((bound < low) | (bound > high))).all()
+        assert (np.sign(ratio) * (k / n - bound) >= 0).all()
+
+
+def test_a_rate_of_few_rows_is_judged_exactly(place):
+    for n, hits in ((20, 1), (60, 3)):
+        x = np.arange(float(n))
+        D, w = cn.Data("d", x=x), cn.Variable((), "w")
+        w.value = 1.0
+        problem = cn.minimize(w**2).subject_to(rate=P(D.x * w > n - hits - 0.5) <= 0.2)
+        found = judge_sample(place(problem).evaluator).estimates["rate"]
+        test = stats.binomtest(hits, n, 0.2, alternative="less")
+        method = "exact" if n < FEW else "wilson"
+        expected = stats.binomtest(hits, n).proportion_ci(0.95, method=method)
+        np.testing.assert_allclose(found.interval, (expected.low, expected.high), atol=1e-12)
+        # one of 20 is no evidence for a rate below 0.2, three of 60 are
+        assert found.verdict == ("holds" if n >= FEW else "undecided")
+        assert (test.pvalue <= 0.025) == (found.verdict == "holds")
 
 
 def test_step_down_by_hand():
@@ -185,7 +230,8 @@ def test_constraints_per_row_report_a_share(place):
     assert found.value.tolist() == [0, 2, 4, 6, 8]
     assert found.violation.tolist() == [0, 0, 0, 1, 3]
     assert found.verdict == "violated"
-    assert found.interval == (pytest.approx(wilson(0.4, 5)[0]), pytest.approx(wilson(0.4, 5)[1]))
+    exact = stats.binomtest(2, 5).proportion_ci(0.95, method="exact")
+    assert found.interval == (pytest.approx(exact.low), pytest.approx(exact.high))
 
 
 def test_thousands_of_groups_judge_the_tightest(place, rng):
