@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from constrain.errors import ModelingError
 from constrain.runtime.limits import check_optimizer
@@ -70,6 +71,7 @@ class RecordedStep:
         step: makes a step on a batch, in Python.
         mode: "recorded" replays the operations, "compiled" joins them into few (which takes a while).
         strict: a step that cannot be compiled is not to be replayed instead.
+        state: what `step` remembers beside the multipliers: tensors, numbers and containers of them.
     """
 
     def __init__(
@@ -80,12 +82,14 @@ class RecordedStep:
         mode: Mode,
         *,
         strict: bool = True,
+        state: Callable[[], Any] = lambda: None,
     ) -> None:
         self.lagrangian = lagrangian
         self.optimizer = optimizer
         self.step = step
         self.mode: Mode = mode
         self.strict = strict
+        self.state = state
         self._key: tuple[Any, ...] = ()
         self._replay: Replay | None = None
         self._held: list[tuple[Tensor, int]] = []
@@ -124,12 +128,15 @@ class RecordedStep:
         return torch.tensor(rates, dtype=values.dtype, device=values.device)
 
     def _numbers(self) -> list[Any]:
-        """The numbers and texts of the optimizer and of the models' modules, without the learning rates."""
+        """Those of the optimizer and the models' modules but for learning rates, the gain and the memory."""
         models = [model.module for model in self.lagrangian.evaluator.program.models]
         held: list[dict[str, Any]] = [vars(module) for model in models for module in model.modules()]
         held += self.optimizer.param_groups
         plain = (bool, int, float, str, tuple)
-        return [(k, v) for own in held for k, v in own.items() if k != "lr" and isinstance(v, plain)]
+        found: list[Any] = [
+            (k, v) for own in held for k, v in own.items() if k != "lr" and isinstance(v, plain)
+        ]
+        return [*found, self.lagrangian.gain, self.lagrangian.memory]
 
     # -------------------------------------------------------------------------------------- recording
     def _record(self, batch: Mapping[str, Rows], packed: _Packed) -> None:
@@ -148,12 +155,16 @@ class RecordedStep:
             return found
 
         arguments = [self._rates(), *packed.tensors]
+        remembered = self._remembered()
         try:
             self._check()
             self.lagrangian.warm(batch)  # nothing may be made first while stand-ins are used
             self.lagrangian.evaluator.decisions.project()
             with self._untouched():
-                graph = trace(step, arguments)
+                try:
+                    graph = trace(step, arguments)
+                finally:
+                    self._in_place(remembered)
             if self.mode == "compiled" and graph.random and not self.strict:
                 raise NotRecorded("the model draws random numbers, and compiled code draws others")
             self._replay = graph.compile(arguments) if self.mode == "compiled" else graph.replay()
@@ -169,10 +180,20 @@ class RecordedStep:
         self._parameters = self.lagrangian.evaluator.parameter_version
 
     def _check(self) -> None:
-        if self.lagrangian.rule is not None:
-            raise NotRecorded("the multipliers follow a rule with a memory of its own")
         if self.lagrangian.functions:
             raise NotRecorded("multipliers that are functions of the row have optimizers of their own")
+
+    def _remembered(self) -> list[Any]:
+        """Tensors and numbers that the rule of the multipliers and the scheme remember."""
+        return tree_leaves([self.lagrangian.past, self.state()])
+
+    def _in_place(self, before: list[Any]) -> None:
+        """Refuses a step that puts new tensors or numbers in the place of those that it remembers."""
+        after = self._remembered()
+        pairs = zip(before, after, strict=False)
+        replaced = any(a is not b and (isinstance(a, Tensor) or a != b) for a, b in pairs)
+        if replaced or len(before) != len(after):
+            raise NotRecorded("it remembers more than tensors that it changes in place")
 
     @contextmanager
     def _untouched(self) -> Generator[None]:
@@ -181,6 +202,7 @@ class RecordedStep:
         rate, follows = lagrangian.rate, lagrangian.follows
         groups = [dict(group) for group in optimizer.param_groups]
         held = {p: dict(own) for p, own in optimizer.state.items()}
+        past = dict(lagrangian.past)
         for t in lagrangian.evaluator.decisions.tensors:
             t.grad = None
         lagrangian.follows = False
@@ -188,6 +210,8 @@ class RecordedStep:
             yield
         finally:
             lagrangian.forget()
+            lagrangian.past.clear()
+            lagrangian.past.update(past)
             lagrangian.rate, lagrangian.follows = rate, follows
             for group, before in zip(optimizer.param_groups, groups, strict=True):
                 group.update(before)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from constrain.analysis.models import affine_model
 from constrain.language import nodes as n
@@ -323,7 +324,9 @@ class Training:
             mode = ("compiled" if compiled else "recorded") if long else "off"
         if mode == "off":
             return None
-        return RecordedStep(self.lagrangian, self.optimizer, self._step_on, mode, strict=strict)
+        return RecordedStep(
+            self.lagrangian, self.optimizer, self._step_on, mode, strict=strict, state=lambda: self.state
+        )
 
     def _step(self) -> None:
         """One step, by the graph where there is one and it holds already.
@@ -333,16 +336,21 @@ class Training:
         """
         if self.graph is None or self.resting or not self.lagrangian.settled:
             self.state = self.scheme.step(self, self.state)
-            return
-        batch = self.draw()
+        else:
+            self._recorded_step(self.graph, self.draw())
+        self.state = self.scheme.after(self, self.state)
+
+    def _recorded_step(self, graph: RecordedStep, batch: Mapping[str, Rows]) -> None:
+        """One step by the graph, or in Python from now on where there can be none."""
+        state = self.state if graph.used else tree_map(_itself, self.state)
         try:
             if not self.scheme.recordable:
                 raise NotRecorded(f"the scheme {self.scheme.name} remembers more than tensors in place")
-            self.graph(batch)
+            graph(batch)
         except NotRecorded as reason:
-            if self.graph.strict:
-                raise cannot_be(self.graph.mode, reason) from reason
-            self.graph = None
+            if graph.strict:
+                raise cannot_be(graph.mode, reason) from reason
+            self.graph, self.state = None, state
             self._step_on(batch)
 
     def _step_on(self, batch: Mapping[str, Rows]) -> None:
@@ -429,3 +437,8 @@ class Training:
     def terminate(self) -> str:
         """Why the run ends after this epoch, or an empty text."""
         return self.scheme.terminate(self, self.state)
+
+
+def _itself(leaf: Any) -> Any:
+    """For copies of containers."""
+    return leaf

@@ -13,7 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 import constrain as cn
 from constrain import E, P, forall
 from constrain.errors import ModelingError
+from constrain.runtime.ascent import NuPI
 from constrain.solvers import primal_dual
+from constrain.solvers.schemes import Penalty
 
 
 def sample(rows=300):
@@ -121,9 +123,36 @@ def extragradient():
     return rows(), {"scheme": "extragradient"}
 
 
+def optimistic():
+    return bounded(), {"scheme": "optimistic"}
+
+
+def tiada():
+    return rows(), {"scheme": "tiada"}
+
+
+def switching():
+    D, s, loss = scored()
+    return cn.minimize(E(loss)).subject_to(
+        gap=E(s, by=D.group) <= 0.1, level=E(s) == 0.05, fit=forall(D, loss <= 1.0)
+    ), {"scheme": "switching"}
+
+
+def growing():
+    return groups(), {"scheme": Penalty(looks=4, ascends=True)}
+
+
+def mirror():
+    return rates(), {"dual": "mirror"}
+
+
+def nupi():
+    return rows(), {"dual": "nupi"}
+
+
 PROBLEMS = [
     groups, rates, rows, curved, tails, bounded, points, stratified, whole, dataset, augmented, dual_first,
-    alternating, extragradient,
+    alternating, extragradient, optimistic, tiada, switching, growing, mirror, nupi,
 ]  # fmt: skip
 
 
@@ -200,6 +229,14 @@ class Branching(torch.nn.Module):
 
 
 @pytest.mark.usefixtures("leaves_no_fakes")
+class Replaced(NuPI):
+    """A rule that puts a new tensor in the place of the one that it remembers."""
+
+    def moved(self, past, move):
+        past[move.name] = move.residual + past[move.name]
+        return move.values + move.rate * move.steps * past[move.name]
+
+
 def test_what_cannot_be_recorded_is_refused_when_asked_for_and_else_made_in_python(monkeypatch):
     def build():
         return groups(Branching())
@@ -207,7 +244,9 @@ def test_what_cannot_be_recorded_is_refused_when_asked_for_and_else_made_in_pyth
     with pytest.raises(ModelingError, match=r"E207.*training step cannot be recorded.*\n.*graph=\"off\""):
         trained(build, "recorded")
     with pytest.raises(ModelingError, match="remembers more than tensors in place"):
-        trained(groups, "recorded", scheme="tiada")
+        trained(groups, "recorded", scheme="dual-descent")
+    with pytest.raises(ModelingError, match="remembers more than tensors that it changes in place"):
+        trained(groups, "recorded", dual=Replaced())
     monkeypatch.setattr(primal_dual, "RECORDED_STEPS", 1)
     found = trained(build, "auto")
     assert "recorded" not in found.provenance.solver

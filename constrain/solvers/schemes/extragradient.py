@@ -111,6 +111,7 @@ class Optimistic(Scheme):
     """
 
     gain: ClassVar[float | None] = 0.0
+    recordable: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -133,9 +134,10 @@ class Optimistic(Scheme):
         before = [t.detach().clone() for t in run.tensors]
         run.optimizer.step()
         with torch.no_grad():
-            updates = [t - b for t, b in zip(run.tensors, before, strict=True)]
-            for t, now, last in zip(run.tensors, updates, state["updates"], strict=True):
+            for t, start, last in zip(run.tensors, before, state["updates"], strict=True):
+                now = t - start
                 t.add_(now - last)
+                last.copy_(now)
         run.evaluator.decisions.project()
         run.ascend()
-        return {"updates": updates}
+        return state

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -56,6 +56,8 @@ class Penalty(Scheme):
     tolerance: float = 1e-3
     looks: int = 15
     ascends: bool = False
+
+    recordable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuses options that make no sense (E141)."""

@@ -38,7 +38,8 @@ class Scheme(ABC):
             cycle (`guard.py`).
         rate: integral step of the multipliers when the user asks for none; None takes 1.2 / sqrt(steps).
         recordable: a step draws one batch, and all that it depends on beside the batch are tensors that it
-            changes in place and the numbers of `Training`, so that it can be one graph.
+            changes in place and the numbers of `Training`, so that it can be one graph. What depends on the
+            number of steps belongs into `after`.
     """
 
     gain: ClassVar[float | None] = None
@@ -70,6 +71,11 @@ class Scheme(ABC):
     @abstractmethod
     def step(self, run: Training, state: State) -> State:
         """One step: at least one batch, one move of the decisions; multipliers rest while `run.resting`."""
+
+    def after(self, run: Training, state: State) -> State:
+        """After every step, in Python also where steps are recorded: what is done now and then."""
+        del run
+        return state
 
     def observe(self, run: Training, state: State, residuals: Mapping[int, Tensor]) -> State:
         """After every epoch: exact residuals on all data by part position, not of constraints per row."""

@@ -57,6 +57,7 @@ class Switching(Scheme):
         check_limits(self, nearly=NONNEGATIVE, memory=FRACTION)
 
     gain: ClassVar[float | None] = 0.0
+    recordable: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -88,7 +89,7 @@ class Switching(Scheme):
         zero = torch.zeros(1 + len(lagrangian.values)).to(lagrangian.values)
         return {
             "residual": torch.zeros_like(lagrangian.values),
-            "seen": 0.0,
+            "seen": zero.new_zeros(()),
             "weights": zero,
             "older": zero.clone(),
             "tables": tables,
@@ -100,22 +101,23 @@ class Switching(Scheme):
         """One step on the objective or on one constraint."""
         batch = run.draw()
         estimate = run.lagrangian.evaluate(batch)
-        seen = state["seen"] * self.memory + 1 - self.memory
+        state["seen"].mul_(self.memory).add_(1 - self.memory)
         state["residual"].lerp_(estimate.exact_terms[1:], 1 - self.memory)
         lr: float = run.optimizer.param_groups[0]["lr"]
-        run.gradient_of(self._chosen(run, estimate, batch, {**state, "seen": seen}, lr))
+        run.gradient_of(self._chosen(run, estimate, batch, state, lr))
         run.descend()
+        return state
+
+    def after(self, run: Training, state: State) -> State:
+        """Forgets the weights of the older half of the steps now and then."""
         if run.steps < WINDOW * state["forgotten"]:
-            return {**state, "seen": seen}
-        return {
-            **state,
-            "seen": seen,
-            "older": state["weights"].clone(),
-            "weights": torch.zeros_like(state["weights"]),
-            "older tables": {key: value.clone() for key, value in state["tables"].items()},
-            "tables": {key: torch.zeros_like(value) for key, value in state["tables"].items()},
-            "forgotten": run.steps,
-        }
+            return state
+        pairs = [(state["older"], state["weights"])]
+        pairs += [(state["older tables"][key], table) for key, table in state["tables"].items()]
+        for older, weights in pairs:
+            older.copy_(weights)
+            weights.zero_()
+        return {**state, "forgotten": run.steps}
 
     def _chosen(
         self, run: Training, estimate: Estimate, batch: Mapping[str, Rows], state: State, lr: float
@@ -133,14 +135,17 @@ class Switching(Scheme):
         violated, chosen = over.new_zeros(()), torch.zeros_like(over)
         if over.numel() and not run.resting:
             violated = (over.amax() > 0).to(over)
-            chosen = torch.nn.functional.one_hot(over.argmax(), over.numel()).to(over) * violated
+            places = torch.arange(over.numel(), device=over.device)
+            chosen = (places == over.argmax()).to(over) * violated
         count = len(units)
         weights = torch.cat([(1 - violated).reshape(1).to(units), chosen[:count] * signs * units])
         total = torch.dot(weights, estimate.terms)
         state["weights"].add_(weights, alpha=lr)
         for worst, share in zip(rows, chosen[count:], strict=True):
             total = total + worst.term * (share * worst.unit)
-            state["tables"][worst.key].view(-1)[worst.place] += (lr * worst.unit * worst.sign) * share
+            weight = ((lr * worst.unit * worst.sign) * share).reshape(1)
+            table: Tensor = state["tables"][worst.key].view(-1)
+            table.index_add_(0, worst.place, weight.to(table.dtype))
         return total
 
     def _room(self, batch: Mapping[str, Rows]) -> float:
@@ -177,7 +182,7 @@ class _Worst:
         over: (1,) its violation, in spreads.
         term: its residual, with gradient, times its sign.
         sign: -1 for an equality from below.
-        place: in the flat table.
+        place: (1,) in the flat table.
         unit: size of a multiplier that balances the gradient of the objective.
     """
 
@@ -203,16 +208,17 @@ def _worst_row(run: Training, i: int, estimate: Estimate, batch: Mapping[str, Ro
     if mask is not None:
         over = torch.where(mask.reshape(-1, *(1,) * (over.dim() - 1)), over, -torch.inf)
     flat = over.reshape(len(over), -1)
-    place = flat.reshape(-1).argmax()
+    place = flat.reshape(-1).argmax().reshape(1)
     row, entry = place // flat.shape[1], place % flat.shape[1]
-    sign = torch.where(exact.reshape(-1)[place] < 0, -1.0, 1.0) if part.kind == "==" else exact.new_ones(())
+    worst, sign = exact.reshape(-1).index_select(0, place).reshape(()), exact.new_ones(())
+    sign = torch.where(worst < 0, -1.0, 1.0) if part.kind == "==" else sign
     index = rows.index
-    position = row if index is None or isinstance(index, slice) else index[row]
-    spread = lagrangian.spreads[part.key]
+    position = index.index_select(0, row) if isinstance(index, Tensor) else row
+    spread = lagrangian.row_spreads[i]
     return _Worst(
         str(i),
-        (flat.reshape(-1)[place] / spread).reshape(1),
-        primal.reshape(-1)[place] * sign,
+        flat.reshape(-1).index_select(0, place) / spread,
+        primal.reshape(-1).index_select(0, place).reshape(()) * sign,
         sign,
         position * flat.shape[1] + entry,
         lagrangian.step(part) * spread,

@@ -56,6 +56,7 @@ class TiAda(Scheme):
 
     gain: ClassVar[float | None] = 0.0
     rate: ClassVar[float | None] = 0.3
+    recordable: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -87,12 +88,12 @@ class TiAda(Scheme):
         run.gradient_of(lagrangian.value(estimate))
         gradients = [t.grad for t in run.tensors if t.grad is not None]
         with torch.no_grad():
-            square = torch.stack([g.square().sum() for g in gradients]).sum().to(state["first"])
-            first = torch.where(state["first"] > 0, state["first"], square)
-            decisions = state["decisions"] + square / first.clamp(min=torch.finfo(first.dtype).tiny)
-            multipliers = state["multipliers"]
+            first, decisions, multipliers = (state[key] for key in ("first", "decisions", "multipliers"))
+            square = torch.stack([g.square().sum() for g in gradients]).sum().to(first)
+            first.copy_(torch.where(first > 0, first, square))
+            decisions.add_(square / first.clamp(min=torch.finfo(first.dtype).tiny))
             if not run.resting:
-                multipliers = multipliers + _squares(run, estimate)
+                multipliers.add_(_squares(run, estimate))
             slower = torch.maximum(decisions, multipliers)
             factor = slower.clamp(min=1.0) ** -self.alpha / first.clamp(min=1e-24).sqrt()
             for gradient in gradients:
@@ -100,7 +101,7 @@ class TiAda(Scheme):
             lagrangian.past["pace"].copy_(multipliers.clamp(min=1.0) ** -self.beta)
         run.descend()
         run.ascend()
-        return {"first": first, "decisions": decisions, "multipliers": multipliers}
+        return state
 
 
 def _squares(run: Training, estimate: Estimate) -> Tensor:
@@ -110,7 +111,7 @@ def _squares(run: Training, estimate: Estimate) -> Tensor:
     moving = (lagrangian.values > 0) | (residual > 0) | torch.isneginf(lagrangian.low)
     total = (residual * lagrangian.scales / lagrangian.units * moving).square().sum()
     for i, (_, exact, mask) in estimate.rows.items():
-        part = lagrangian.parts[i]
-        scaled = masked(exact, mask) / lagrangian.spreads[part.key]
-        total = total + (scaled if part.kind == "==" else scaled.clamp(min=0)).square().mean()
+        scaled = masked(exact, mask) / lagrangian.row_spreads[i]
+        equal = lagrangian.parts[i].kind == "=="
+        total = total + (scaled if equal else scaled.clamp(min=0)).square().mean()
     return total
