@@ -30,6 +30,7 @@ from constrain.analysis.fact import (
     unknown,
 )
 from constrain.analysis.models import output_bounds, refusal_of
+from constrain.analysis.once import once
 from constrain.analysis.special import SPECIAL
 from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS
@@ -37,7 +38,7 @@ from constrain.language.atoms import ATOMS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["analyze"]
+__all__ = ["analyze", "facts_of"]
 
 _PIECEWISE = {"abs", "relu", "maximum", "minimum", "max", "min", "l1_loss", "max_levels", "min_levels"}
 _QUADRATIC = {"square", "sum_squares", "mse_loss", "sum_squares_levels"}
@@ -234,11 +235,18 @@ def _step(node: n.Node, parts: tuple[Fact, ...]) -> Fact:  # noqa: PLR0911, PLR0
             raise AssertionError(type(node))
 
 
+@once
+def facts_of(program: object) -> dict[int, Fact]:  # noqa: ARG001  # the object that it belongs to
+    """The `memo` of the expressions of a program: one within a solve, which fills as these are analyzed."""
+    return {}
+
+
 def analyze(root: n.Node, memo: dict[int, Fact] | None = None) -> Fact:
     """Sign and curvature of an expression.
 
     Args:
         root: any node but a relation (`ForAll`, `Between`).
-        memo: facts of nodes already seen, by `id`; pass one dict for all expressions of a program.
+        memo: facts of nodes already seen, by `id`; pass one dict for all expressions of a program
+            (`facts_of`), whose nodes stay.
     """
     return n.fold(root, _step, memo)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
-__all__ = ["best_fit", "bounded_fit", "projected"]
+__all__ = ["Balance", "best_fit", "bounded_fit", "projected"]
 
 HEAVY = 1e5
 """Weight of equations that must hold beside those that are balanced as well as possible."""
@@ -24,6 +25,43 @@ def projected(gradient: Vector, at_lower: Mask, at_upper: Mask) -> Vector:
     """
     result = np.where(at_lower, np.minimum(gradient, 0.0), gradient)
     return np.where(at_upper, np.maximum(result, 0.0), result)
+
+
+@dataclass(frozen=True)
+class Balance:
+    """A gradient and the rows that may balance it.
+
+    Attributes:
+        gradient: (coordinates,).
+        rows: (entries, coordinates).
+        at_lower: (coordinates,) decisions at their lower bound.
+        at_upper: (coordinates,) decisions at their upper bound.
+    """
+
+    gradient: Vector
+    rows: NDArray[np.float64]
+    at_lower: Mask
+    at_upper: Mask
+
+    @property
+    def free(self) -> Mask:
+        """Coordinates off their bounds."""
+        return ~(self.at_lower | self.at_upper)
+
+    def folded(self) -> Balance:
+        """The same in fewer coordinates, with the same lengths and angles, on which the best fit depends.
+
+        An orthonormal basis of the span takes the place of the free coordinates; the others stay.
+        """
+        free = self.free
+        if int(free.sum()) <= 2 * (len(self.rows) + 1):
+            return self
+        vectors = np.vstack([self.rows[:, free], self.gradient[free]])
+        triangle = np.asarray(np.linalg.qr(vectors.T, mode="r")).T
+        whole = np.hstack([triangle, np.vstack([self.rows[:, ~free], self.gradient[~free]])])
+        none = np.zeros(triangle.shape[1], dtype=bool)
+        lower, upper = (np.concatenate([none, at[~free]]) for at in (self.at_lower, self.at_upper))
+        return Balance(whole[-1], whole[:-1], lower, upper)
 
 
 def best_fit(
@@ -73,10 +111,13 @@ def _least_norm(x: Vector, rows: NDArray[np.float64], limits: tuple[Vector, Vect
     if not x.size or not lengths.all():
         return None
     scaled = rows / lengths[:, None]
-    u, s, _ = np.linalg.svd(np.asarray(np.linalg.qr(scaled.T, mode="r")).T, full_matrices=True)
-    null = u[:, int((s > 1e-9 * max(1.0, s[0])).sum()) :] / lengths[:, None]
-    if not null.shape[1]:
+    wide = scaled.shape[1] > 2 * scaled.shape[0]
+    triangle = np.asarray(np.linalg.qr(scaled.T, mode="r")).T if wide else scaled
+    s = np.linalg.svd(triangle, compute_uv=False)
+    rank = int((s > 1e-9 * max(1.0, s[0])).sum())
+    if rank == x.size:
         return None
+    null = np.linalg.svd(triangle, full_matrices=True)[0][:, rank:] / lengths[:, None]
     basis = np.asarray(np.linalg.qr(null)[0])
     start = x - basis @ (basis.T @ x)
     sides = np.concatenate([basis, -basis])

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from constrain.analysis.curvature import analyze
+from constrain.analysis.curvature import analyze, facts_of
 from constrain.diagnostics.names import part_label
 from constrain.diagnostics.point import array_of
+from constrain.language import nodes as n
+from constrain.language.atoms import ATOMS
+from constrain.solvers.kinks import above_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from constrain.analysis.fact import Fact
     from constrain.diagnostics.point import Point
     from constrain.diagnostics.relaxed import Priced
     from constrain.runtime.binding import Index
@@ -42,6 +44,9 @@ LIMIT = 200
 
 MANY_ROWS = 5000
 """Rows of data up to which three times as many are formed."""
+
+SEVERAL = 4
+"""Entries of a part whose gradients are taken at once."""
 
 NEAR_BOUND = 1e-6
 """A decision this close to its bound, relative to 1 + |bound|, is at it."""
@@ -158,13 +163,14 @@ def gradients(
     """Gradients of the objective, of each entry, and of the weighted sum of all others, in two passes."""
     parts = evaluator.program.parts
     rest = _remaining(entries, multipliers)
-    outer_entries = [e for e in entries if parts[e.part].rows is None]
+    groups = _groups(evaluator, [e for e in entries if parts[e.part].rows is None])
 
-    def picked(e: Entry) -> Callable[[Outer], Tensor]:
+    def picked(group: list[Entry]) -> Callable[[Outer], Tensor]:
         def function(outer: Outer) -> Tensor:
-            residual = outer.residuals[e.part]
+            residual = outer.residuals[group[0].part]
             assert residual is not None  # entries of outer parts only
-            return residual.reshape(-1)[e.index]
+            flat = residual.reshape(-1)
+            return flat[group[0].index] if len(group) == 1 else flat[[e.index for e in group]]
 
         return function
 
@@ -182,13 +188,44 @@ def gradients(
         chosen = torch.as_tensor(weight)[index if isinstance(index, slice) else index.cpu()]
         return (residual * chosen.to(residual)).sum()
 
-    pulled = evaluator.pull([remainder, lambda outer: outer.objective, *map(picked, outer_entries)], row_term)
+    pulled = evaluator.pull([remainder, lambda outer: outer.objective, *map(picked, groups)], row_term)
+    outer_entries = (e for group in groups for e in group)
     found = {(e.part, e.index): _flat(g) for e, (_, g) in zip(outer_entries, pulled[2:], strict=True)}
     for i in {e.part for e in entries if parts[e.part].rows is not None}:
         found.update(_row_gradients(evaluator, i, [e.index for e in entries if e.part == i]))
     size = evaluator.decisions.size
-    rows = np.array([found[e.part, e.index] for e in entries]).reshape(len(entries), size)
-    return Gradients(_flat(pulled[1][1]), rows, _flat(pulled[0][1]))
+    rows = np.concatenate([np.zeros(0), *(found[e.part, e.index] for e in entries)])
+    return Gradients(_flat(pulled[1][1]), rows.reshape(len(entries), size), _flat(pulled[0][1]))
+
+
+def _groups(evaluator: Evaluator, entries: Sequence[Entry]) -> list[list[Entry]]:
+    """The entries whose gradients are taken together: those of an affine part, else each alone.
+
+    A vectorized backward pass needs a rule for every operation, which those of users and of problems inside
+    of problems may lack.
+    """
+    own: dict[int, list[Entry]] = {}
+    for e in entries:
+        own.setdefault(e.part, []).append(e)
+    memo = facts_of(evaluator.program)
+    groups: list[list[Entry]] = []
+    for i, group in own.items():
+        root = evaluator.program.parts[i].residual
+        together = (
+            len(group) >= SEVERAL and analyze(root, memo).affine and all(map(_built_in, above_rows(root)))
+        )
+        groups += [group] if together else [[e] for e in group]
+    return groups
+
+
+def _built_in(node: n.Node) -> bool:
+    match node:
+        case n.Apply():
+            return ATOMS[node.atom].declared is None
+        case n.Array() | n.Constant() | n.Decision() | n.Knob() | n.Moment() | n.Pinned() | n.Weights():
+            return True
+        case _:
+            return False
 
 
 def at_bounds(decisions: Decisions) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -238,7 +275,7 @@ def inside(
 
 def _curved(evaluator: Evaluator, entries: Sequence[Entry]) -> list[int]:
     """Places of the entries of parts that are not affine: gradients of the others are the same everywhere."""
-    memo: dict[int, Fact] = {}
+    memo = facts_of(evaluator.program)
     parts = {e.part for e in entries}
     affine = {i for i in parts if analyze(evaluator.program.parts[i].residual, memo).affine}
     return [k for k, e in enumerate(entries) if e.part not in affine]
@@ -335,14 +372,14 @@ def qualify(
     matrix = (rows[used] / lengths[used, None])[:, free] if used else np.zeros((0, 1))
     if not used or not matrix.shape[1]:
         return Qualification(np.zeros(0), 0, len(active), [], parallel=False, vanishing=vanishing)
-    wide = matrix.shape[1] > matrix.shape[0]
+    wide = matrix.shape[1] > 2 * matrix.shape[0]
     triangle = np.asarray(np.linalg.qr(matrix.T, mode="r")).T if wide else matrix
-    u, s, _ = np.linalg.svd(triangle, full_matrices=True)
+    s: NDArray[np.float64] = np.asarray(np.linalg.svd(triangle, compute_uv=False), dtype=np.float64)
     rank = int((s > (1e-4 if single else 1e-7) * max(1.0, s[0])).sum())
     values = np.concatenate([s, np.zeros(len(used) - s.size)])
     dependent: list[tuple[Entry, float]] = []
     if rank < len(used):
-        null = u[:, rank:]
+        null = np.linalg.svd(triangle, full_matrices=True)[0][:, rank:]
         weight = np.abs(null).max(axis=1)
         first = null[:, 0] / np.abs(null[:, 0]).max()
         dependent = [(entries[used[k]], float(first[k])) for k in np.flatnonzero(weight > 0.02)]

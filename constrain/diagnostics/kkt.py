@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from constrain.diagnostics.fit import best_fit, bounded_fit, projected
+from constrain.diagnostics.fit import Balance, best_fit, bounded_fit, projected
 from constrain.diagnostics.jacobian import (
     Entry,
     Gradients,
@@ -223,6 +223,7 @@ class _Forces:
     Attributes:
         entries: scalar constraints whose gradients were formed.
         gradients: of the objective and the entries.
+        folded: the same in few coordinates.
         multipliers: per part, as judged; None where there are none.
         origin: `given`, `best fit` or `none`.
         fit: per part the best-fit multipliers, NaN where they were not fitted.
@@ -236,6 +237,7 @@ class _Forces:
 
     entries: list[Entry]
     gradients: Gradients
+    folded: Balance
     multipliers: list[NDArray[np.float64] | None]
     origin: str
     fit: list[NDArray[np.float64]]
@@ -277,7 +279,7 @@ def _keyed(
 def _independence(evaluator: Evaluator, forces: _Forces) -> Qualification:
     """Rank of the active Jacobian on the coordinates off their bounds."""
     single = evaluator.dtype != torch.float64
-    return qualify(forces.entries, forces.gradients.rows, forces.free, single=single)
+    return qualify(forces.entries, forces.folded.rows, forces.folded.free, single=single)
 
 
 def _balance(
@@ -307,7 +309,9 @@ def _balance(
     active = np.array([e.active for e in entries], dtype=bool)
     fitted = np.zeros(len(entries))
     base = found.objective + found.rest
-    fitted[active], rest = _fitted(found, base, entries, active, at_lower, at_upper)
+    folded = Balance(base, found.rows, at_lower, at_upper).folded()
+    fitted[active], _ = _fitted(folded, entries, active)
+    rest = projected(base + fitted @ found.rows, at_lower, at_upper)
     pull = projected(found.lagrangian(entries), at_lower, at_upper) if own else rest
     ties = no_ties(evaluator, entries)
     if max(float(np.max(np.abs(x), initial=0.0)) for x in (rest, pull)) > 0.1 * tolerance:
@@ -327,7 +331,9 @@ def _balance(
                 values.reshape(-1)[e.index] = e.multiplier
     left = float(np.max(np.abs(rest), initial=0.0))
     truncated = sum(int(active.sum()) for active in actives) - sum(e.active for e in entries)
-    return _Forces(entries, found, aligned, origin, fit, left, at_lower, at_upper, ties, truncated, scales)
+    return _Forces(
+        entries, found, folded, aligned, origin, fit, left, at_lower, at_upper, ties, truncated, scales
+    )
 
 
 def _with_slopes(
@@ -369,17 +375,14 @@ def _with_slopes(
 
 
 def _fitted(
-    found: Gradients,
-    base: NDArray[np.float64],
-    entries: Sequence[Entry],
-    chosen: NDArray[np.bool_],
-    at_lower: NDArray[np.bool_],
-    at_upper: NDArray[np.bool_],
+    forces: Balance, entries: Sequence[Entry], chosen: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Best-fit multipliers of some entries against a force, and what remains of it."""
     equality = np.array([e.equality for e in entries], dtype=bool)
     caps = np.array([e.cap for e in entries], dtype=np.float64)
-    return best_fit(base, found.rows[chosen], equality[chosen], at_lower, at_upper, caps[chosen])
+    return best_fit(
+        forces.gradient, forces.rows[chosen], equality[chosen], forces.at_lower, forces.at_upper, caps[chosen]
+    )
 
 
 def _determined(
@@ -403,7 +406,8 @@ def _determined(
     if not chosen.any():
         return entries
     values = np.zeros(len(entries))
-    values[chosen], _ = _fitted(found, found.lagrangian(entries), entries, chosen, at_lower, at_upper)
+    forces = Balance(found.lagrangian(entries), found.rows, at_lower, at_upper)
+    values[chosen], _ = _fitted(forces, entries, chosen)
     bound = [k for k, e in enumerate(entries) if e.part in largest and e.active]
     if bound:  # the slopes of a largest value are averages of those of the entries that reach it
         values[bound] /= values[bound].sum() or 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from constrain.analysis.curvature import analyze
+from constrain.analysis.curvature import analyze, facts_of
 from constrain.analysis.fact import Fact, Reason, shown
 from constrain.analysis.models import refusal_of
 
@@ -125,7 +125,7 @@ def _class(objective: Fact, constraints: Sequence[Fact], *, convex: bool, intege
 
 def classify(program: Program) -> Facts:
     """Curvature of every term and the class of the problem."""
-    memo: dict[int, Fact] = {}
+    memo = facts_of(program)
     terms = [_term("objective", program.objective, "convex", analyze(program.objective, memo))]
     for part in program.parts:
         required: Literal["convex", "affine"] = "affine" if part.kind == "==" else "convex"

@@ -48,15 +48,17 @@ RowTerm = Callable[[int, Tensor, Tensor | slice], Tensor]
 def pull(
     evaluator: Evaluator, functions: Sequence[Callable[[Outer], Tensor]], row_term: RowTerm | None = None
 ) -> list[tuple[float, list[Tensor]]]:
-    """Exact full-data values and gradients of scalar functions of the outer values, in two passes.
+    """Exact full-data values and gradients of functions of the outer values, in two passes.
 
     Args:
         evaluator: a program with data.
-        functions: each maps the (primal) outer values to a scalar.
+        functions: each maps the (primal) outer values to a scalar; or to a vector, (k,), whose gradients in
+            the moments and decisions are taken at once, by backward passes that torch vectorizes.
         row_term: added to the first function: a sum over the rows of constraints per row.
 
     Returns:
-        For each function its value and its gradient with respect to every decision tensor.
+        For each function its value and its gradient with respect to every decision tensor; for each entry of
+        a vector in turn.
     """
     moments, held = _first_pass(evaluator)
     leaves = [m.requires_grad_(True) for m in moments]
@@ -66,17 +68,31 @@ def pull(
     cotangents: list[list[Tensor | None]] = []
     gradients: list[list[Tensor]] = []
     for function in functions:
-        scalar = function(outer)
-        values.append(float(scalar.detach()))
-        found: Sequence[Tensor | None] = [None] * (len(leaves) + len(tensors))
-        if scalar.requires_grad:
-            found = torch.autograd.grad(scalar, [*leaves, *tensors], retain_graph=True, allow_unused=True)
-        cotangents.append(list(found[: len(leaves)]))
-        direct = zip(tensors, found[len(leaves) :], strict=True)
-        gradients.append([torch.zeros_like(t) if g is None else g.clone() for t, g in direct])
+        value = function(outer)
+        values += value.detach().reshape(-1).tolist()
+        for found in _outer_gradients(value, [*leaves, *tensors]):
+            cotangents.append(list(found[: len(leaves)]))
+            direct = zip(tensors, found[len(leaves) :], strict=True)
+            gradients.append([torch.zeros_like(t) if g is None else g.clone() for t, g in direct])
     for job in evaluator.jobs:
         values[0] += _pull_rows(evaluator, job, held, cotangents, gradients, row_term)
     return list(zip(values, gradients, strict=True))
+
+
+def _outer_gradients(value: Tensor, inputs: Sequence[Tensor]) -> list[Sequence[Tensor | None]]:
+    """Gradients of a scalar, or of each entry of a vector, in each of the inputs; None where unused."""
+    if not value.requires_grad:
+        return [[None] * len(inputs)] * value.numel()
+    if not value.dim():
+        return [torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True)]
+    seeds = torch.eye(len(value), dtype=value.dtype, device=value.device)
+    found = cast(
+        "tuple[Tensor | None, ...]",
+        torch.autograd.grad(
+            value, inputs, seeds, is_grads_batched=True, retain_graph=True, allow_unused=True
+        ),
+    )
+    return [[None if g is None else g[k] for g in found] for k in range(len(value))]
 
 
 def _first_pass(evaluator: Evaluator) -> tuple[list[Tensor], list[Any] | None]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from constrain.analysis.curvature import analyze
+from constrain.analysis.curvature import analyze, facts_of
 from constrain.language import nodes as n
 from constrain.language.regions import Region
 from constrain.language.types import type_of
@@ -255,7 +255,8 @@ def scores_of(evaluator: Evaluator, check: Callable[[], None]) -> Scores | None:
     roots = [program.objective, *(part.residual for part in program.parts if part.rows is None)]
     if any(degree(root) not in (0, 1) for root in roots):
         return None
-    state = _Rewriting({d: evaluator.populations[d].rows for d in program.populations})
+    rows_of = {d: evaluator.populations[d].rows for d in program.populations}
+    state = _Rewriting(rows_of, facts_of(program))
     rewritten = state.program(program)
     symbols = [s for own in state.known.values() for _, s in own]
     most = max((len(own) for own in state.known.values()), default=0)
@@ -299,12 +300,13 @@ class _Rewriting:
 
     Args:
         rows: of every sample.
+        facts: of the analysis, by the `id` of the node.
     """
 
-    def __init__(self, rows: dict[Data, int]) -> None:
+    def __init__(self, rows: dict[Data, int], facts: dict[int, Fact]) -> None:
         self.rows = rows
         self.known: dict[Data, list[tuple[n.Node, n.VariableSymbol]]] = {}
-        self.facts: dict[int, Fact] = {}
+        self.facts = facts
 
     def program(self, program: Program) -> Program:
         """The program in scores; its sides are its residuals."""
