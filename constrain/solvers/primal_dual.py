@@ -52,8 +52,8 @@ LR = 3e-3
 """Usual learning rate."""
 TRAVEL, LARGEST_LR = 60.0, 0.2
 """Learning rate times steps, and the largest rate, where gradients have no noise and models are affine."""
-RECORDED_STEPS = 2_000
-"""Steps of a run from which on its steps are recorded, which takes as long as about 500 of them."""
+RECORDED_STEPS = 600
+"""Steps of a run from which on its steps are recorded, which pays for itself within 100 to 400 of them."""
 COMPILED_STEPS = 50_000
 """Steps from which on they are compiled, which takes as long as about 20 000 of a small model."""
 SMALL = 1_000_000
@@ -108,7 +108,7 @@ class PrimalDual:
             the place of the half cosine; the steps of the multipliers follow the learning rate.
         graph: "off" makes every step in Python; "recorded" replays one that was recorded, "compiled" compiles
             it, with the same results but for rounding (`constrain.runtime.graph`). "auto" records where a run
-            has 2000 steps, and compiles where it has 50 000 and the model is small.
+            has 600 steps, and compiles where it has 50 000 and the model is small.
     """
 
     epochs: int | None = None

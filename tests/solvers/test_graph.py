@@ -254,7 +254,7 @@ def test_what_cannot_be_recorded_is_refused_when_asked_for_and_else_made_in_pyth
 
 
 def test_long_runs_are_recorded_by_themselves():
-    assert "recorded step" in trained(groups, "auto", epochs=520).provenance.solver
+    assert "recorded step" in trained(groups, "auto", epochs=150).provenance.solver
     assert "recorded step" not in trained(groups, "auto", epochs=5).provenance.solver
 
 
