@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from constrain.diagnostics.samples import SHOWN, WIDTH, evaluation_text, mixture_markdown, mixture_text
 from constrain.diagnostics.table import (
     aligned,
     cut,
@@ -25,7 +26,7 @@ from constrain.solution.storage import plain_dict, plain_value
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from constrain.solution import KKT, ConstraintResult, Estimate, Evaluation, Solution
+    from constrain.solution import KKT, ConstraintResult, Estimate, Solution
 
 __all__ = [
     "NO_SHARE",
@@ -51,12 +52,6 @@ __all__ = [
 
 NO_SHARE = "not defined: the pulls do not balance"
 """In place of the share of the objective's pull that constraints balance, where it is outside of [0, 1]."""
-
-SHOWN = 6
-"""Entries of a block that are listed; the worst ones."""
-
-WIDTH = 110
-"""Columns of a report."""
 
 JSON_NUMBERS = 10_000
 """Largest array that a JSON report holds; `Solution.to_dict` and `Solution.save` hold all."""
@@ -370,21 +365,6 @@ def margin_lines(s: Solution) -> list[str]:
     return [f"bounds tightened by up to {sizes} ({how}); {price}", *skipped]
 
 
-def mixture_lines(s: Solution) -> list[str]:
-    """What drawing one of several iterates reaches, against the best single one."""
-    m = s.mixture
-    if m is None:
-        return []
-    shares = [f"{number(w)} of epoch {epoch}" for w, epoch in zip(m.weights, m.epochs, strict=True)]
-    alone = f"{number(m.single, 6)} alone" if math.isfinite(m.single) else "no single one is feasible"
-    on = ""
-    if m.holdout is not None:
-        broken = [name for name, e in m.holdout.estimates.items() if e.verdict == "violated"]
-        on = f"; on the hold-out {number(m.holdout.objective, 6)}"
-        on += f", violated: {', '.join(broken)}" if broken else ", no constraint shown to be violated"
-    return [f"objective {number(m.objective, 6)} drawing {', '.join(shares)}; {alone}{on}"]
-
-
 def uncertified_lines(s: Solution) -> list[str]:
     """Why multipliers marked (?) are no prices."""
     return [
@@ -407,8 +387,7 @@ def text_report(s: Solution) -> str:
         lines += wrapped("tails", at_risk)
     for text in margin_lines(s):
         lines += wrapped("margin", text)
-    for text in mixture_lines(s):
-        lines += wrapped("mixture", text)
+    lines += mixture_text(s)
     for k, text in enumerate(_kkt_lines(s.record)):
         lines += wrapped("" if k else "KKT", text)
     for text in uncertified_lines(s):
@@ -431,7 +410,7 @@ def markdown_report(s: Solution) -> str:
     if at_risk := at_risk_text(s):
         lines += ["", f"- {at_risk}"]
     lines += [f"- margin: {text}" for text in margin_lines(s)]
-    lines += [f"- mixture: {text}" for text in mixture_lines(s)]
+    lines += mixture_markdown(s)
     lines += ["", "## KKT", "", *(f"- {line}" for line in _kkt_lines(s.record))]
     lines += [f"- multipliers {text}" for text in uncertified_lines(s)]
     if s.warnings:
@@ -532,40 +511,3 @@ def _origin(k: KKT) -> str:
     return (
         f"given; best fit differs by {short(k.fit_distance)} (its stationarity {short(k.fit_stationarity)})"
     )
-
-
-def evaluation_text(e: Evaluation) -> str:
-    """An evaluation: objective and one line per constraint entry."""
-    sizes = ", ".join(f"{name} n={rows}" for name, rows in zip(e.data, e.rows, strict=True))
-    lines = wrapped("data", sizes) + wrapped("objective", plus_minus(e.objective, e.lower, e.upper))
-    rows: list[tuple[str, ...]] = [("constraint", "as written", "value", "bound", "verdict")]
-    for name, estimate in e.estimates.items():
-        rows += _estimate_rows(name, e.texts.get(name, ""), estimate)
-    return "\n".join([*lines, *(aligned(fitted(rows, 1, WIDTH), left=2) if len(rows) > 1 else [])])
-
-
-def _estimate_rows(name: str, text: str, estimate: Estimate) -> list[tuple[str, ...]]:
-    if estimate.share is not None:
-        relaxed = estimate.relaxed is not None and not estimate.share
-        share, word = (estimate.relaxed or 0.0, "relaxed") if relaxed else (estimate.share, "violated")
-        shown = f"{share:.2%} of {estimate.smallest} rows {word}"
-        return [(name, text, shown, "", estimate.verdict)]
-    shape = np.shape(estimate.value)
-    values, lower, upper = (
-        np.broadcast_to(x, shape).ravel() for x in (estimate.value, estimate.lower, estimate.upper)
-    )
-    bounds = [
-        np.broadcast_to(b, shape).ravel()
-        for b in (estimate.bound if isinstance(estimate.bound, tuple) else (estimate.bound,))
-    ]
-    violation = np.broadcast_to(estimate.violation, shape).ravel()
-    order = np.argsort(-violation, kind="stable")[:SHOWN] if values.size > SHOWN else np.arange(values.size)
-    rows: list[tuple[str, ...]] = []
-    for position, k in enumerate(order.tolist()):
-        label = cut(estimate.labels[k] if estimate.labels else name, 26)
-        bound = " … ".join(limit_text(float(b[k])) for b in bounds)
-        shown = plus_minus(float(values[k]), float(lower[k]), float(upper[k]))
-        rows.append((label, text if position == 0 else "", shown, bound, estimate.verdicts[k]))
-    if values.size > SHOWN:
-        rows.append((f"  ... and {values.size - SHOWN} more", "", "", "", ""))
-    return rows

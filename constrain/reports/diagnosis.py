@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from constrain.solution import Solution
     from constrain.solution.records import Number
 
-__all__ = ["infeasibility_section", "margin_section", "table_of"]
+__all__ = ["facts_of", "infeasibility_section", "margin_section", "table_of"]
 
 
 def _section(title: str, *children: str | None) -> Markup:
     return element("section", element("h2", title), *children)
 
 
-def _facts(facts: Sequence[tuple[str, str, str]]) -> Markup:
+def facts_of(facts: Sequence[tuple[str, str, str]]) -> Markup:
     """Numbers with their names above and notes below."""
     found = [
         element("div", element("dt", term), element("dd", value, element("small", note) if note else None))
@@ -75,7 +75,7 @@ def margin_section(s: Solution) -> Markup | None:
     titles = ("constraint", "bound as written", "margin", "standard error", "gap")
     return _section(
         "Margins",
-        _facts(
+        facts_of(
             [
                 ("objective without margins", number(t.objective, 6), ""),
                 ("price of the margins", number(t.price), foreseen),
@@ -129,7 +129,7 @@ def infeasibility_section(found: Infeasibility, title: str = "Infeasibility") ->
     return _section(
         title,
         element("p", _sentence(f"{found.verdict.replace('_', ' ')}: {found.reason}"), class_="reason"),
-        _facts(facts),
+        facts_of(facts),
         table_of(titles, rows),
         element("ul", joined(*(element("li", note) for note in notes)), class_="notes"),
         element("details", element("summary", "Proof"), element("pre", str(found.certificate)))

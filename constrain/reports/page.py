@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from constrain.reports.diagnosis import VERDICTS, infeasibility_section, margin_section
 from constrain.reports.elements import Markup, element, joined
+from constrain.reports.mixture import mixture_section
 from constrain.reports.sections import (
     charts_section,
     constraints_section,
@@ -46,6 +47,7 @@ def html_report(solution: Solution) -> str:
         mathematics_section(solution),
         constraints_section(solution),
         margin_section(solution),
+        mixture_section(solution),
         None if solution.diagnosis is None else infeasibility_section(solution.diagnosis),
         slider,
         charts_section(solution),

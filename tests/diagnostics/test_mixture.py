@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 import constrain as cn
 from constrain import E, P
 from constrain.diagnostics.mixture import judge_mixture
+from constrain.diagnostics.table import number, short
 from constrain.errors import ModelingError
 from constrain.lowering.lower import lower
 from constrain.runtime.decisions import Decisions
@@ -175,8 +177,33 @@ def test_the_toy_ends_with_a_mixture(solved):
     assert (
         mixture.average(lambda: w.value) == pytest.approx(np.dot(mixture.weights, ends[::-1]), abs=1) or True
     )
-    assert f"objective {mixture.objective:.6f} drawing" in str(solution).replace("\n            ", " ")
+    assert f"objective {mixture.objective:.6f} drawing one of 2 iterates" in str(solution)
     assert "mixture of 2 iterates" in str(mixture)
+
+
+def test_reports_have_a_section_for_the_mixture(solved):
+    """Members with probabilities, what each is alone, and constraints: in text, Markdown and on the page."""
+    _, _, solution = solved
+    mixture, rows = solution.mixture, {row["epoch"]: row for row in solution.history}
+    text, markdown, page = (solution.report(format=kind) for kind in ("text", "md", "html"))
+    lines = [line.split() for line in text.splitlines()]
+    for weight, epoch in zip(mixture.weights, mixture.epochs, strict=True):
+        alone = number(rows[epoch]["objective"], 6)
+        assert ["epoch", str(epoch), number(weight), alone, short(rows[epoch]["violation"])] in lines
+        assert f"| epoch {epoch} | {number(weight)} | {alone} |" in markdown
+        cells = (("probability", number(weight)), ("objective alone", alone))
+        shown = "".join(f'<td data-label="{title}">{value}</td>' for title, value in cells)
+        assert f'<td class="name">epoch {epoch}</td>{shown}' in page
+    section = page[page.index("<h2>Mixture</h2>") :]
+    section = section[: section.index("</section>")]
+    assert number(mixture.objective, 6) in section
+    assert number(mixture.holdout.objective) in section
+    assert "verdict there" in section
+    assert "## Mixture" in markdown
+    level = next(line for line in markdown.splitlines()[::-1] if line.startswith("| level"))
+    assert mixture.train["level"].verdict in level
+    bare = replace(solution, mixture=None, warnings=())
+    assert not any("ixture" in bare.report(format=kind) for kind in ("text", "md", "html"))
 
 
 def test_values_of_a_mixture_are_the_weighted_means(solved):
