@@ -46,6 +46,8 @@ _FILTER = 1e-5
 _ARMIJO = 1e-4
 _CORRECTIONS = 4
 _RESTORATIONS = 12
+_STILL, _STILLS = 1e-14, 3
+"""Relative length of a step that is none, and how many of them in a row leave no digit to gain."""
 
 
 class Smooth(Protocol):
@@ -249,7 +251,7 @@ class _Run:
         state = self._first(x, y)
         if not (np.isfinite(state.f) and np.isfinite(state.h).all()):
             return self._end(state, "limit", 0, "the start has no finite value")
-        self.largest = 1e4 * max(1.0, self.violation(state.h))
+        self.largest, still = 1e4 * max(1.0, self.violation(state.h)), 0
         for k in range(options.iterations):
             error = self._error(state, 0.0)
             if self.record is not None:
@@ -272,6 +274,9 @@ class _Run:
                 if isinstance(found, str):
                     return self._end(state, found, k, _WORDS[found])
                 new = found
+            still = still + 1 if _length(new.v - state.v, state.v) < _STILL else 0
+            if still == _STILLS and error <= NEAR_BEST:
+                return self._end(new, "converged", k + 1, "to rounding")
             state = new
         return self._end(state, "limit", options.iterations, f"{options.iterations} Newton steps")
 
@@ -377,7 +382,7 @@ class _Run:
         theta, phi = self.violation(state.h), self._barrier(state.v, state.f)
         down = float(slope @ dv)
         first = alpha = self.fraction(state.v, dv)
-        tiny = float(np.abs(dv / (1 + np.abs(state.v))).max(initial=0.0)) < 1e-14
+        tiny = _length(dv, state.v) < _STILL
         while alpha > 1e-12 * first:
             f, h = self.values(state.v + alpha * dv)
             if tiny or self._accepts(f, h, state.v + alpha * dv, theta, phi, down, alpha):
@@ -476,6 +481,11 @@ class _Run:
         self.differentiate(new)
         new.y = self._estimate(new)
         return new
+
+
+def _length(step: Vector, v: Vector) -> float:
+    """The largest entry of a step, relative to its decision."""
+    return float(np.abs(step / (1 + np.abs(v))).max(initial=0.0))
 
 
 _WORDS = {

@@ -98,42 +98,53 @@ class _Restored(Exception):  # a signal
 
 
 def nearer(run: Run, state: State, theta: float) -> Vector | Literal["infeasible", "limit"]:
-    """A point of a tenth of the violation, by projected Newton steps on |h|^2 / 2; dense."""
-    probe = State(state.v, 0.0, state.h, state.y, state.lower, state.upper)
+    """A point of a tenth of the violation, by projected Newton steps on |r|^2 / 2; dense.
 
-    def value(v: Vector) -> tuple[float, Vector]:
-        f, h = run.values(v)
-        if not (np.isfinite(f) and np.isfinite(h).all()):
-            return 1e300, np.zeros_like(v)
+    The residuals r are those of the equalities and max(0, c) of the others, so that no slack has to follow.
+    """
+    probe = State(state.v, 0.0, state.h, state.y, state.lower, state.upper)
+    low, high = run.low[: run.n], run.high[: run.n]
+
+    def residuals(x: Vector) -> tuple[float, Vector, Vector]:
+        """The objective, the residuals, and the point with the slacks that fit."""
+        f, c = run.values(np.concatenate([x, np.zeros(len(run.slack))]))
+        r = c.copy()
+        r[run.slack] = np.maximum(c[run.slack], 0.0)
+        return f, r, np.concatenate([x, np.maximum(-c[run.slack], 0.0)])
+
+    def value(x: Vector) -> tuple[float, Vector]:
+        f, r, v = residuals(x)
+        if not (np.isfinite(f) and np.isfinite(r).all()):
+            return 1e300, np.zeros_like(x)
         inner = run.inside(v, 1e-8)
         if run.violation(run.values(inner)[1]) <= 0.1 * theta:
             raise _Restored(inner)
         probe.v = v
         run.differentiate(probe)
-        return 0.5 * float(h @ h), run.pull(probe, h)
+        return 0.5 * float(r @ r), run.pull(probe, r)[: run.n]
 
-    def gauss_newton(v: Vector) -> Vector:
-        probe.v = v
+    def gauss_newton(x: Vector) -> Vector:
+        _, r, probe.v = residuals(x)
         run.differentiate(probe)
         assert isinstance(probe.jacobian, np.ndarray)  # dense
-        A = np.zeros((run.m, len(v)))
-        A[:, : run.n] = probe.jacobian
-        A[run.slack, run.n + np.arange(len(run.slack))] = 1.0
+        counted = np.ones(run.m, bool)
+        counted[run.slack] = r[run.slack] > 0
+        A = probe.jacobian[counted]
         return A.T @ A
 
     try:
         found = projected_newton(
-            value, gauss_newton, state.v, run.low, run.high, tolerance=1e-12, iterations=200
+            value, gauss_newton, state.v[: run.n], low, high, tolerance=1e-12, iterations=200
         )
     except _Restored as restored:
         return restored.v
-    h = run.values(found.x)[1]
-    if np.abs(h).max() > NEAR_BEST:
-        state.v, (state.f, state.h) = found.x, run.values(found.x)
-        slope = projected_gradient(found.x, found.gradient, run.low, run.high)
-        small = np.abs(slope).max() <= 1e-5 * np.abs(h).max()
+    _, r, v = residuals(found.x)
+    if np.abs(r).max() > NEAR_BEST:
+        state.v, (state.f, state.h) = v, run.values(v)
+        slope = projected_gradient(found.x, found.gradient, low, high)
+        small = np.abs(slope).max() <= 1e-5 * np.abs(r).max()
         return "infeasible" if small or found.converged else "limit"
-    return run.inside(found.x, 1e-8)
+    return run.inside(v, 1e-8)
 
 
 def descended(run: Run, state: State, theta: float) -> Vector | Literal["infeasible", "limit"]:

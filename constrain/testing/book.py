@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from constrain.language.expr import Expr
     from constrain.language.problem import Problem
-    from constrain.testing.hock_schittkowski import Statement
+    from constrain.testing.statements import Statement
 
 __all__ = ["book_problems"]
 

@@ -2,95 +2,21 @@
 # ruff: noqa: ARG001, ARG005  # a statement names every entry of x, also those that a function does not use
 """Further statements of Hock & Schittkowski, "Test Examples for Nonlinear Programming Codes" (1981).
 
-Functions, bounds, starts and optima are the book's. Every statement works on expressions and on floats alike:
-`tests/test_hock_schittkowski.py` gives the same statement to SciPy.
+Functions, bounds, starts and optima are the book's. Those with data or many terms are in `book_data.py`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import torch
+from constrain.testing.book_data import WITH_DATA
+from constrain.testing.statements import Statement, cos, exp, log, sin
 
-from constrain.language.expr import Expr
-from constrain.language.problem import minimize
-from constrain.language.symbols import Variable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from constrain.language.problem import Problem
-
-__all__ = ["STATEMENTS", "Statement"]
+__all__ = ["STATEMENTS"]
 
 _INF = math.inf
 _ROOT = math.sqrt(2)
-
-
-def _sin(e: Any) -> Any:
-    return torch.sin(e) if isinstance(e, Expr) else np.sin(e)  # type: ignore[arg-type]  # records an expression
-
-
-def _cos(e: Any) -> Any:
-    return torch.cos(e) if isinstance(e, Expr) else np.cos(e)  # type: ignore[arg-type]  # records an expression
-
-
-def _exp(e: Any) -> Any:
-    return torch.exp(e) if isinstance(e, Expr) else np.exp(e)  # type: ignore[arg-type]  # records an expression
-
-
-def _log(e: Any) -> Any:
-    return torch.log(e) if isinstance(e, Expr) else np.log(e)  # type: ignore[arg-type]  # records an expression
-
-
-def _none(*_x: Any) -> list[Any]:
-    return []
-
-
-@dataclass(frozen=True)
-class Statement:
-    """minimize f(x)  subject to  nonneg(x) >= 0,  zero(x) == 0,  low <= x <= high.
-
-    Attributes:
-        number: in the book.
-        value: the book's optimal value.
-        near: value of the local optimum that is next to the start, where it is another one.
-        start: the book's start.
-        f: objective of the entries of x.
-        nonneg: expressions that must be at least 0.
-        zero: expressions that must be 0.
-        low: lower bounds, one number for all or one per entry.
-        high: upper bounds.
-    """
-
-    number: int
-    value: float
-    start: Sequence[float]
-    f: Callable[..., Any]
-    nonneg: Callable[..., list[Any]] = _none
-    zero: Callable[..., list[Any]] = _none
-    low: float | Sequence[float] = -_INF
-    high: float | Sequence[float] = _INF
-    near: float | None = None
-
-    def bounds(self) -> tuple[Any, Any]:
-        """Lower and upper bounds, one per entry."""
-        size = len(self.start)
-        return tuple(np.broadcast_to(np.asarray(b, dtype=float), size).copy() for b in (self.low, self.high))  # type: ignore[return-value]  # two
-
-    def build(self) -> Problem:
-        """The problem at the book's start."""
-        low, high = self.bounds()
-        bounded = bool(np.isfinite(low).any() or np.isfinite(high).any())
-        x = Variable(len(self.start), "x", bounds=(low, high) if bounded else None)
-        x.value = np.asarray(self.start, dtype=np.float64)
-        entries = [x[i] for i in range(len(self.start))]
-        relations = {f"g{i}": g >= 0 for i, g in enumerate(self.nonneg(*entries), 1)}
-        relations |= {f"h{i}": h == 0 for i, h in enumerate(self.zero(*entries), 1)}
-        return minimize(self.f(*entries)).subject_to(**relations)
 
 
 def _banana(a: Any, b: Any) -> Any:
@@ -100,7 +26,7 @@ def _banana(a: Any, b: Any) -> Any:
 # ------------------------------------------------------------------------------------ two, three decisions
 _TWO = [
     Statement(8, -1, (2, 1), lambda a, b: 0 * a - 1, zero=lambda a, b: [a**2 + b**2 - 25, a * b - 9]),
-    Statement(9, -0.5, (0, 0), lambda a, b: _sin(math.pi * a / 12) * _cos(math.pi * b / 16),
+    Statement(9, -0.5, (0, 0), lambda a, b: sin(math.pi * a / 12) * cos(math.pi * b / 16),
               zero=lambda a, b: [4 * a - 3 * b]),
     Statement(11, -8.498464223, (4.9, 0.1), lambda a, b: (a - 5) ** 2 + b**2 - 25, lambda a, b: [b - a**2]),
     Statement(14, 9 - 2.875 * math.sqrt(7), (2, 2), lambda a, b: (a - 2) ** 2 + (b - 1) ** 2,
@@ -137,7 +63,7 @@ _TWO = [
     Statement(33, _ROOT - 6, (0, 0, 3), lambda a, b, c: (a - 1) * (a - 2) * (a - 3) + c,
               lambda a, b, c: [c**2 - b**2 - a**2, a**2 + b**2 + c**2 - 4], low=0, high=(_INF, _INF, 5)),
     Statement(34, -math.log(math.log(10)), (0, 1.05, 2.9), lambda a, b, c: -a,
-              lambda a, b, c: [b - _exp(a), c - _exp(b)], low=0, high=(100, 100, 10)),
+              lambda a, b, c: [b - exp(a), c - exp(b)], low=0, high=(100, 100, 10)),
     Statement(35, 1 / 9, (0.5,) * 3,
               lambda a, b, c: 9 - 8 * a - 6 * b - 4 * c + 2 * a**2 + 2 * b**2 + c**2 + 2 * a * b + 2 * a * c,
               lambda a, b, c: [3 - a - b - 2 * c], low=0),
@@ -151,9 +77,9 @@ _TWO = [
               lambda a, b, c: 4 * a**2 + 2 * b**2 + 2 * c**2 - 33 * a + 16 * b - 24 * c,
               zero=lambda a, b, c: [3 * a - 2 * b**2 - 7, 4 * a - c**2 - 11]),
     Statement(62, -26272.51448, (0.7, 0.2, 0.1),
-              lambda a, b, c: -32.174 * (255 * _log((a + b + c + 0.03) / (0.09 * a + b + c + 0.03))
-                                         + 280 * _log((b + c + 0.03) / (0.07 * b + c + 0.03))
-                                         + 290 * _log((c + 0.03) / (0.13 * c + 0.03))),
+              lambda a, b, c: -32.174 * (255 * log((a + b + c + 0.03) / (0.09 * a + b + c + 0.03))
+                                         + 280 * log((b + c + 0.03) / (0.07 * b + c + 0.03))
+                                         + 290 * log((c + 0.03) / (0.13 * c + 0.03))),
               zero=lambda a, b, c: [a + b + c - 1], low=0, high=1),
     Statement(63, 961.7151721, (2,) * 3, lambda a, b, c: 1000 - a**2 - 2 * b**2 - c**2 - a * b - a * c,
               zero=lambda a, b, c: [8 * a + 14 * b + 7 * c - 56, a**2 + b**2 + c**2 - 25], low=0),
@@ -164,7 +90,7 @@ _TWO = [
               lambda a, b, c: (a - b) ** 2 + ((a + b - 10) / 3) ** 2 + (c - 5) ** 2,
               lambda a, b, c: [48 - a**2 - b**2 - c**2], low=(-4.5, -4.5, -5), high=(4.5, 4.5, 5)),
     Statement(66, 0.5181632741, (0, 1.05, 2.9), lambda a, b, c: 0.2 * c - 0.8 * a,
-              lambda a, b, c: [b - _exp(a), c - _exp(b)], low=0, high=(100, 100, 10)),
+              lambda a, b, c: [b - exp(a), c - exp(b)], low=0, high=(100, 100, 10)),
 ]  # fmt: skip
 
 
@@ -191,9 +117,9 @@ def _cattle(a: Any, b: Any, c: Any, d: Any) -> list[Any]:
 def _power(number: int, value: float, width: float) -> Statement:
     def flows(a: Any, b: Any, c: Any, d: Any) -> list[Any]:
         return [
-            1000 * _sin(-c - 0.25) + 1000 * _sin(-d - 0.25) + 894.8 - a,
-            1000 * _sin(c - 0.25) + 1000 * _sin(c - d - 0.25) + 894.8 - b,
-            1000 * _sin(d - 0.25) + 1000 * _sin(d - c - 0.25) + 1294.8,
+            1000 * sin(-c - 0.25) + 1000 * sin(-d - 0.25) + 894.8 - a,
+            1000 * sin(c - 0.25) + 1000 * sin(c - d - 0.25) + 894.8 - b,
+            1000 * sin(d - 0.25) + 1000 * sin(d - c - 0.25) + 1294.8,
         ]
 
     return Statement(
@@ -230,7 +156,7 @@ _FIVE = [
               low=0, high=(1, 2, 3, 4, 5)),
     Statement(46, 0, (_ROOT / 2, 1.75, 0.5, 2, 2),
               lambda a, b, c, d, e: (a - b) ** 2 + (c - 1) ** 2 + (d - 1) ** 4 + (e - 1) ** 6,
-              zero=lambda a, b, c, d, e: [a**2 * d + _sin(d - e) - 1, b + c**4 * d**2 - 2]),
+              zero=lambda a, b, c, d, e: [a**2 * d + sin(d - e) - 1, b + c**4 * d**2 - 2]),
     Statement(49, 0, (10, 7, 2, -3, 0.8),
               lambda a, b, c, d, e: (a - b) ** 2 + (c - 1) ** 2 + (d - 1) ** 4 + (e - 1) ** 6,
               zero=lambda a, b, c, d, e: [a + b + c + 4 * d - 7, c + 5 * e - 6]),
@@ -252,10 +178,10 @@ _FIVE = [
               lambda a, b, c, d: (a**2 + 0.5 * b**2 + c**2 + 0.5 * d**2 - a * c + c * d
                                   - a - 3 * b + c - d),
               lambda a, b, c, d: [5 - a - 2 * b - c - d, 4 - 3 * a - b - 2 * c + d, b + 4 * c - 1.5], low=0),
-    Statement(80, 0.0539498478, (-2, 2, 2, -1, -1), lambda a, b, c, d, e: _exp(a * b * c * d * e),
+    Statement(80, 0.0539498478, (-2, 2, 2, -1, -1), lambda a, b, c, d, e: exp(a * b * c * d * e),
               zero=_powell, **_BOX),
     Statement(81, 0.0539498478, (-2, 2, 2, -1, -1),
-              lambda a, b, c, d, e: _exp(a * b * c * d * e) - 0.5 * (a**3 + b**3 + 1) ** 2,
+              lambda a, b, c, d, e: exp(a * b * c * d * e) - 0.5 * (a**3 + b**3 + 1) ** 2,
               zero=_powell, **_BOX),
     Statement(83, -30665.53867, (78, 33, 27, 27, 27),
               lambda a, b, c, d, e: 5.3578547 * c**2 + 0.8356891 * a * e + 37.293239 * a - 40792.141,
@@ -409,7 +335,7 @@ def _elements(*x: Any) -> list[Any]:
 
 def _free_energy(*x: Any) -> Any:
     total = sum(x[1:], x[0])
-    terms = [e * (c + _log(e / total)) for e, c in zip(x, _ENERGIES, strict=True)]
+    terms = [e * (c + log(e / total)) for e, c in zip(x, _ENERGIES, strict=True)]
     return sum(terms[1:], terms[0])
 
 
@@ -417,7 +343,7 @@ def _logs(*x: Any) -> Any:
     product = x[0]
     for e in x[1:]:
         product = product * e
-    terms = [_log(e - 2) ** 2 + _log(10 - e) ** 2 for e in x]
+    terms = [log(e - 2) ** 2 + log(10 - e) ** 2 for e in x]
     return sum(terms[1:], terms[0]) - product**0.2
 
 
@@ -486,15 +412,15 @@ def _periods(*x: Any) -> list[Any]:
 
 
 _TEN = [
-    Statement(55, 19 / 3, (1, 2, 0, 0, 0, 2), lambda a, b, c, d, e, f: a + 2 * b + 4 * e + _exp(a * d),
+    Statement(55, 19 / 3, (1, 2, 0, 0, 0, 2), lambda a, b, c, d, e, f: a + 2 * b + 4 * e + exp(a * d),
               zero=lambda a, b, c, d, e, f: [a + 2 * b + 5 * e - 6, a + b + c - 3, d + e + f - 2, a + d - 1,
                                              b + e - 2, c + f - 2],
               low=0, high=(1, _INF, _INF, 1, _INF, _INF), near=20 / 3),
     Statement(56, -3.456, (1, 1, 1, *(math.asin(math.sqrt(1 / 4.2)),) * 3, math.asin(math.sqrt(5 / 7.2))),
               lambda a, b, c, d, e, f, g: -a * b * c,
-              zero=lambda a, b, c, d, e, f, g: [a - 4.2 * _sin(d) ** 2, b - 4.2 * _sin(e) ** 2,
-                                                c - 4.2 * _sin(f) ** 2,
-                                                a + 2 * b + 2 * c - 7.2 * _sin(g) ** 2]),
+              zero=lambda a, b, c, d, e, f, g: [a - 4.2 * sin(d) ** 2, b - 4.2 * sin(e) ** 2,
+                                                c - 4.2 * sin(f) ** 2,
+                                                a + 2 * b + 2 * c - 7.2 * sin(g) ** 2]),
     Statement(93, 135.0759628, (5.54, 4.4, 12.02, 11.82, 0.702, 0.852), _transformer_cost,
               _transformer_limits, low=0),
     _sinter(95, 0.015619514, (4.97, -1.88, -29.08, -78.02)),
@@ -511,8 +437,8 @@ _TEN = [
               high=(*(10000,) * 3, *(1000,) * 5)),
     Statement(108, -math.sqrt(3) / 2, (1,) * 9, _hexagon, _hexagon_limits, low=(*(-_INF,) * 8, 0)),
     Statement(110, -45.77846971, (9,) * 10, _logs, low=2.001, high=9.999),
-    Statement(111, -47.76109026, (-2.3,) * 10, lambda *x: _free_energy(*map(_exp, x)),
-              zero=lambda *x: _elements(*map(_exp, x)), low=-100, high=100),
+    Statement(111, -47.76109026, (-2.3,) * 10, lambda *x: _free_energy(*map(exp, x)),
+              zero=lambda *x: _elements(*map(exp, x)), low=-100, high=100),
     Statement(112, -47.76109026, (0.1,) * 10, _free_energy, zero=_elements, low=1e-6),
     Statement(113, 24.3062091, (2, 3, 5, 5, 1, 2, 7, 3, 6, 10), _wong, _wong_limits),
     Statement(114, -1768.80696, (1745, 12000, 110, 3048, 1974, 89.2, 92.8, 8, 3.6, 145),
@@ -524,4 +450,4 @@ _TEN = [
               low=(8, 43, 3, *(0,) * 12), high=(21, 57, 16, *(90, 120, 60) * 4)),
 ]  # fmt: skip
 
-STATEMENTS: tuple[Statement, ...] = tuple(sorted((*_TWO, *_FIVE, *_TEN), key=lambda s: s.number))
+STATEMENTS: tuple[Statement, ...] = tuple(sorted((*_TWO, *_FIVE, *_TEN, *WITH_DATA), key=lambda s: s.number))

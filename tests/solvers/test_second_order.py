@@ -17,11 +17,13 @@ from constrain.solvers.dense import factorized
 from constrain.solvers.interior import interior_point
 from constrain.solvers.kinks import kinks_left, without_kinks
 from constrain.testing import known_problem
+from constrain.testing.book_data import WITH_DATA
 from constrain.testing.hock_schittkowski import STATEMENTS
 
 BY_NUMBER = {statement.number: statement for statement in STATEMENTS}
 CONSTRAINED = [s for s in STATEMENTS if s.nonneg(*s.start) or s.zero(*s.start)]
-LAW = [s for s in CONSTRAINED if s.number < 93 or s.number in (100, 106, 108, 113, 118)]
+_WIDE = {s.number for s in WITH_DATA} | {93, 95, 96, 97, 98, 101, 102, 103, 104, 111, 112, 114}
+LAW = [s for s in CONSTRAINED if s.number not in _WIDE]
 """The others take minutes with all variants; they hold, too."""
 
 
@@ -98,7 +100,7 @@ def slopes(function, x):
 
 
 # SLSQP does not reach the book's optimum from the book's start: its line search fails, or it ends elsewhere
-NO_SLSQP = {16, 20, 33, 55, 61, 98, 101, 102, 103}
+NO_SLSQP = {16, 20, 25, 33, 54, 55, 59, 61, 84, 88, 90, 92, 98, 99, 101, 102, 103}
 
 
 @pytest.mark.parametrize("number", sorted(NO_SLSQP))
@@ -122,8 +124,9 @@ def test_gradients_balance_by_finite_differences_where_slsqp_fails(number):
         rows += [*slopes(statement.zero, x)]
     least = np.where(np.arange(len(rows)) < count, 0.0, -np.inf)
     gradient = slopes(statement.f, x)
-    fit = lsq_linear(np.asarray(rows).T, gradient, (least, np.inf), tol=1e-14)
-    assert np.abs(fit.fun).max() <= 1e-5 * max(1, np.abs(gradient).max())
+    fit = lsq_linear(np.asarray(rows).T, gradient, (least, np.inf), tol=1e-14) if rows else None
+    unbalanced = gradient if fit is None else fit.fun
+    assert np.abs(unbalanced).max() <= 1e-5 * max(1, np.abs(gradient).max())
 
 
 @pytest.mark.parametrize(
