@@ -19,7 +19,7 @@ from constrain.solvers.saddles import (
     way_down,
 )
 from constrain.solvers.second_order import Scaled
-from constrain.solvers.starts import MOVE, RETRIES, inside_domain, nearby, pushed, stuck
+from constrain.solvers.starts import MOVE, RETRIES, identities, inside_domain, nearby, pushed, stuck
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,7 +96,8 @@ class Escapes:
         if self.movable:
             x = self.decisions.get()
             try:
-                x = inside_domain(self._finite, x, *self.decisions.bounds())
+                inward = identities(self.decisions.tensors)
+                x = inside_domain(self._finite, x, *self.decisions.bounds(), inward)
             finally:
                 self.decisions.set(x)
         self.run.calibrate()

@@ -23,7 +23,7 @@ from constrain.solvers.kinks import PREFIX, smoothed
 from constrain.solvers.records import entries_of
 from constrain.solvers.saddles import ESCAPES, SADDLE, points_below, way_down
 from constrain.solvers.scores import Scores, scores_of
-from constrain.solvers.starts import MOVE, RETRIES, inside_domain, nearby, pushed, stuck
+from constrain.solvers.starts import MOVE, RETRIES, identities, inside_domain, nearby, pushed, stuck
 from constrain.solvers.systems import divided, finite, lengths, pulled
 from constrain.solvers.threads import threads_for
 
@@ -46,12 +46,14 @@ __all__ = ["MANY_ROWS", "Late", "Newton", "Scaled", "usable"]
 _RESCALE = 10.0
 """Change of a gradient norm between start and end after which a run is repeated in the new units."""
 _ROUNDS = 4
+_FAR, _CLOSE = 1e3, 1e-3
+"""Size of a decision, relative to the start, that has strayed, and the barrier that keeps it near."""
 _BELOW = 1e-3
 """First barrier parameter of a run that starts below a saddle."""
 _FEASIBLE = 1e-6
 """Violation up to which a point that is kept at a limit counts as feasible."""
 _NEGLIGIBLE = 1e-7
-"""Slope of the scaled Lagrangian in a decision without bounds that is rounding."""
+"""Slope of the scaled Lagrangian in a decision without bounds that is rounding; curvature, likewise."""
 MANY_ROWS = 300
 """Rows with constraints above which these are eliminated row by row."""
 _WARM = 1e-6
@@ -388,7 +390,7 @@ class _Run:
             settings = replace(settings, barrier=_WARM, push=_WARM)
         if self.options.barrier is not None:
             settings = replace(settings, barrier=self.options.barrier)
-        found = self._settled(x, y, settings)
+        found = self._unstrayed(self._settled(x, y, settings), x, settings)
         for k in range(RETRIES):
             if found.ending not in ("infeasible", "limit") or not self._stuck(found.x, 1e-5):
                 break
@@ -406,7 +408,9 @@ class _Run:
     def _start(self, x: Vector) -> Vector:
         """The start, or a point near it in the domain at which no violated constraint is flat."""
         problem = self.problem
-        x = inside_domain(self._finite, x, problem.low, problem.high)
+        inward = identities(self.evaluator.decisions.tensors)
+        inward = None if inward is None or len(inward) != len(problem.whole) else inward[problem.free]
+        x = inside_domain(self._finite, x, problem.low, problem.high, inward)
         for k in range(RETRIES):
             if not self._stuck(x):
                 break
@@ -454,6 +458,28 @@ class _Run:
             if again.ending != "converged":
                 return replace(found, x=end, y=prices)
             found = again
+        return found
+
+    def _unstrayed(self, found: InteriorResult, x: Vector, settings: InteriorPoint) -> InteriorResult:
+        """A run with a smaller barrier, where that is lower and the first one drove decisions far out.
+
+        The barrier rewards distance to a bound without end. Where the problem is flat in a decision, such as
+        the rate of an exponential that has vanished, that alone decides, and the end is no optimum.
+        """
+        far = np.abs(found.x) > _FAR * (1 + np.abs(x))
+        if found.ending != "converged" or not far.any() or settings.barrier <= _CLOSE:
+            return found
+        problem = self.problem
+        hessian = problem.hessian(found.x, found.y)
+        if not isinstance(hessian, np.ndarray) or np.abs(hessian[far]).max() > _NEGLIGIBLE:
+            return found
+        scales, level = (problem.f_scale, problem.c_scale), problem.values(found.x)[0] * problem.f_scale
+        problem.f_scale, problem.c_scale = problem.measure(x)
+        again = self._settled(x, None, replace(settings, barrier=_CLOSE))
+        lower = problem.values(again.x)[0] * problem.f_scale < level
+        if again.ending == "converged" and lower:
+            return again
+        problem.f_scale, problem.c_scale = scales
         return found
 
     def _off_saddles(self, found: InteriorResult) -> InteriorResult:

@@ -14,13 +14,14 @@ import numpy as np
 from constrain.errors import ModelingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
     Vector = NDArray[np.float64]
 
-__all__ = ["MOVE", "RETRIES", "inside_domain", "nearby", "pushed", "stuck"]
+__all__ = ["MOVE", "RETRIES", "identities", "inside_domain", "nearby", "pushed", "stuck"]
 
 MOVE = 0.1
 """Size of a move off a point without a gradient, relative to 1, to the point and to its bounds."""
@@ -65,17 +66,29 @@ def stuck(equal: NDArray[np.bool_], c: Vector, norms: Vector, flat: float = _FLA
     return bool((violated & (norms <= flat * np.maximum(1.0, np.abs(c)))).any())
 
 
-def inside_domain(finite: Callable[[Vector], bool], x: Vector, low: Vector, high: Vector) -> Vector:
+def identities(tensors: Sequence[Tensor]) -> Vector | None:
+    """Identities in the places of square matrices and zeros elsewhere, flat; None without such matrices."""
+    pieces: list[Vector] = []
+    for t in tensors:
+        matrix = t.dim() == 2 and t.shape[0] == t.shape[1]
+        pieces.append((np.eye(t.shape[0]) if matrix else np.zeros(t.shape)).reshape(-1))
+    return np.concatenate(pieces) if any(piece.any() for piece in pieces) else None
+
+
+def inside_domain(
+    finite: Callable[[Vector], bool], x: Vector, low: Vector, high: Vector, inward: Vector | None = None
+) -> Vector:
     """The start, or a point near it at which objective and constraints are finite.
 
-    Tried are points a little inside of the bounds, then moves of growing length: all coordinates up (as
-    logarithms and roots want), all down, and random ones.
+    Tried are points a little inside of the bounds, a step inward, then moves of growing length: all
+    coordinates up (as logarithms and roots want), all down, and random ones.
 
     Args:
         finite: whether values and gradients at a point are.
         x: the start, (n,).
         low: lower bounds.
         high: upper bounds.
+        inward: a direction to try first: that of `identities`, for functions of definite matrices.
 
     Raises:
         ModelingError: E199 where no such point is found.
@@ -84,6 +97,8 @@ def inside_domain(finite: Callable[[Vector], bool], x: Vector, low: Vector, high
         return x
     rng = np.random.default_rng(0)
     ones = np.ones_like(x)
+    if inward is not None and finite(moved := nearby(x, low, high, inward, 1.0)):
+        return moved
     directions = [ones, -ones, *(rng.normal(size=len(x)) for _ in range(_DRAWS))]
     for spread in _SPREADS:
         for direction in directions:

@@ -153,3 +153,18 @@ def test_small_problems_run_on_one_thread_and_give_the_others_back():
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("size", "kind", "method"), [
+    (2, "psd", "augmented"), (3, "psd", "augmented"), (3, "symmetric", "augmented"),
+    (2, "symmetric", "newton"),
+])  # fmt: skip
+def test_matrices_of_a_log_determinant_begin_at_the_identity(size, kind, method):
+    """Max log det X with tr(S X) <= t is t / n S^-1; its default start, 0, is outside of the domain."""
+    S = np.eye(size) + 0.2 + np.diag(np.arange(float(size)))
+    X, u = cn.Variable((size, size), "X", **{kind: True}), cn.Variable(2, "u")
+    problem = cn.maximize(cn.log_det(X) - cn.sum_squares(u - 1)).subject_to(c=cn.trace(S @ X) <= 2)
+    solution = problem.solve(method, progress=False)
+    assert solution.status.value == "optimal"
+    np.testing.assert_allclose(solution.variables["X"], 2 / size * np.linalg.inv(S), atol=1e-6)
+    assert solution["c"].multiplier == pytest.approx(size / 2, rel=1e-5)
