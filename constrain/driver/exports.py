@@ -19,7 +19,7 @@ from constrain.driver.options import (
     check_starts,
     named,
 )
-from constrain.driver.setup import floating_type, lowered, place, prepare
+from constrain.driver.setup import floating_type, lowered, place, prepare, taken_apart
 from constrain.errors import ModelingError, RouteError
 from constrain.language.data import suggest
 from constrain.lowering.classify import classify
@@ -76,7 +76,7 @@ def compile(  # noqa: PLR0913  # the public word and options
         `state_dict()` holds them by constraint name.
     """
     check_options({"seed": seed, "rate": rate, "gain": gain})
-    program = lowered(problem, data)
+    program = taken_apart(lowered(problem, data), estimator)
     check_parameters(program, params)
     check_starts(program)
     if dtype is not None and not isinstance(dtype, torch.dtype):  # pyright: ignore[reportUnnecessaryIsInstance]

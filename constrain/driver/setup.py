@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,6 +14,7 @@ from constrain.diagnostics.alive import rebind
 from constrain.errors import DataError, ModelingError
 from constrain.language import nodes as n
 from constrain.lowering.dependence import depends_on_decisions
+from constrain.lowering.families import Family
 from constrain.lowering.lower import EPIGRAPH, lower
 from constrain.lowering.reach import refuse_unreachable
 from constrain.lowering.relaxation import check_weights
@@ -28,13 +30,11 @@ from constrain.runtime.largest import bound_of
 from constrain.runtime.pinned import pin_entries
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from constrain.language.data import Data
     from constrain.language.problem import Problem
     from constrain.lowering.program import Program
 
-__all__ = ["Setup", "floating_type", "lowered", "place", "prepare", "refuse_infinite"]
+__all__ = ["Setup", "floating_type", "lowered", "place", "prepare", "refuse_infinite", "taken_apart"]
 
 
 @dataclass
@@ -73,6 +73,13 @@ def lowered(problem: Problem, data: Data | Mapping[str, Data] | None = None) -> 
     if not (program.populations or program.models or program.auxiliary or program.tails):
         vars(problem)["_lowered"] = program
     return program if data is None else lower(problem, data=rebind(program, data))
+
+
+def taken_apart(program: Program, estimator: Mapping[str, str] | str | None) -> Program:
+    """The program without families where `estimator=` names one of their constraints."""
+    named = set(estimator) if isinstance(estimator, Mapping) else set[str]()
+    members = (key for stack in program.stacks for key in (*(stack.names or ()), *stack.keys))
+    return program.apart if named and not named.isdisjoint(members) else program
 
 
 def place(program: Program, device: Any) -> torch.device:
@@ -204,13 +211,12 @@ def _refuse_constants(
 def _refuse_missed(evaluator: Evaluator) -> None:
     """E172 for a constraint without decisions that does not hold: no training changes that."""
     program = evaluator.program
-    fixed = [
-        form.name
-        for form in program.forms
-        if form.rows is None
-        and form.relaxation is None
-        and not any(depends_on_decisions(side) for side in (form.lhs, *form.rhs))
-    ]
+    fixed: list[str] = []
+    for own in (*program.shared.singles, *program.shared.families):
+        form = own.form if isinstance(own, Family) else own
+        moving = any(depends_on_decisions(side) for side in (form.lhs, *form.rhs))
+        if form.rows is None and form.relaxation is None and not moving:
+            fixed += own.names if isinstance(own, Family) else (form.name,)
     if not fixed or evaluator.device.type == "meta":
         return
     residuals = evaluator.full("exact").residuals
@@ -235,7 +241,7 @@ def refuse_infinite(evaluator: Evaluator) -> NoReturn:
     program = evaluator.program
     for job in evaluator.jobs:
         nodes = [program.moments[i].integrand for i in job.moments]
-        nodes += [program.parts[i].residual for i in job.parts]
+        nodes += [program.per_row[i].residual for i in job.parts]
         bad = [0] * len(nodes)
         with torch.no_grad():
             for rows in evaluator.populations[job.data].chunks(evaluator.chunk):
@@ -254,7 +260,7 @@ def refuse_infinite(evaluator: Evaluator) -> NoReturn:
 
 def _start_epigraph(program: Program, decisions: Decisions, evaluator: Evaluator) -> None:
     """The bound variable of a min-max objective starts at the largest of its terms."""
-    if all(form.name != EPIGRAPH for form in program.forms):
+    if all(form.name != EPIGRAPH for form in program.shared.singles):
         return
     for form, sides in zip(program.forms, evaluator.sides(), strict=True):
         if form.name == EPIGRAPH:

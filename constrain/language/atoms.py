@@ -122,6 +122,11 @@ def _first(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
     return shapes[0]
 
 
+def _picked(shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> Shape:
+    """Of one place, or of an array of places."""
+    return (*getattr(options["place"], "shape", ()), *(shapes[0] or ()))
+
+
 def _reduce(shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> Shape:
     shape, axes, keep = shapes[0], options.get("axis"), options.get("keepdims", False)
     if axes is None:
@@ -458,7 +463,7 @@ _add("max_levels", "convex", "up", _same, "rowwise.max_levels", _first)
 _add("min_levels", "concave", "up", _same, "rowwise.min_levels", _first)
 _add("sum_levels", "affine", "up", _same, "rowwise.sum_levels", _first)
 _add("mean_levels", "affine", "up", _same, "rowwise.mean_levels", _first)
-_add("pick_levels", "affine", "up", _same, "rowwise.pick_levels", _first)
+_add("pick_levels", "affine", "up", _same, "rowwise.pick_levels", _picked)
 _add("logsumexp_levels", "convex", "up", "any", "rowwise.logsumexp_levels", _first)
 _add("norm_levels", "convex", "by-sign", "nonneg", "rowwise.norm_levels", _first)
 _add("sum_squares_levels", "convex", "by-sign", "nonneg", "rowwise.sum_squares_levels", _first)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from constrain._lazy import language_printing
 from constrain.errors import ModelingError
@@ -14,18 +17,24 @@ from constrain.language.relations import unwrapped
 from constrain.language.surrogates import DEFAULT, Hinge
 from constrain.language.types import type_of
 from constrain.lowering import relaxation, rules
+from constrain.lowering.alike import alike
 from constrain.lowering.dependence import depends_on_decisions
+from constrain.lowering.families import Family, Forms, Steps
 from constrain.lowering.orientation import oriented
 from constrain.lowering.program import Form, Part, Program, Relaxation, Trace
 from constrain.lowering.tails import Tails, sides_of
 from constrain.lowering.verify import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from constrain.language.data import Data
     from constrain.language.problem import Problem
     from constrain.language.surrogates import Surrogate
+    from constrain.language.symbols import Model
+    from constrain.lowering.alike import Alike
+    from constrain.lowering.families import Picks
+    from constrain.lowering.program import Step
 
 __all__ = ["EPIGRAPH", "lower"]
 
@@ -49,6 +58,11 @@ class _Lowering:
         self.table: dict[n.Node, n.Node] = {}
         self.slopes: dict[n.Node, n.ArraySymbol] = {}
         self.trace = Trace()
+        self.alike = alike(problem.constraints)
+        others = {name for family in self.alike for name in family.names[1:]}
+        self.single = {name: x for name, x in problem.constraints.items() if name not in others}
+        self.steps: list[tuple[int, tuple[Step, ...]]] = []
+        self.picks: Mapping[n.Node, Picks] = {}
         self.tails = Tails(self.trace, self.bound)
 
     # ---- expressions
@@ -107,6 +121,43 @@ class _Lowering:
                 return node
 
     # ---- constraints
+    def forms(self) -> tuple[list[Form], list[Form]]:
+        """The user's constraints; of those that are alike, apart, the first of each kind, with holes."""
+        families = {family.names[0]: family for family in self.alike}
+        found: list[Form] = []
+        shared: list[Form] = []
+        for name, relation in self.single.items():
+            if name in families:
+                shared.append(self._shared(families[name]))
+            else:
+                found.append(self.form(name, relation))
+        return found, shared
+
+    @property
+    def written(self) -> tuple[n.Node, ...]:
+        """The objective and the constraints; of those that are alike the first of each kind."""
+        own = () if self.problem.objective is None else (self.problem.objective,)
+        return (*own, *self.single.values())
+
+    def _shared(self, family: Alike) -> Form:
+        """The form of a family; the rules that are applied to it are those of each of its members."""
+        steps, self.trace.steps = self.trace.steps, []
+        form = self.form(family.names[0], family.template)
+        self.steps.append((len(steps), tuple(self.trace.steps)))
+        self.trace.steps = steps
+        return form
+
+    def families(self, forms: list[Form]) -> list[Family]:
+        """The families, out of their forms with holes; averages with a hole have been gathered."""
+        found: list[Family] = []
+        for own, form, (_, steps) in zip(self.alike, forms, self.steps, strict=True):
+            nodes = n.postorder(form.lhs, *form.rhs, *(part.residual for part in form.parts))
+            picks = {x: self.picks[x] for x in nodes if x in self.picks}
+            held = {hole: tuple(x) for hole, x in own.numbers.items() if isinstance(x[0], n.Constant)}
+            places = np.array(own.places)
+            found.append(Family(tuple(own.names), tuple(own.relations), places, form, held, picks, steps))
+        return found
+
     def form(self, name: str, relation: n.Node) -> Form:
         """A user's constraint with its parts."""
         rows: Data | None = None
@@ -254,28 +305,29 @@ def _check_sides(name: str, relation: n.Node, sides: tuple[n.Node, ...], pieces:
             )
 
 
-def _check_names(problem: Problem) -> None:
+def _check_names(nodes: Sequence[n.Node]) -> None:
     """Two different symbols of one kind may not share a name: reports would be ambiguous (E131)."""
-    symbols = (
-        ("Variable", problem.variables),
-        ("Parameter", problem.parameters),
-        ("Model", problem.models),
-        ("Data", problem.populations),
+    models = dict.fromkeys(x.model for x in nodes if isinstance(x, (n.Call, n.Weights)))
+    symbols: tuple[tuple[str, Iterable[Any]], ...] = (
+        ("Variable", dict.fromkeys(x.symbol for x in nodes if isinstance(x, n.Decision))),
+        ("Parameter", dict.fromkeys(x.symbol for x in nodes if isinstance(x, n.Knob))),
+        ("Model", models),
+        ("Data", dict.fromkeys(x.data for x in nodes if isinstance(x, (n.Column, n.ForAll)))),
     )
     for kind, found in symbols:
-        names = [symbol.name for symbol in found]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        counts = Counter(symbol.name for symbol in found)
+        twice = sorted(name for name, count in counts.items() if count > 1)
         if twice:
             raise ModelingError(
                 "E131", f"two {kind} objects are named {twice[0]!r}", fix="give each its own name"
             )
-    _check_shared(problem)
+    _check_shared(models)
 
 
-def _check_shared(problem: Problem) -> None:
+def _check_shared(models: Iterable[Model]) -> None:
     """Models may not share parameters: what is fixed in one name would be trained under the other (E131)."""
     owners: dict[int, str] = {}
-    for model in problem.models:
+    for model in models:
         for parameter in model.module.parameters():
             owner = owners.setdefault(id(parameter), model.name)
             if owner != model.name:
@@ -308,9 +360,12 @@ def _gathered(
     objective: n.Node, base: n.Node | None, forms: list[Form], state: _Lowering
 ) -> tuple[n.Node, n.Node | None, list[Form]]:
     """The same terms, with averages over several levels of one column made by one sum."""
-    program = Program(state.problem, objective, tuple(forms), (), base=base)
+    program = Program(state.problem, objective, Forms(forms), (), base=base)
     roots = (*program.roots, *program.judged.roots)
-    found = rules.gathered((x for x in n.postorder(*roots) if isinstance(x, n.Moment)), state.trace)
+    moments = [x for x in n.postorder(*roots) if isinstance(x, n.Moment)]
+    numbers = {hole: nodes for family in state.alike for hole, nodes in family.numbers.items()}
+    listed = [x for m in moments if numbers and (x := rules.listed(m, numbers)) is not None]
+    found, state.picks = rules.gathered(moments, state.trace, listed)
     if not found:
         return objective, base, forms
     memo: dict[int, n.Node] = {}
@@ -358,8 +413,9 @@ def lower(problem: Problem, *, use_epigraph: bool = True, data: Mapping[str, Dat
             per-row constraint without rows), E132 (a form that no rule covers), E158 (a relaxed constraint of
             unknown shape), E175 (a quotient of hinges).
     """
-    _check_names(problem)
     state = _Lowering(problem, data)
+    nodes = n.postorder(*state.written)
+    _check_names(nodes)
     side = -1 if problem.sense == "maximize" else 1
     objective: n.Node = (
         n.Constant(0.0)
@@ -369,20 +425,23 @@ def lower(problem: Problem, *, use_epigraph: bool = True, data: Mapping[str, Dat
     if problem.sense == "maximize":
         objective = n.Apply("neg", (objective,), loc=objective.loc)
         state.trace.add("negate", "objective", "max f = -min(-f)")
-    forms = [state.form(name, relation) for name, relation in problem.constraints.items()]
-    forms += [state.form(*semidefinite(symbol)) for symbol in problem.variables if symbol.psd]
+    forms, shared = state.forms()
+    variables = dict.fromkeys(x.symbol for x in nodes if isinstance(x, n.Decision))
+    forms += [state.form(*semidefinite(symbol)) for symbol in variables if symbol.psd]
     bounds: list[n.VariableSymbol] = []
     if use_epigraph:
         objective, bounds = _bounded(objective, forms, state)
     objective, base = state.paid(objective, forms)
-    objective, base, forms = _gathered(objective, base, forms, state)
+    objective, base, both = _gathered(objective, base, [*forms, *shared], state)
     slacks = tuple(s for form in forms if form.relaxation is not None for s in form.relaxation.slacks)
-    roots = (objective, *(part.residual for form in forms for part in form.parts))
-    sides = tuple(side for form in forms for side in (form.lhs, *form.rhs))
-    moments = tuple(dict.fromkeys(x for x in n.postorder(*roots, *sides) if isinstance(x, n.Moment)))
+    families = state.families(both[len(forms) :])
+    known = Forms((*both[: len(forms)], *families))
+    roots = (objective, *(stack.residual for stack in known.stacks), *known.sides)
+    moments = tuple(dict.fromkeys(x for x in n.postorder(*roots) if isinstance(x, n.Moment)))
     hidden = (*bounds, *state.tails.hidden, *slacks)
-    steps = tuple(state.trace.steps)
-    program = Program(problem, objective, tuple(forms), moments, steps, hidden, state.tails.all, base)
+    places = [place for place, _ in state.steps]
+    steps = Steps(state.trace.steps, list(zip(places, families, strict=True)))
+    program = Program(problem, objective, known, moments, steps, hidden, state.tails.all, base)
     verify(program, ATOMS)
     return program
 

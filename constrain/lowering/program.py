@@ -14,8 +14,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from constrain.language import nodes as n
+from constrain.lowering.families import Forms, OnDemand, Stack
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from constrain.language.data import Data
     from constrain.language.problem import Problem
     from constrain.language.symbols import Model
@@ -171,7 +174,7 @@ class Program:
     Attributes:
         problem: what the user wrote.
         objective: the outer expression to MINIMIZE (negated when the user maximizes; 0 for `find`).
-        forms: the constraints, in the user's order.
+        forms: the constraints, in the user's order; those of a family are made when one is asked for.
         moments: every distinct moment, in order of appearance; equal moments are one object.
         trace: the rules that were applied.
         auxiliary: variables that lowering introduced (epigraph, thresholds, slacks): no decisions of users.
@@ -181,9 +184,9 @@ class Program:
 
     problem: Problem
     objective: n.Node
-    forms: tuple[Form, ...]
+    forms: Sequence[Form]
     moments: tuple[n.Moment, ...]
-    trace: tuple[Step, ...] = ()
+    trace: Sequence[Step] = ()
     auxiliary: tuple[n.VariableSymbol, ...] = ()
     tails: tuple[Tail, ...] = ()
     base: n.Node | None = None
@@ -196,12 +199,22 @@ class Program:
         """
         if self.base is None:
             return self
-        forms = tuple(
-            form if form.relaxation is None or not form.relaxation.parts
-            else replace(form, parts=form.relaxation.parts)
-            for form in self.forms
-        )  # fmt: skip
-        return replace(self, objective=self.base, forms=forms, base=None)
+
+        def judged(form: Form) -> Form:
+            relaxed = form.relaxation
+            return form if relaxed is None or not relaxed.parts else replace(form, parts=relaxed.parts)
+
+        return replace(self, objective=self.base, forms=self.shared.with_singles(judged), base=None)
+
+    @cached_property
+    def shared(self) -> Forms:
+        """The constraints, with those that are alike in families."""
+        return self.forms if isinstance(self.forms, Forms) else Forms(self.forms)
+
+    @property
+    def apart(self) -> Program:
+        """The same program without families."""
+        return replace(self, forms=tuple(self.forms)) if self.shared.families else self
 
     @cached_property
     def sign(self) -> float:
@@ -211,21 +224,33 @@ class Program:
     @cached_property
     def feasibility(self) -> bool:
         """Whether any point that satisfies the constraints solves it: `find`, and nothing is relaxed."""
-        return self.problem.sense == "find" and all(form.relaxation is None for form in self.forms)
+        return self.problem.sense == "find" and all(form.relaxation is None for form in self.shared.singles)
 
     @cached_property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> Sequence[Part]:
         """All one-sided pieces, in the user's order."""
-        return tuple(part for form in self.forms for part in form.parts)
+        count = sum(len(stack.places) for stack in self.stacks)
+        return OnDemand(count, lambda: [part for form in self.forms for part in form.parts])
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The parts as they are evaluated: those of a family together."""
+        return self.shared.stacks
+
+    @cached_property
+    def per_row(self) -> dict[int, Part]:
+        """The parts of constraints per row, by their positions."""
+        return {int(stack.places[0]): stack.part for stack in self.stacks if stack.part.rows is not None}
 
     @cached_property
     def roots(self) -> tuple[n.Node, ...]:
         """Every expression that has to be evaluated: objective, residuals, and sides as written."""
-        sides = tuple(node for form in self.forms for node in (form.lhs, *form.rhs))
-        wheres = tuple(form.where for form in self.forms if form.where is not None)
-        relaxed = tuple(form.relaxation for form in self.forms if form.relaxation is not None)
+        singles = self.shared.singles
+        wheres = tuple(form.where for form in singles if form.where is not None)
+        relaxed = tuple(form.relaxation for form in singles if form.relaxation is not None)
         weights = tuple(weight for relaxation in relaxed for weight in relaxation.weights)
-        return (self.objective, *(part.residual for part in self.parts), *sides, *wheres, *weights)
+        residuals = tuple(stack.residual for stack in self.stacks)
+        return (self.objective, *residuals, *self.shared.sides, *wheres, *weights)
 
     @cached_property
     def variables(self) -> tuple[n.VariableSymbol, ...]:

@@ -19,6 +19,7 @@ from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.surrogates import Hinge
 from constrain.lowering.dependence import depends_on_decisions
+from constrain.lowering.families import Family, Numbers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,13 +55,40 @@ def refuse_unreachable(
     """
     memo: Memo = {}
     table: dict[n.Node, n.Node] = {}
-    for form in program.forms:
+    known = program.shared
+    doubtful = [family for family in known.families if _doubtful(family, data, params)]
+    for form in (*known.singles, *(own.member(k) for own in doubtful for k in range(len(own)))):
         relation = n.intern(form.relation, table)  # what many constraints share is looked at once
         _seed(memo, relation, data, params)
         for low, high, every in _claims(relation):
             if _gap(low, high, memo, every=every) > 0:
                 raise _unreachable(form, relation, memo)
-    for form in program.forms:
+    for form in (*known.singles, *known.families):
+        _refuse_missed(form, data, params)
+
+
+def _doubtful(family: Family, data: Mapping[str, Data] | None, params: Mapping[str, Any] | None) -> bool:
+    """Whether some constraint of a family may be out of reach, so that each of them is looked at."""
+    memo: Memo = {}
+    vectors = family.written
+    _seed(memo, vectors, data, params)
+    moving = [x for x in n.postorder(vectors) if isinstance(x, n.Array) and isinstance(x.symbol, Numbers)]
+    claims = _claims(vectors)
+    if any(x is not side and any(x is y for y in n.postorder(side)) for low, high, _ in claims
+           for side in (low, high) for x in moving):  # fmt: skip
+        return True  # bounds of a sum say nothing about each of its entries
+    return any(_gap(low, high, memo, every=True) > 0 for low, high, _ in claims)
+
+
+def _refuse_missed(
+    own: Form | Family, data: Mapping[str, Data] | None, params: Mapping[str, Any] | None
+) -> None:
+    """E173 for a surrogate of fixed width that cannot follow its constraint."""
+    first = own.form if isinstance(own, Family) else own
+    nodes = n.postorder(*(part.residual for part in first.parts))
+    if not any(isinstance(x, n.Indicator) and _fixed(x) for x in nodes):
+        return
+    for form in [own.member(k) for k in range(len(own))] if isinstance(own, Family) else [own]:
         for part in form.parts:
             fixed = [x for x in n.postorder(part.residual) if isinstance(x, n.Indicator) and _fixed(x)]
             if fixed:

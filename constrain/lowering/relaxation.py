@@ -223,7 +223,7 @@ def check_weights(program: Program, values: Mapping[n.ParameterSymbol, Any]) -> 
         program: the moment form.
         values: of its parameters.
     """
-    for form in program.forms:
+    for form in program.shared.singles:
         if form.relaxation is None:
             continue
         for weight in form.relaxation.weights:

@@ -8,28 +8,35 @@ the finite-difference shadow price.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from constrain.language import nodes as n
 from constrain.language.regions import Region
 from constrain.language.surrogates import DEFAULT
 from constrain.language.types import type_of
 from constrain.lowering.dependence import depends_on_decisions
+from constrain.lowering.families import Hole, Picks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from constrain.language.data import Data
     from constrain.language.surrogates import Surrogate
     from constrain.lowering.program import Trace
 
 __all__ = [
+    "Listed",
     "Piece",
     "deviation",
     "epigraph",
     "flip",
     "gathered",
     "indicator_mean",
+    "is_level",
+    "level_of",
+    "listed",
     "moment",
     "ratio",
     "split",
@@ -125,8 +132,25 @@ def deviation(node: n.Node) -> n.Node:
             return node
 
 
-def gathered(moments: Iterable[n.Moment], trace: Trace) -> Mapping[n.Node, n.Node]:
-    """E(g | A, c = k) for several k  =  E(g | A, by c among these k)[k].
+@dataclass(frozen=True)
+class Listed:
+    """An average that a family of constraints takes at one level each.
+
+    Attributes:
+        moment: as it stands in the form with holes.
+        rest: what is left of its condition without the level.
+        events: `column == level`, one per member.
+    """
+
+    moment: n.Moment
+    rest: n.Node | None
+    events: Sequence[n.Node]
+
+
+def gathered(
+    moments: Iterable[n.Moment], trace: Trace, families: Sequence[Listed] = ()
+) -> tuple[Mapping[n.Node, n.Node], Mapping[n.Node, Picks]]:
+    """E(g | A, c = k) for several k  =  E(g | A, c among these k)[k].
 
     Exact: the same weights, with one segment sum in place of a masked sum for each k. Levels of c that no
     condition names count nowhere, so that nothing is asked of them.
@@ -134,54 +158,92 @@ def gathered(moments: Iterable[n.Moment], trace: Trace) -> Mapping[n.Node, n.Nod
     Args:
         moments: of the whole program.
         trace: the rule is recorded there, once.
+        families: averages that families of constraints take by level.
 
     Returns:
-        What to write in the place of the moments that share their integrand and the rest of their condition.
+        What to write in the place of the moments that share their integrand and the rest of their condition,
+        and of the averages of families.
     """
-    places: dict[tuple[n.Node, n.Node | None, n.Column], dict[n.Moment, n.Comparison]] = {}
+    places: dict[tuple[n.Node, n.Node | None, n.Node], dict[n.Moment, n.Comparison]] = {}
     for m in moments:
         for event, rest in _levels_of(m):
-            assert isinstance(event.lhs, n.Column)  # `_levels_of` chooses so
             places.setdefault((m.integrand, rest, event.lhs), {})[m] = event
+    lists: dict[tuple[n.Node, n.Node | None, n.Node], list[Listed]] = {}
+    for own in families:
+        lists.setdefault((own.moment.integrand, own.rest, n.children(own.events[0])[0]), []).append(own)
     found: dict[n.Node, n.Node] = {}
-    for (integrand, rest, _), members in sorted(places.items(), key=lambda item: -len(item[1])):
-        own = {m: event for m, event in members.items() if m not in found}
-        events = {n.Among((event,)).values: event for event in own.values()}
+    picks: dict[n.Node, Picks] = {}
+    keys = sorted({**places, **lists}, key=lambda key: (key not in lists, -len(places.get(key, ()))))
+    for key in keys:
+        members = {m: event for m, event in places.get(key, {}).items() if m not in found}
+        named = [event for own in lists.get(key, ()) for event in own.events]
+        events: dict[Any, n.Comparison] = {}
+        for event in (*named, *members.values()):
+            assert isinstance(event, n.Comparison)  # made so
+            events.setdefault(level_of(event), event)
         if len(events) < 2:
             continue
-        first = next(iter(own))
-        group = n.Among(tuple(events.values()))
-        whole = n.Moment(first.data, integrand, rest, (group,), loc=first.loc)
-        for m, event in own.items():
-            place = list(events).index(n.Among((event,)).values)
-            found[m] = n.Apply("pick_levels", (whole,), (("place", place),), loc=m.loc)
-    if found:
+        order = {value: i for i, value in enumerate(events)}
+        first = lists[key][0].moment if key in lists else next(iter(members))
+        whole = n.Moment(first.data, key[0], key[1], (n.Among(tuple(events.values())),), loc=first.loc)
+        for m, event in members.items():
+            found[m] = n.Apply("pick_levels", (whole,), (("place", order[level_of(event)]),), loc=m.loc)
+        for own in lists.get(key, ()):
+            picks[own.moment] = Picks(whole, np.array([order[level_of(event)] for event in own.events]))
+    if found or picks:
         trace.add("gather", "averages", "E(g | c = k) for several k are one sum by the levels of c")
-    return found
+    return found, picks
+
+
+def listed(m: n.Moment, numbers: Mapping[Hole, Sequence[n.Node]]) -> Listed | None:
+    """The average of a family at one level each, where its condition has a hole."""
+    terms = [] if m.given is None else _terms(m.given)
+    for i, term in enumerate(terms):
+        right = term.rhs if isinstance(term, n.Comparison) else None
+        if isinstance(right, n.Array) and isinstance(right.symbol, Hole):
+            return Listed(m, _without(m.given, terms, i), numbers[right.symbol])
+    return None
+
+
+def level_of(event: n.Node) -> Any:
+    """The level that a column is compared with, a number or a text."""
+    assert isinstance(event, n.Comparison)  # callers check
+    return event.rhs.symbol.value if isinstance(event.rhs, n.Array) else getattr(event.rhs, "value", None)
 
 
 def _levels_of(m: n.Moment) -> list[tuple[n.Comparison, n.Node | None]]:
     """The comparisons of a column with a level in a condition, each with what is left of the condition."""
     if m.given is None or m.by or isinstance(m.data, Region):
         return []
+    terms = _terms(m.given)
+    return [
+        (term, _without(m.given, terms, i))
+        for i, term in enumerate(terms)
+        if isinstance(term, n.Comparison) and is_level(term)
+    ]
+
+
+def _terms(given: n.Node) -> list[n.Node]:
+    """What a condition joins by "and"."""
     terms: list[n.Node] = []
-    stack = [m.given]
+    stack = [given]
     while stack:
         node = stack.pop()
         if isinstance(node, n.Logic) and node.op == "and":
             stack.extend(reversed(node.args))
         else:
             terms.append(node)
-    found: list[tuple[n.Comparison, n.Node | None]] = []
-    for i, term in enumerate(terms):
-        if isinstance(term, n.Comparison) and _is_level(term):
-            rest = (*terms[:i], *terms[i + 1 :])
-            left = rest[0] if len(rest) == 1 else n.Logic("and", rest, loc=m.given.loc) if rest else None
-            found.append((term, left))
-    return found
+    return terms
 
 
-def _is_level(event: n.Comparison) -> bool:
+def _without(given: n.Node | None, terms: list[n.Node], i: int) -> n.Node | None:
+    """A condition without one of its terms."""
+    rest = (*terms[:i], *terms[i + 1 :])
+    loc = None if given is None else given.loc
+    return rest[0] if len(rest) == 1 else n.Logic("and", rest, loc=loc) if rest else None
+
+
+def is_level(event: n.Comparison) -> bool:
     """Whether an event is a column of numbers or texts compared with a whole number or a text."""
     column, value = event.lhs, event.rhs
     if event.op != "==" or not isinstance(column, n.Column) or type_of(column).shape != ():

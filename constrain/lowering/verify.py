@@ -27,18 +27,19 @@ def verify(program: Program, atoms: Mapping[str, Atom]) -> None:
     Raises:
         ModelingError: E132 with the offending expression.
     """
-    for root in program.roots:
-        for node in n.postorder(root):
-            if isinstance(node, (n.Mean, n.Rate, n.Statistic, n.ForAll)):
-                raise _fail(f"a {type(node).__name__} is left", node)
-            if isinstance(node, n.Apply) and node.atom not in atoms:
-                raise _fail(f"unknown function {node.atom!r}", node)
-            if isinstance(node, n.Moment) and (
-                type_of(node.integrand).rows is not node.data or n.mentions(node.integrand, n.Moment)
-            ):
-                raise _fail("a moment over no rows, or inside another", node)
+    for node in n.postorder(*program.roots):
+        if isinstance(node, (n.Mean, n.Rate, n.Statistic, n.ForAll)):
+            raise _fail(f"a {type(node).__name__} is left", node)
+        if isinstance(node, n.Apply) and node.atom not in atoms:
+            raise _fail(f"unknown function {node.atom!r}", node)
+        if isinstance(node, n.Moment) and (
+            type_of(node.integrand).rows is not node.data or n.mentions(node.integrand, n.Moment)
+        ):
+            raise _fail("a moment over no rows, or inside another", node)
     if type_of(program.objective).random:
         raise _fail("the objective depends on rows", program.objective)
-    for part in program.parts:
-        if type_of(part.residual).rows is not part.rows:
-            raise _fail(f"the residual of {part.key!r} depends on the wrong rows", part.residual)
+    for stack in program.stacks:
+        if type_of(stack.residual).rows is not stack.part.rows:
+            raise _fail(f"the residual of {stack.part.key!r} depends on the wrong rows", stack.residual)
+        if stack.names is not None and type_of(stack.residual).shape != (len(stack.names),):
+            raise _fail(f"the constraints like {stack.part.key!r} are no vector", stack.residual)

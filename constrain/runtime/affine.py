@@ -204,22 +204,25 @@ class _Reader:
 
 
 def affine_terms(
-    evaluator: Evaluator, roots: Mapping[int, n.Node], shapes: Sequence[torch.Size], size: int
+    evaluator: Evaluator,
+    roots: Mapping[int, tuple[NDArray[np.int64], n.Node]],
+    shapes: Sequence[torch.Size],
+    size: int,
 ) -> tuple[Affine, set[int]]:
     """The matrix of those outer expressions that are affine.
 
     Args:
         evaluator: the program with data.
-        roots: outer expressions by the place of their first entry among all terms.
+        roots: outer expressions with the places of their entries among all terms, by their positions.
         shapes: of the program's moments.
         size: number of all terms; those of other expressions have rows of zeros.
 
     Returns:
-        The matrix, and the places of the expressions that it has.
+        The matrix, and the positions of the expressions that it has.
     """
     reader = _Reader(evaluator, shapes)
-    found = {start: form for start, root in roots.items() if (form := reader.read(root)) is not None}
-    rows = [np.repeat(start + np.arange(len(f.columns)), f.columns.shape[1]) for start, f in found.items()]
+    found = {p: form for p, (_, root) in roots.items() if (form := reader.read(root)) is not None}
+    rows = [np.repeat(roots[p][0], form.columns.shape[1]) for p, form in found.items()]
     empty = np.zeros(0)
     return _matrix(
         evaluator,

@@ -62,7 +62,7 @@ def check_rows(evaluator: Evaluator) -> None:
             whole = evaluator.rows(job, population.take(slice(0, size)), "primal")
             part = evaluator.rows(job, population.take(slice(0, size // 2)), "primal")
         nodes = [program.moments[i].integrand for i in job.moments]
-        nodes += [program.parts[i].residual for i in job.parts]
+        nodes += [program.per_row[i].residual for i in job.parts]
         for node, a, b in zip(nodes, whole, part, strict=False):
             _compare_rows(node, a, b, size)
 

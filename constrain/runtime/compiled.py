@@ -78,7 +78,7 @@ class Functions:
         key = (job.data.name, mode)
         if key not in self._made:
             moments = [self.program.moments[i].integrand for i in job.moments]
-            parts = [self.program.parts[i] for i in job.parts]
+            parts = [self.program.per_row[i] for i in job.parts]
             modes = ("primal", "exact") if mode == "both" else (mode,)
             outputs: list[tuple[n.Node | None, str]] = []
             for each in modes:
@@ -92,14 +92,13 @@ class Functions:
     def outer(self, mode: str, which: tuple[int, ...] | None = None) -> Generated:
         """Outer functions out of the moments: all, or those at these positions.
 
-        Position 0 is the objective, i + 1 the residual of part i (None where it is per row).
+        Position 0 is the objective, i + 1 the residual of stack i (None where it is per row).
         """
         key = (mode, which)
         if key not in self._outer:
-            roots = [
-                self.program.objective,
-                *(None if p.rows is not None else p.residual for p in self.program.parts),
-            ]
+            stacks = self.program.stacks
+            own = (None if stack.part.rows is not None else stack.residual for stack in stacks)
+            roots = [self.program.objective, *own]
             chosen = range(len(roots)) if which is None else which
             self._outer[key] = generate("outer", self.tables, [(roots[i], mode) for i in chosen])
         return self._outer[key]
@@ -116,12 +115,14 @@ class Functions:
         return self._made[key]
 
     def sides(self) -> Generated:
-        """Both sides of every constraint as written, out of the moments."""
+        """Both sides of every constraint as written, out of the moments; those of families together, last."""
         key = ("", "sides")
         if key not in self._made:
             outputs: list[tuple[n.Node | None, str]] = []
-            for form in self.program.forms:
+            for form in self.program.shared.singles:
                 outputs += [(None if form.rows is not None else x, "exact") for x in (form.lhs, *form.rhs)]
+            for own in self.program.shared.families:
+                outputs += [(x, "exact") for x in (own.lhs, *own.rhs)]
             self._made[key] = generate("sides", self.tables, outputs)
         return self._made[key]
 
@@ -146,7 +147,7 @@ def _plan(program: Program) -> list[Job]:
         stratum = (moment.given, tuple(c.name for c in moment.by))
         job.strata.setdefault(stratum, []).append(len(job.moments))
         job.moments.append(i)
-    for i, part in enumerate(program.parts):
-        if part.rows is not None:
-            jobs[part.rows].parts.append(i)
+    for stack in program.stacks:
+        if stack.part.rows is not None:
+            jobs[stack.part.rows].parts.append(int(stack.places[0]))
     return list(jobs.values())

@@ -20,12 +20,10 @@ unbiased for any u; a group that the batch lacks leaves its average where it was
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import Counter
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -36,15 +34,17 @@ from constrain.language.data import suggest
 from constrain.lowering.degree import degree
 from constrain.lowering.dependence import depends_on_decisions
 from constrain.runtime.affine import affine_terms
-from constrain.runtime.evaluator import Outer
+from constrain.runtime.layout import Layout
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from constrain.lowering.program import Program
     from constrain.runtime.binding import Rows
     from constrain.runtime.compiled import Job
-    from constrain.runtime.evaluator import Conditions, Evaluator
+    from constrain.runtime.evaluator import Conditions, Evaluator, Outer
 
 __all__ = [
     "ESTIMATORS",
@@ -79,8 +79,12 @@ def estimator_of(root: n.Node) -> Kind:
 
 def estimators(program: Program) -> list[tuple[str, Kind]]:
     """Estimator of the objective and of every part that is no constraint per row, by key."""
-    averaged = ((part.key, part.residual) for part in program.parts if part.rows is None)
-    return [(key, estimator_of(root)) for key, root in (("objective", program.objective), *averaged)]
+    found: dict[int, tuple[str, Kind]] = {-1: ("objective", estimator_of(program.objective))}
+    for stack in program.stacks:
+        if stack.part.rows is None:
+            kind = estimator_of(stack.residual)
+            found |= {int(i): (key, kind) for i, key in zip(stack.places, stack.keys, strict=True)}
+    return [found[i] for i in sorted(found)]
 
 
 def describe(program: Program) -> list[tuple[str, str]]:
@@ -106,44 +110,42 @@ class Estimate:
             of the batch rows it selects (None: all).
         moments: the batch's averages as vectors, (primal, exact), detached: what the running averages learn
             from.
-        layout: per position (0 the objective, i + 1 part i) its place among the terms and its shape.
-        parts: number of parts of the program.
+        layout: where the entries of each part are among the terms.
     """
 
     terms: Tensor
     exact_terms: Tensor
     rows: dict[int, RowValues]
     moments: tuple[Tensor, Tensor]
-    layout: dict[int, tuple[slice, torch.Size]]
-    parts: int
+    layout: Layout
 
     @property
     def primal(self) -> Outer:
         """Objective and residuals with gradient."""
-        return self._outer(self.terms)
+        return self.layout.outer(self.terms)
 
     @property
     def exact(self) -> Outer:
         """Objective and residuals without gradient, from exact events."""
-        return self._outer(self.exact_terms)
-
-    def _outer(self, terms: Tensor) -> Outer:
-        found = {position: terms[place].reshape(shape) for position, (place, shape) in self.layout.items()}
-        return Outer(found[0], [found.get(i + 1) for i in range(self.parts)])
+        return self.layout.outer(self.exact_terms)
 
 
 class Selected(NamedTuple):
-    """A constraint on one entry of one average.
+    """Terms that are one entry of one average times a number, plus a constant, in the order of the terms.
 
     Attributes:
-        moment: position of the average.
-        column: of the entry among all averages.
-        value: what it is multiplied with.
+        terms: their places among all terms.
+        stacks: positions of the stacks that they belong to.
+        moments: positions of the averages.
+        columns: of the entries among all averages.
+        values: what they are multiplied with.
     """
 
-    moment: int
-    column: int
-    value: float
+    terms: NDArray[np.int64]
+    stacks: NDArray[np.int64]
+    moments: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    values: NDArray[np.float64]
 
 
 @dataclass
@@ -180,15 +182,17 @@ class Estimator(nn.Module):
         self.rates = program.has_rates
         chosen = _chosen(program, kinds)
         self.kinds: tuple[Kind | None, ...] = tuple(chosen)
-        roots = (program.objective, *(p.residual for p in program.parts))
+        roots = (program.objective, *(stack.residual for stack in program.stacks))
         self._samples = [{m.data.name for m in _moments(root)} for root in roots]
-        self._used = [{evaluator.program.moments.index(m) for m in _moments(root)} for root in roots]
+        places = {m: i for i, m in enumerate(program.moments)}
+        self._used = [{places[m] for m in _moments(root)} for root in roots]
         self._views: dict[str, tuple[Tensor, list[Tensor]]] = {}
         exact = evaluator.moments("exact")
         self.shapes: list[torch.Size] = [m.shape for m in exact]
         self._sizes = [shape.numel() for shape in self.shapes]
-        self.layout = _layout(evaluator.outer(exact, "exact"))
-        self._roots = {position: roots[position] for position in self.layout}
+        with torch.no_grad():
+            self.layout = Layout(program.stacks, evaluator.roots(exact, "exact"))
+        self._roots = {position: roots[position] for position in self.layout.places}
         self._read: object = None
         dtype = torch.promote_types(evaluator.dtype, torch.float32)
         flat = self.flat(exact).to(dtype)
@@ -253,7 +257,7 @@ class Estimator(nn.Module):
         if rates:
             with torch.no_grad():
                 judged, exact_flat = self._terms(exact, groups, "exact")
-        return Estimate(terms, judged, rows, (flat.detach(), exact_flat), self.layout, len(self.kinds) - 1)
+        return Estimate(terms, judged, rows, (flat.detach(), exact_flat), self.layout)
 
     def _terms(
         self, means: Means, groups: Mapping[Kind, tuple[int, ...]], mode: str
@@ -289,19 +293,16 @@ class Estimator(nn.Module):
         """Terms that are affine in the averages become one matrix; again after a change of parameters."""
         evaluator = self.evaluator
         self._read = evaluator.parameter_version
-        size = sum(shape.numel() for _, shape in self.layout.values())
-        own = {position: root for position, root in self._roots.items() if self.kinds[position] in ESTIMATORS}
-        starts = {self.layout[position][0].start: root for position, root in own.items()}
-        self._affine, found = affine_terms(evaluator, starts, self.shapes, size)
-        affine = [position for position, (place, _) in self.layout.items() if place.start in found]
-        self._curved = frozenset(self.layout) - set(affine)
+        size, known = self.layout.size, self.layout.places
+        own = {p: (known[p], root) for p, root in self._roots.items() if self.kinds[p] in ESTIMATORS}
+        self._affine, affine = affine_terms(evaluator, own, self.shapes, size)
+        self._curved = frozenset(known) - affine
         self._plans = dict[frozenset[str], dict["Kind", tuple[int, ...]]]()
         deciding = {p for p in affine if depends_on_decisions(self._roots[p], outside_averages=True)}
         self._direct = tuple(sorted(deciding))
-        fixed = tuple(p for p in affine if p not in deciding)
+        fixed = tuple(sorted(affine - deciding))
         self._zeros = [torch.zeros_like(m) for m in self.running("exact")]
-        places = torch.arange(size, device=evaluator.device)
-        self._where = {position: places[place] for position, (place, _) in self.layout.items()}
+        self._where = {p: torch.from_numpy(own).to(evaluator.device) for p, own in known.items()}
         dtype = torch.promote_types(evaluator.dtype, torch.float32)  # of multipliers as well
         self._constant = torch.zeros(size, dtype=dtype, device=evaluator.device)
         if fixed:
@@ -309,24 +310,23 @@ class Estimator(nn.Module):
                 values = evaluator.roots(self._zeros, "exact", fixed)
                 self._constant = self._put(self._constant, dict(zip(fixed, values, strict=True)))
 
-    def single_averages(self) -> dict[int, Selected]:
-        """Parts that are one entry of one average times a number, plus a constant; by their positions."""
+    def single_averages(self) -> Selected:
+        """The terms of constraints that are one entry of one average times a number, plus a constant."""
         if self._read is not self.evaluator.parameter_version:
             self._read_affine()
         affine = self._affine
-        rows = cast("list[int]", affine.rows.tolist())
-        columns = cast("list[int]", affine.columns.tolist())
-        values = cast("list[float]", affine.values.tolist())
-        counts = Counter(rows)
-        entries = {row: (column, value) for row, column, value in zip(rows, columns, values, strict=True)}
-        starts = list(accumulate(self._sizes, initial=0))
-        found: dict[int, Selected] = {}
-        for position, (place, _) in self.layout.items():
-            alone = place.stop == place.start + 1 and counts[place.start] == 1
-            if position and alone and position not in (*self._curved, *self._direct):
-                column, value = entries[place.start]
-                found[position - 1] = Selected(bisect_right(starts, column) - 1, column, value)
-        return found
+        rows, columns, values = (t.cpu().numpy() for t in (affine.rows, affine.columns, affine.values))
+        counts = np.bincount(rows, minlength=self.layout.size)
+        stack = np.full(self.layout.size, -1)
+        for position, place in self.layout.places.items():
+            alone = len(place) == 1 or self.layout.stacks[position - 1].names is not None
+            if position and alone and position not in self._curved and position not in self._direct:
+                stack[place] = position - 1
+        own = (counts[rows] == 1) & (stack[rows] >= 0)
+        order = np.flatnonzero(own)[np.argsort(rows[own], kind="stable")]
+        ends = np.cumsum(self._sizes)
+        moments = np.searchsorted(ends, columns[order], side="right")
+        return Selected(rows[order], stack[rows[order]], moments, columns[order], values[order].astype(float))
 
     def _plan(self, whole: frozenset[str]) -> dict[Kind, tuple[int, ...]]:
         """Positions of the other terms by estimator, when these samples are given as a whole."""
@@ -465,38 +465,43 @@ def _directional(
     )
 
 
-def _layout(outer: Outer) -> dict[int, tuple[slice, torch.Size]]:
-    """Place among all terms and shape, by position: 0 is the objective, i + 1 part i."""
-    found: dict[int, tuple[slice, torch.Size]] = {}
-    start = 0
-    for position, value in enumerate([outer.objective, *outer.residuals]):
-        if value is not None:
-            found[position] = (slice(start, start + value.numel()), value.shape)
-            start += value.numel()
-    return found
-
-
 def _moments(root: n.Node) -> list[n.Moment]:
     return [x for x in n.postorder(root) if isinstance(x, n.Moment)]
 
 
 def _chosen(program: Program, kinds: Mapping[str, str] | str) -> list[Kind | None]:
-    """The estimator of the objective and of every part; None for constraints per row."""
-    names = ["objective", *(form.name for form in program.forms), *(p.key for p in program.parts)]
-    given = dict.fromkeys(names, kinds) if isinstance(kinds, str) else dict(kinds)
+    """The estimator of the objective and of every stack; None for constraints per row."""
+    given = _checked(program, kinds)
+
+    def own(names: Iterable[Sequence[str]], root: n.Node) -> Kind:
+        asked = {next((given[name] for name in own if name in given), given.get("", "auto")) for own in names}
+        (kind,) = asked  # members of a family that are estimated differently have been taken apart
+        return estimator_of(root) if kind == "auto" else kind  # type: ignore[return-value]  # checked above
+
+    found: list[Kind | None] = [own([["objective"]], program.objective)]
+    for stack in program.stacks:
+        both = zip(stack.keys, stack.names or (stack.part.constraint,), strict=True)
+        found.append(None if stack.part.rows is not None else own(both, stack.residual))
+    return found
+
+
+def _checked(program: Program, kinds: Mapping[str, str] | str) -> dict[str, str]:
+    """The estimators by term; that of all other terms by "".
+
+    Raises:
+        ModelingError: E141 for an unknown estimator or term.
+    """
+    given = {"": kinds} if isinstance(kinds, str) else dict(kinds)
     for name, kind in given.items():
-        if name not in names:
-            raise ModelingError("E141", f"estimator= names {name!r}, which is no term{suggest(name, names)}")
+        if name and name not in (known := _terms_of(program)):
+            raise ModelingError("E141", f"estimator= names {name!r}, which is no term{suggest(name, known)}")
         if kind not in (*ESTIMATORS, "auto") and plugins.find("estimators", kind) is None:
             added = [p.name for p in plugins.available("estimators")]
-            known = ", ".join(map(repr, ("auto", *ESTIMATORS, *added)))
-            raise ModelingError("E141", f"no estimator is called {kind!r}", fix=f"one of {known}")
+            listed = ", ".join(map(repr, ("auto", *ESTIMATORS, *added)))
+            raise ModelingError("E141", f"no estimator is called {kind!r}", fix=f"one of {listed}")
+    return given
 
-    def own(names: Sequence[str], root: n.Node) -> Kind:
-        asked = next((given[name] for name in names if name in given), "auto")
-        return estimator_of(root) if asked == "auto" else asked  # type: ignore[return-value]  # checked above
 
-    return [
-        own(["objective"], program.objective),
-        *(None if p.rows is not None else own([p.key, p.constraint], p.residual) for p in program.parts),
-    ]
+def _terms_of(program: Program) -> list[str]:
+    """What an estimator can be given for: the objective, constraints and their parts."""
+    return ["objective", *program.shared.names, *(key for stack in program.stacks for key in stack.keys)]

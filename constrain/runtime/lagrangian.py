@@ -16,9 +16,13 @@ How large the steps are is measured on the data (`steps.py`).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,8 +38,11 @@ from constrain.runtime.slacks import Slacks
 from constrain.runtime.steps import FASTER, LEAST_PACE, SLOWER, Scales
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
+    from numpy.typing import NDArray
+
+    from constrain.lowering.families import Stack
     from constrain.lowering.program import Part
     from constrain.runtime.ascent import Ascent
     from constrain.runtime.batches import Batches
@@ -71,8 +78,10 @@ class Lagrangian(nn.Module):
     pace: Tensor
     before: Tensor
     low: Tensor
+    spread: Tensor
     one: Tensor
     row_scales: Tensor
+    row_spreads: Tensor
 
     def __init__(
         self,
@@ -89,7 +98,7 @@ class Lagrangian(nn.Module):
         self.rate: float | Tensor = rate  # a tensor while a step is recorded
         self.gain = gain
         self.memory = memory
-        self.parts: list[Part] = list(evaluator.program.parts)
+        self.parts: Sequence[Part] = evaluator.program.parts
         self.estimator = Estimator(evaluator, estimator)
         self.functions = nn.ModuleDict({} if functions is None else dict(functions))
         self._seen = _Seen()
@@ -104,29 +113,27 @@ class Lagrangian(nn.Module):
         self._share = 0.0
         self._layout(part_shapes(evaluator))
         self._turn = self.slacks.turn(self._place)
-        self._weighted = self.largest.places(self.parts, self._place)
+        self._weighted = self.largest.places(self._place)
         tensors = self.moved(evaluator.decisions.tensors)
-        self._scales = Scales(self.estimator, self.parts, tensors)
+        self._scales = Scales(self.estimator, tensors)
 
     def _layout(self, shapes: list[tuple[int, ...]]) -> None:
         """One vector holds the multipliers of all averages; each constraint per row has a table."""
         dtype = torch.promote_types(self.evaluator.dtype, torch.float32)
         device = self.evaluator.device
-        self._place: dict[str, tuple[slice, tuple[int, ...]]] = {}
-        self._vector: list[int] = []  # positions of the parts in the vector
-        self._tables: list[int] = []
-        low: list[float] = []
-        for i, (part, shape) in enumerate(zip(self.parts, shapes, strict=True)):
-            if part.rows is not None:
-                self._tables.append(i)
-                self._place[part.key] = (slice(0, 0), shape)
-                if part.constraint not in self.functions:
-                    self.register_buffer(f"table:{i}", torch.zeros(shape, dtype=dtype, device=device))
-                continue
-            start = len(low)
-            low += [0.0 if part.kind == "<=" else -torch.inf] * torch.Size(shape).numel()
-            self._place[part.key] = (slice(start, len(low)), shape)
-            self._vector.append(i)
+        stacks, places = self.estimator.layout.stacks, self.estimator.layout.places
+        self._place = _Places(stacks, shapes, places)
+        low = np.full(self.estimator.layout.size - 1, -np.inf)
+        per_row = self.evaluator.program.per_row
+        self._tables: list[int] = list(per_row)
+        self._row_parts = {part.key: part for part in per_row.values()}
+        self._vector = np.setdiff1d(np.arange(len(self.parts)), self._tables)  # parts in the vector
+        for k, stack in enumerate(stacks, start=1):
+            if k in places and stack.part.kind == "<=":
+                low[places[k] - 1] = 0.0
+        for i, part in per_row.items():
+            if part.constraint not in self.functions:
+                self.register_buffer(f"table:{i}", torch.zeros(shapes[i], dtype=dtype, device=device))
         count = len(low)
         starts = {
             "values": torch.zeros(count),
@@ -135,9 +142,11 @@ class Lagrangian(nn.Module):
             "limits": torch.ones(count),
             "pace": torch.ones(count),  # factor of the scales that an entry has found
             "before": torch.zeros(count),  # exact residuals at the last pass
-            "low": torch.tensor(low),
+            "low": torch.from_numpy(low),
+            "spread": torch.ones(count),  # standard deviations of one row's contributions
             "one": torch.ones(1),
             "row_scales": torch.ones(len(self.parts)),
+            "row_spreads": torch.ones(len(self.parts)),  # of constraints per row
         }
         for name, start in starts.items():
             self.register_buffer(name, start.to(dtype=dtype, device=device))
@@ -149,9 +158,17 @@ class Lagrangian(nn.Module):
     # ------------------------------------------------------------------------------------------ state
     def table(self, part: Part) -> Tensor:
         """The multipliers of a constraint per row, times the number of rows."""
-        found = self._buffers[f"table:{self.parts.index(part)}"]
+        found = self._buffers[f"table:{self._at(part)}"]
         assert found is not None  # registered in _layout
         return found
+
+    def _at(self, part: Part) -> int:
+        """The position of a part that is a constraint per row."""
+        return next(i for i, own in self.evaluator.program.per_row.items() if own.key == part.key)
+
+    def _row_part(self, i: int) -> Part:
+        """A part that is a constraint per row, by its position."""
+        return self.evaluator.program.per_row[i]
 
     def multiplier(self, part: Part) -> Tensor:
         """The multiplier of a part (a view); of a constraint per row the table, times the number of rows."""
@@ -163,7 +180,7 @@ class Lagrangian(nn.Module):
     def step(self, part: Part) -> Tensor:
         """The scale of the steps of a part's multipliers, a number."""
         if part.rows is not None:
-            return self.row_scales[self.parts.index(part)]
+            return self.row_scales[self._at(part)]
         return self.scales[self._place[part.key][0]][:1].reshape(())
 
     def steps(self, part: Part) -> Tensor:
@@ -179,7 +196,7 @@ class Lagrangian(nn.Module):
         population = self.evaluator.populations[part.rows]
         with torch.no_grad():
             found = function_values(self.functions[part.constraint], population, self.evaluator.chunk)
-            i = self.parts.index(part)
+            i = self._at(part)
             found = self._with_penalty(i, part, found, self.evaluator.row_residuals(i)[0])
         return found if population.base is None else over_distribution(found, population)
 
@@ -195,20 +212,27 @@ class Lagrangian(nn.Module):
 
     def multipliers(self) -> dict[str, Tensor]:
         """Copies of the multipliers by part key; of constraints per row, per row of the sample."""
+        values = self.values.detach().clone()
         result: dict[str, Tensor] = {}
-        for part in self.parts:
-            value = self.multiplier(part).detach().clone()
-            result[part.key] = value if part.rows is None else value / len(value)
+        for key, (place, shape) in self._place.items():
+            part = self._row_parts.get(key)
+            if part is None:
+                result[key] = values[place].view(shape)
+            else:
+                own = self.multiplier(part).detach().clone()
+                result[key] = own / len(own)
         return result
 
     def set_multipliers(self, values: Mapping[str, Any]) -> None:
         """Starts from these multipliers (by part key), in place."""
         with torch.no_grad():
-            for part in self.parts:
-                if part.key in values and part.constraint not in self.functions:
-                    own = self.multiplier(part)
-                    value = torch.as_tensor(values[part.key]).to(own)
-                    own.copy_(value if part.rows is None else value * len(own))
+            for key, (place, shape) in self._place.items():
+                part = self._row_parts.get(key)
+                if key not in values or (part is not None and part.constraint in self.functions):
+                    continue
+                own = self.values[place].view(shape) if part is None else self.multiplier(part)
+                value = torch.as_tensor(values[key]).to(own)
+                own.copy_(value if part is None else value * len(own))
 
     def _save_to_state_dict(
         self,
@@ -216,12 +240,12 @@ class Lagrangian(nn.Module):
         prefix: str,
         keep_vars: bool,  # noqa: ARG002  # torch's signature
     ) -> None:
-        for part in self.parts:
-            if part.rows is None:
-                place, shape = self._place[part.key]
-                named = self._named()
+        named = {name: flat.detach().clone() for name, flat in self._named().items()}  # a snapshot is a copy
+        for key, (place, shape) in self._place.items():
+            part = self._row_parts.get(key)
+            if part is None:
                 for name, flat in named.items():
-                    destination[f"{prefix}{name}:{part.key}"] = flat[place].reshape(shape).detach().clone()
+                    destination[f"{prefix}{name}:{key}"] = flat[place].reshape(shape)
             else:
                 destination[f"{prefix}step:{part.key}"] = self.step(part).clone()
                 if part.constraint not in self.functions:
@@ -274,12 +298,12 @@ class Lagrangian(nn.Module):
             self._seen.weight = float(value)
             return
         name, _, part_key = key.partition(":")
-        i = next(i for i, p in enumerate(self.parts) if p.key == part_key)
-        if self.parts[i].rows is not None:
+        part = self._row_parts.get(part_key)
+        if part is not None:
             if name == "step":
-                self.row_scales[i] = float(value)
+                self.row_scales[self._at(part)] = float(value)
             else:
-                self.table(self.parts[i]).copy_(value)
+                self.table(part).copy_(value)
             return
         flat = self._named()[name]
         flat[self._place[part_key][0]].copy_(value.reshape(-1))
@@ -331,13 +355,13 @@ class Lagrangian(nn.Module):
         """The Lagrangian of the last evaluation with the multipliers as they are now, a scalar."""
         total = torch.dot(self._weights(estimate), estimate.terms)
         for i in self._tables:
-            total = total + self._row_term(i, self.parts[i], estimate.rows[i])
+            total = total + self._row_term(i, self._row_part(i), estimate.rows[i])
         return total
 
     def _weights(self, estimate: Estimate) -> Tensor:
         """The weights of all terms: 1 for the objective, then the multipliers that the primal sees."""
         moved, low = self.values, self.low
-        if self.gain and self._vector:  # integral plus proportional part
+        if self.gain and len(self._vector):  # integral plus proportional part
             part, error = self.gain / max(self._seen.weight, 1e-8), self.running
             if not self.memory:
                 part, error = self.gain, estimate.exact_terms[1:]
@@ -410,12 +434,12 @@ class Lagrangian(nn.Module):
             raise ModelingError("E140", "ascend() without a forward before it", fix=fix)
         self._seen.estimate = None
         self._seen.weight = self._seen.weight * self.memory + 1 - self.memory
-        if self._vector:
+        if len(self._vector):
             residual = estimate.exact_terms[1:]
             self.running.lerp_(residual, 1 - self.memory)
             self.move(residual)
         for i in self._tables:
-            self._ascend_rows(i, self.parts[i], estimate.rows[i])
+            self._ascend_rows(i, self._row_part(i), estimate.rows[i])
         self.follow(self._seen.batches)
 
     @torch.no_grad()
@@ -448,7 +472,7 @@ class Lagrangian(nn.Module):
             error = masked(weighted(residual, rows), mask).to(value.dtype)
             index, steps = rows.index, self.row_scales[i] * scale
             assert index is not None  # checked in forward
-            units = steps * self.spreads.get(part.key, 1.0)
+            units = steps * self.row_spreads[i]
             move = Move(part.key, value[index], error, steps, self.rate, units, index)
             moved = self.rule.moved(self.past, move)
             value[index] = moved.clamp(min=0) if part.kind == "<=" else moved
@@ -461,12 +485,18 @@ class Lagrangian(nn.Module):
     def observe(self, residuals: Mapping[int, Tensor], moments: list[Tensor] | None = None) -> None:
         """Replaces running residuals (by part position) and averages by exact ones of the full data."""
         self._seen.weight = 1.0
-        if self._vector:
-            found = torch.cat([residuals[i].reshape(-1) for i in self._vector]).to(self.running)
+        if len(self._vector):
+            found = torch.cat([residuals[i].reshape(-1) for i in self._vector.tolist()]).to(self.running)
             self._adapt(found)
             self.running.copy_(found)
         if moments is not None:
             self.estimator.observe(moments)
+
+    @torch.no_grad()
+    def adapt(self) -> None:
+        """What `observe` does for the steps, where running residuals have no memory: the last ones."""
+        if len(self._vector):
+            self._adapt(self.running.clone())
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -509,38 +539,36 @@ class Lagrangian(nn.Module):
         self.rule = rule
         rule.start(self.past, "averages", self.values)
         for i in self._tables:
-            if self.parts[i].constraint not in self.functions:
-                rule.start(self.past, self.parts[i].key, self.table(self.parts[i]))
+            part = self._row_part(i)
+            if part.constraint not in self.functions:
+                rule.start(self.past, part.key, self.table(part))
 
     # ---------------------------------------------------------------------------------------- scaling
     @property
     def units(self) -> Tensor:
         """(entries,) sizes of the averages' multipliers that balance the gradient of the objective."""
-        found = torch.ones_like(self.scales)
-        for i in self._vector:
-            key = self.parts[i].key
-            place = self._place[key][0]
-            found[place] = self.scales[place] * self.spreads.get(key, 1.0)
-        return found
+        return self.scales * self.spread
 
     def calibrate(self, generator: torch.Generator | None = None, rows: int = 4096, batches: int = 8) -> None:
         """Measures the scales of the steps on a sample of the data (`steps.Scales.measure`)."""
         if self.evaluator.device.type == "meta":
             return
-        for i, (part, scale) in enumerate(
-            zip(self.parts, self._scales.measure(generator, rows, batches), strict=True)
-        ):
-            self.spreads[part.key] = scale.spread
-            if part.rows is not None:
-                self.row_scales[i] = scale.largest
+        for scale in self._scales.measure(generator, rows, batches):
+            block = scale.block
+            self.spreads.update(zip(block.keys, scale.spread.tolist(), strict=True))
+            first = int(block.parts[0])
+            if block.first.rows is not None:
+                self.row_scales[first] = float(scale.largest)
+                self.row_spreads[first] = float(scale.spread[0])
                 continue
-            place, _ = self._place[part.key]
+            places = block.terms - 1
+            spread = torch.from_numpy(np.broadcast_to(scale.spread, (len(places),)).copy())
             with torch.no_grad():
-                if i in self.largest.parts:  # weights have no unit, and only differences of values count
-                    self.scales[place] = self.limits[place] = WEIGHT_STEP / scale.quietest
-                    continue
-                self.scales[place] = scale.steps.to(self.scales)
-                self.limits[place] = scale.largest
+                self.spread[places] = spread.to(self.spread)
+                self.scales[places] = scale.steps.to(self.scales)
+                self.limits[places] = scale.largest.to(self.limits)
+                if first in self.largest.parts:  # weights have no unit: only differences of values count
+                    self.scales[places] = self.limits[places] = WEIGHT_STEP / float(scale.quietest[0])
 
     def _adapt(self, residual: Tensor) -> None:
         """Steps grow where an exact residual keeps its sign, and shrink where it changes (`steps.py`)."""
@@ -556,6 +584,52 @@ class Lagrangian(nn.Module):
     def extra_repr(self) -> str:
         """Settings, for `print`."""
         return f"rate={self.rate}, gain={self.gain}, memory={self.memory}"
+
+
+class _Places(Mapping[str, "tuple[slice, tuple[int, ...]]"]):
+    """By part key its places in the vector of multipliers, and its shape; found when they are asked for.
+
+    Args:
+        stacks: of the program.
+        shapes: of all parts.
+        places: by position of a stack, from 1, the places of its entries among all terms.
+    """
+
+    def __init__(
+        self,
+        stacks: Sequence[Stack],
+        shapes: Sequence[tuple[int, ...]],
+        places: Mapping[int, NDArray[np.int64]],
+    ) -> None:
+        self._stacks = stacks
+        self._shapes = shapes
+        self._places = places
+
+    @cached_property
+    def _found(self) -> dict[str, tuple[int, int]]:
+        """By key the place of the first entry, and the position of the part."""
+        found: dict[str, tuple[int, int]] = {}
+        for k, stack in enumerate(self._stacks, start=1):
+            own = self._places.get(k)
+            firsts = [1] if own is None or not len(own) else own.tolist()
+            found.update(zip(stack.keys, zip(firsts, stack.places.tolist(), strict=False), strict=True))
+        return found
+
+    def __getitem__(self, key: str) -> tuple[slice, tuple[int, ...]]:
+        first, part = self._found[key]
+        shape = self._shapes[part]
+        count = 0 if part in self._per_row else math.prod(shape)
+        return slice(first - 1, first - 1 + count), shape
+
+    @cached_property
+    def _per_row(self) -> frozenset[int]:
+        return frozenset(int(s.places[0]) for s in self._stacks if s.part.rows is not None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
 
 
 @dataclass

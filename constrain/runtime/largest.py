@@ -21,7 +21,7 @@ from constrain.lowering.lower import EPIGRAPH
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from constrain.lowering.program import Form, Part
+    from constrain.lowering.program import Form
     from constrain.runtime.decisions import Decisions
     from constrain.runtime.evaluator import Evaluator
 
@@ -54,15 +54,17 @@ class Largest:
         evaluator: a program with data.
 
     Attributes:
-        groups: for each of them the positions of the parts c_k <= t.
+        keys: for each of them the keys of the parts c_k <= t.
+        groups: for each of them the positions of these parts.
         bounds: for each of them the hidden decision t.
     """
 
     def __init__(self, evaluator: Evaluator) -> None:
         program = evaluator.program
-        position = {part.key: i for i, part in enumerate(program.parts)}
-        forms = [form for form in program.forms if form.name == EPIGRAPH]
-        self.groups = [[position[part.key] for part in form.parts] for form in forms]
+        forms = [form for form in program.shared.singles if form.name == EPIGRAPH]
+        position = {stack.part.key: int(stack.places[0]) for stack in program.stacks if forms}
+        self.keys = [[part.key for part in form.parts] for form in forms]
+        self.groups = [[position[key] for key in own] for own in self.keys]
         self.bounds = [bound_of(form, evaluator.decisions) for form in forms]
 
     @property
@@ -86,17 +88,14 @@ class Largest:
             bound.add_(torch.cat(found).max().to(bound.dtype))
         return bool(self.bounds)
 
-    def places(
-        self, parts: Sequence[Part], place: Mapping[str, tuple[slice, tuple[int, ...]]]
-    ) -> tuple[Tensor, ...]:
+    def places(self, place: Mapping[str, tuple[slice, tuple[int, ...]]]) -> tuple[Tensor, ...]:
         """Where the weights of each group are in the vector of multipliers.
 
         Args:
-            parts: of the program.
             place: by part key its places in the vector, and its shape.
         """
         found: list[Tensor] = []
-        for group, bound in zip(self.groups, self.bounds, strict=True):
-            slices = [place[parts[i].key][0] for i in group]
+        for keys, bound in zip(self.keys, self.bounds, strict=True):
+            slices = [place[key][0] for key in keys]
             found.append(torch.cat([torch.arange(s.start, s.stop, device=bound.device) for s in slices]))
         return tuple(found)

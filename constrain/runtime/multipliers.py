@@ -153,17 +153,20 @@ def over_distribution(values: Tensor, population: Population) -> Tensor:
 
 def part_shapes(evaluator: Evaluator) -> list[tuple[int, ...]]:
     """Shape of every part's residual: levels first; (rows, ...) for constraints per row."""
-    outer = evaluator.full("exact")
-    shapes: list[tuple[int, ...]] = []
-    for i, part in enumerate(evaluator.program.parts):
-        residual = outer.residuals[i]
-        if part.rows is None and residual is not None:
-            shapes.append(tuple(residual.shape))
+    with torch.no_grad():
+        values = evaluator.roots(evaluator.moments("exact"), "exact")[1:]
+    shapes: list[tuple[int, ...]] = [()] * len(evaluator.program.parts)
+    for stack, residual in zip(evaluator.program.stacks, values, strict=True):
+        if stack.names is not None:
+            continue
+        i = int(stack.places[0])
+        if stack.part.rows is None and residual is not None:
+            shapes[i] = tuple(residual.shape)
         else:
-            job = next(j for j in evaluator.jobs if j.data is part.rows)
+            job = next(j for j in evaluator.jobs if j.data is stack.part.rows)
             place = len(job.moments) + job.parts.index(i)
             population = evaluator.populations[job.data]
             with torch.no_grad():
                 first = evaluator.rows(job, population.take(slice(0, 1)), "exact")[place]
-            shapes.append((population.rows, *first.shape[1:]))
+            shapes[i] = (population.rows, *first.shape[1:])
     return shapes

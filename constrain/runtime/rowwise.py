@@ -17,6 +17,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from constrain.language.nodes import ArraySymbol
+
 __all__ = [
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
@@ -343,10 +345,10 @@ def mean_levels(x: Tensor, *, lead: Lead) -> Tensor:
     return x.mean(0)
 
 
-def pick_levels(x: Tensor, *, place: int, lead: Lead) -> Tensor:
-    """The entry of one group level."""
+def pick_levels(x: Tensor, *, place: int | ArraySymbol, lead: Lead) -> Tensor:
+    """The entry of one group level, or of several in an array of their places."""
     del lead
-    return x[place]
+    return x[place] if isinstance(place, int) else x[torch.as_tensor(place.value, device=x.device)]
 
 
 def logsumexp_levels(x: Tensor, *, lead: Lead) -> Tensor:

@@ -64,9 +64,13 @@ class Slacks:
         self.evaluator = evaluator
         variables = evaluator.decisions.variables
         self.groups: list[_Group] = []
-        for form in evaluator.program.forms:
+        relaxed = [form for form in evaluator.program.shared.singles if form.relaxation is not None]
+        owners: dict[str, list[int]] = {}
+        for stack in evaluator.program.stacks if relaxed else ():
+            owners.setdefault(stack.part.constraint, []).append(int(stack.places[0]))
+        for form in relaxed:
             if form.relaxation is not None and form.relaxation.slacks:
-                parts = [i for i, p in enumerate(evaluator.program.parts) if p.constraint == form.name]
+                parts = owners[form.name]
                 tensors = [variables[symbol] for symbol in form.relaxation.slacks]
                 self.groups.append(_Group(form.relaxation, parts, tensors))
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,10 +23,12 @@ from constrain.runtime.largest import Largest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from constrain.lowering.program import Part
     from constrain.runtime.estimates import Estimate, Estimator
 
-__all__ = ["FASTER", "LEAST_PACE", "SLOWER", "Scale", "Scales"]
+__all__ = ["FASTER", "LEAST_PACE", "SLOWER", "Block", "Scale", "Scales"]
 
 LEAST_SPREAD = 0.1
 """Least spread of an entry that steps are scaled by, in units of its constraint's."""
@@ -39,35 +42,46 @@ LEAST_PACE = 0.5
 
 @dataclass(frozen=True)
 class Scale:
-    """The steps of one part.
+    """The steps of the parts of a block.
 
     Attributes:
+        block: the block.
         steps: (entries,) step of each entry; one number for a constraint per row.
-        largest: the step that any entry may come to.
-        spread: standard deviation of one row's contribution, over all entries: the unit of violations.
-        quietest: that of the entry with the least.
+        largest: (entries,) the step that an entry may come to; one number for a constraint per row.
+        spread: (parts,) standard deviation of one row's contribution, over all entries of a part: the unit of
+            violations.
+        quietest: (parts,) that of the entry with the least.
     """
 
+    block: Block
     steps: Tensor
-    largest: float
-    spread: float
-    quietest: float
+    largest: Tensor
+    spread: NDArray[np.float64]
+    quietest: NDArray[np.float64]
 
 
 @dataclass
-class _Block:
+class Block:
     """Parts whose entries are scaled together, like those of one vector.
 
     Attributes:
-        parts: their positions.
-        factors: what each residual is divided by, so that all have one unit.
+        keys: of the parts.
+        parts: (parts,) their positions.
+        first: one of them.
+        given: (parts,) the units that the user gave, NaN where there is none.
+        terms: (entries,) places of the entries among all terms; none of a constraint per row.
+        factors: (entries,) what each residual is divided by, so that all have one unit.
         slope: largest gradient so far, at most halved between calls.
         units: (entries,) spread of each entry so far.
         widest: largest spread over all entries so far.
     """
 
-    parts: list[int]
-    factors: list[float]
+    keys: Sequence[str]
+    parts: NDArray[np.int64]
+    first: Part
+    given: NDArray[np.float64]
+    terms: Tensor
+    factors: Tensor
     slope: float = 0.0
     units: Tensor | None = None
     widest: float = 0.0
@@ -78,20 +92,18 @@ class Scales:
 
     Args:
         estimator: of the program's terms.
-        parts: of the program.
         tensors: the decisions whose gradients count.
     """
 
-    def __init__(self, estimator: Estimator, parts: Sequence[Part], tensors: Sequence[Tensor]) -> None:
+    def __init__(self, estimator: Estimator, tensors: Sequence[Tensor]) -> None:
         self.estimator = estimator
         self.evaluator = estimator.evaluator
-        self.parts = list(parts)
         self.tensors = list(tensors)
         self._objective = 0.0
-        self._blocks: list[_Block] | None = None
+        self._blocks: list[Block] | None = None
 
     def measure(self, generator: torch.Generator | None, rows: int, batches: int) -> list[Scale]:
-        """One scale per part, on a sample of the data.
+        """The scales of all parts, block by block, on a sample of the data.
 
         The gradient of a block is that of one random combination of its entries; the spread is measured
         between small batches. Of |grad f| the largest seen so far is used: it vanishes at an unconstrained
@@ -102,38 +114,26 @@ class Scales:
         sample = {data.name: p.some(min(rows, p.rows), generator) for data, p in populations.items()}
         estimate = self.estimator(sample)
         if self._blocks is None:
-            self._blocks = self._joined()
+            self._blocks = _joined(self.estimator)
         self._objective = max(self._objective, self._norm(self._minimized(estimate)))
         least = min((p.rows for p in populations.values()), default=rows)
         gradients = self._gradients(self._blocks, estimate, generator)
         spreads = self._spreads(self._blocks, min(rows, least), batches, generator)
-        found: dict[int, Scale] = {}
-        for block, gradient, (spread, rounding) in zip(self._blocks, gradients, spreads, strict=True):
-            found.update(self._scaled(block, gradient, spread, rounding))
-        return [found[i] for i in range(len(self.parts))]
+        return [
+            self._scaled(block, gradient, spread, rounding)
+            for block, gradient, (spread, rounding) in zip(self._blocks, gradients, spreads, strict=True)
+        ]
 
     def _minimized(self, estimate: Estimate) -> Tensor:
         """The objective; of one with largest values the terms of each with equal weights."""
-        scalar = estimate.primal.objective
-        residuals = estimate.primal.residuals
-        for group in Largest(self.evaluator).groups:
+        scalar, groups = estimate.terms[0], Largest(self.evaluator).groups
+        residuals = estimate.primal.residuals if groups else []
+        for group in groups:
             cases = [r.reshape(-1) for i in group if (r := residuals[i]) is not None]
             scalar = scalar + torch.cat(cases).mean()
         return scalar
 
-    def _joined(self) -> list[_Block]:
-        """Scalar constraints on the levels of one average are a block, as if they had been written as one."""
-        groups: dict[object, list[tuple[int, int, float]]] = {}
-        for i, entry in self.estimator.single_averages().items():
-            groups.setdefault((entry.moment, entry.value > 0, self.parts[i].kind), []).append(
-                (i, entry.column, abs(entry.value))
-            )
-        joined = [g for g in groups.values() if len(g) > 1 and len({column for _, column, _ in g}) == len(g)]
-        blocks = [_Block([i for i, _, _ in g], [factor for _, _, factor in g]) for g in joined]
-        taken = {i for block in blocks for i in block.parts}
-        return blocks + [_Block([i], [1.0]) for i in range(len(self.parts)) if i not in taken]
-
-    def _scaled(self, block: _Block, gradient: float, spread: Tensor, rounding: float) -> dict[int, Scale]:
+    def _scaled(self, block: Block, gradient: float, spread: Tensor, rounding: float) -> Scale:
         objective = self._objective or 1.0
         block.slope = max(block.slope / 2, gradient)
         slope = block.slope if block.slope > torch.finfo(torch.float32).tiny else 1.0
@@ -141,33 +141,17 @@ class Scales:
         units = block.units = units if block.units is None else torch.maximum(units, block.units / 2)
         pooled = float(units.square().mean().sqrt())
         units = units.clamp(min=LEAST_SPREAD * pooled)
-        first = block.parts[0]
-        if (
-            self.parts[first].rows is not None
-        ):  # where every row is active, residuals and their spread go to zero
+        if block.first.rows is not None:  # where every row is active, residuals and their spread go to zero
             pooled = max(pooled, LEAST_SPREAD * block.widest)
             block.widest = max(pooled, block.widest)
-            step = objective / (slope * pooled)
-            return {first: Scale(units.new_tensor([step]), step, self._unit(first, pooled), pooled)}
+            step = units.new_tensor([objective / (slope * pooled)])
+            return Scale(block, step, step, _given(block, pooled), np.array([pooled]))
         quietest = float(units.min())
-        largest = objective / (slope * quietest)
-        steps = objective * quietest / (slope * units.square())
-        if len(block.parts) == 1:
-            return {first: Scale(steps, largest, self._unit(first, pooled), quietest)}
-        return {
-            i: Scale(
-                steps[k : k + 1] / factor**2,
-                largest / factor**2,
-                self._unit(i, pooled * factor),
-                quietest * factor,
-            )
-            for k, (i, factor) in enumerate(zip(block.parts, block.factors, strict=True))
-        }
-
-    def _unit(self, i: int, pooled: float) -> float:
-        """The unit of violations: the user's, or what was measured."""
-        given = self.parts[i].scale
-        return pooled if given is None else given
+        factors = block.factors.to(units)
+        steps = objective * quietest / (slope * units.square()) / factors.square()
+        largest = objective / (slope * quietest) / factors.square()
+        each = factors.cpu().numpy() if len(block.parts) > 1 else np.ones(1)
+        return Scale(block, steps, largest, _given(block, pooled * each), quietest * each)
 
     def _norm(self, scalar: Tensor) -> float:
         """Length of a gradient."""
@@ -179,49 +163,122 @@ class Scales:
         return sum(float(g.double().square().sum()) for g in found) ** 0.5
 
     def _gradients(
-        self, blocks: Sequence[_Block], estimate: Estimate, generator: torch.Generator | None
+        self, blocks: Sequence[Block], estimate: Estimate, generator: torch.Generator | None
     ) -> list[float]:
         """Norms of the gradients of a random combination of every block's entries."""
-        residuals = estimate.primal.residuals
         norms: list[float] = []
         for block in blocks:
-            own = [
-                estimate.rows[i][0] if self.parts[i].rows is not None else residuals[i] for i in block.parts
-            ]
-            entries = torch.cat(
-                [r.reshape(-1) / f for r, f in zip(own, block.factors, strict=True) if r is not None]
-            )
+            if block.first.rows is not None:
+                entries = estimate.rows[int(block.parts[0])][0].reshape(-1)
+            else:
+                entries = estimate.terms[block.terms] / block.factors
             signs = torch.randint(2, tuple(entries.shape), generator=generator).to(entries) * 2 - 1
             norms.append(self._norm((signs * entries).sum() / max(entries.numel(), 1) ** 0.5))
         return norms
 
     @torch.no_grad()
     def _spreads(
-        self, blocks: Sequence[_Block], rows: int, batches: int, generator: torch.Generator | None
+        self, blocks: Sequence[Block], rows: int, batches: int, generator: torch.Generator | None
     ) -> list[tuple[Tensor, float]]:
         """Per block the spread of a row's contribution to each entry, and what of it may be rounding."""
         size = max(rows // batches, 2)
-        found: list[list[Tensor]] = [[] for _ in self.parts]
+        terms: list[Tensor] = []
+        per_row: dict[int, list[Tensor]] = {}
         for _ in range(batches):
             sample = {d.name: p.some(size, generator) for d, p in self.evaluator.populations.items()}
             estimate = self.estimator(sample)
-            residuals = estimate.exact.residuals
-            for i, part in enumerate(self.parts):
-                value = estimate.rows[i][1] if part.rows is not None else residuals[i]
-                assert value is not None  # one of the two exists
-                found[i].append(value.double())
+            terms.append(estimate.exact_terms.double())
+            for i, (_, exact, _) in estimate.rows.items():
+                per_row.setdefault(i, []).append(exact.double())
         result: list[tuple[Tensor, float]] = []
+        every = torch.stack(terms)
         rounding = torch.finfo(torch.promote_types(self.evaluator.dtype, torch.float32)).eps ** 0.5
         for block in blocks:
-            if self.parts[block.parts[0]].rows is not None:
-                values = torch.cat(found[block.parts[0]])
+            if block.first.rows is not None:
+                values = torch.cat(per_row[int(block.parts[0])])
                 spread = values.std()
             else:
-                own = zip(block.parts, block.factors, strict=True)
-                values = torch.cat([torch.stack(found[i]).reshape(batches, -1) / f for i, f in own], 1)
+                values = every[:, block.terms] / block.factors
                 spread = values.std(0) * size**0.5
             result.append((spread.reshape(-1), rounding * float(values.abs().mean())))
         return result
+
+
+def _joined(estimator: Estimator) -> list[Block]:
+    """Scalar constraints on the levels of one average are a block, as if they had been written as one.
+
+    So are the others of a family, and the entries of every other part.
+    """
+    layout, one = estimator.layout, estimator.single_averages()
+    equal = np.array([stack.part.kind == "==" for stack in layout.stacks], dtype=bool)[one.stacks]
+    groups: dict[object, list[int]] = {}
+    kinds = zip(one.moments.tolist(), (one.values > 0).tolist(), equal.tolist(), strict=True)
+    for i, kind in enumerate(kinds):
+        groups.setdefault(kind, []).append(i)
+    make = _Maker(estimator)
+    alone = np.ones(layout.size, dtype=bool)
+    found: list[Block] = []
+    for members in groups.values():
+        if len(members) > 1 and len(set(one.columns[members].tolist())) == len(members):
+            terms = one.terms[members]
+            alone[terms] = False
+            found.append(make(terms, make.parts[terms], np.abs(one.values[members])))
+    rest: list[Block] = []
+    for i, stack in enumerate(layout.stacks, start=1):
+        terms = layout.places.get(i)
+        if terms is None:
+            rest.append(make(np.zeros(0, dtype=np.int64), stack.places, np.zeros(0)))
+            continue
+        own = alone[terms]
+        if own.any() or not len(own):
+            parts = stack.places if stack.names is None else stack.places[own]
+            rest.append(make(terms[own], parts, np.ones(int(own.sum()))))
+    return found + sorted(rest, key=lambda block: int(block.parts[0]))
+
+
+class _Maker:
+    """Makes blocks.
+
+    Attributes:
+        parts: (terms,) position of the part of each term, -1 for the objective.
+    """
+
+    def __init__(self, estimator: Estimator) -> None:
+        layout = estimator.layout
+        self.device = estimator.evaluator.device
+        self.dtype = torch.promote_types(estimator.evaluator.dtype, torch.float32)
+        count = sum(len(stack.places) for stack in layout.stacks)
+        self.parts = np.full(layout.size, -1)
+        self.keys: list[str] = [""] * count
+        self.units = np.full(count, np.nan)
+        self.stacks = np.zeros(count, dtype=np.int64)
+        self.known = layout.stacks
+        for i, stack in enumerate(layout.stacks):
+            if i + 1 in layout.places:
+                self.parts[layout.places[i + 1]] = stack.places
+            for place, key in zip(stack.places, stack.keys, strict=True):
+                self.keys[int(place)] = key
+            self.stacks[stack.places] = i
+            if stack.part.scale is not None:
+                self.units[stack.places] = stack.part.scale
+
+    def __call__(
+        self, terms: NDArray[np.int64], parts: NDArray[np.int64], factors: NDArray[np.float64]
+    ) -> Block:
+        """A block of these parts, with their terms and what they are divided by."""
+        return Block(
+            [self.keys[int(i)] for i in parts],
+            parts,
+            self.known[int(self.stacks[parts[0]])].part,
+            self.units[parts],
+            torch.from_numpy(terms).to(self.device),
+            torch.from_numpy(factors).to(device=self.device, dtype=self.dtype),
+        )
+
+
+def _given(block: Block, measured: NDArray[np.float64] | float) -> NDArray[np.float64]:
+    """The units of violations: the user's, or what was measured."""
+    return np.where(np.isnan(block.given), measured, block.given)
 
 
 def _units(spread: Tensor, rounding: float, slope: float) -> Tensor:

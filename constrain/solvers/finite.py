@@ -120,7 +120,8 @@ def _fine_gradient(evaluator: Evaluator, value: Tensor, others: Sequence[Tensor]
 def _fine_outside(evaluator: Evaluator, position: int, moments: Sequence[Tensor]) -> bool:
     """Whether a term has a finite gradient in its averages, and in the decisions outside of them."""
     leaves = [m.to(evaluator.dtype, copy=True).requires_grad_(True) for m in moments]
-    value = evaluator.roots(leaves, "primal", (position,))[0]
+    outer = evaluator.outer(leaves, "primal")
+    value = outer.residuals[position - 1] if position else outer.objective
     return value is None or _fine_gradient(evaluator, value, leaves)
 
 

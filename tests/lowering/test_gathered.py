@@ -59,12 +59,19 @@ def build(name, D=None):
     return cn.minimize(objective).subject_to(**PROBLEMS[name][0](D, D.x @ w))
 
 
+def without_rule(monkeypatch):
+    """Every average on its own."""
+    monkeypatch.setattr("constrain.lowering.lower.alike", lambda _: [])
+    monkeypatch.setattr(rules, "gathered", lambda *_: ({}, {}))
+
+
 def evaluators(problem, monkeypatch, **options):
     """With the rule and without."""
     pair = []
-    for rule in (rules.gathered, lambda moments, trace: {}):
+    for apart in (False, True):
         with monkeypatch.context() as patch:
-            patch.setattr(rules, "gathered", rule)
+            if apart:
+                without_rule(patch)
             program = lower(problem)
         decisions = Decisions(program, torch.device("cpu"), torch.float64)
         decisions.set(np.linspace(0.3, -0.2, len(decisions.get())))
@@ -116,8 +123,9 @@ SOURCES = {
 def test_batches_estimate_the_same(name, source, monkeypatch):
     """Rows by position, rows that are given, and streams, with the same numbers as one mask per condition."""
     found = []
-    for rule in (rules.gathered, lambda moments, trace: {}):
-        monkeypatch.setattr(rules, "gathered", rule)
+    for apart in (False, True):
+        if apart:
+            without_rule(monkeypatch)
         D = SOURCES[source]()
         lagrangian = build(name, D).compile(dtype=torch.float64, seed=0)
         weights = lagrangian.evaluator.decisions
@@ -136,7 +144,7 @@ def test_batches_estimate_the_same(name, source, monkeypatch):
 @pytest.mark.parametrize("method", ["cvxpy", "augmented"])
 def test_solutions_are_the_same(name, method, monkeypatch):
     one = build(name).solve(method, progress=False)
-    monkeypatch.setattr(rules, "gathered", lambda moments, trace: {})
+    without_rule(monkeypatch)
     many = build(name).solve(method, progress=False)
     assert one.objective == pytest.approx(many.objective, abs=1e-6)
     assert str(one).splitlines()[4].split()[:6] == str(many).splitlines()[4].split()[:6]
@@ -154,8 +162,9 @@ def test_rates_keep_the_interval_of_a_rate(monkeypatch):
         str(part.residual) for part in many.program.parts
     ]
     found = []
-    for rule in (rules.gathered, lambda moments, trace: {}):
-        monkeypatch.setattr(rules, "gathered", rule)
+    for apart in (False, True):
+        if apart:
+            without_rule(monkeypatch)
         solution = build("rates").solve("lagrangian", epochs=2, seed=0, progress=False)
         own = [solution[c].train for c in ("ca", "cb", "cc")]
         found.append([(e.lower, e.upper) for e in own])
