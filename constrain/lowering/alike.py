@@ -30,9 +30,11 @@ LEAST = 16
 """Fewest constraints that are lowered together."""
 MOST_NODES = 64
 """Largest constraint, in nodes outside of averages, that is compared with others."""
-SUMS = frozenset(("add", "sub", "neg"))
 FACTORS = frozenset(("mul", "div"))
-ENTRYWISE = frozenset(("abs", "square", "sqrt", "exp", "log", "relu", "maximum", "minimum"))
+ENTRYWISE = FACTORS | frozenset(
+    ("add", "sub", "neg", "abs", "square", "sqrt", "exp", "log", "relu", "maximum", "minimum")
+)
+"""Functions of single numbers that act on vectors of them entry by entry."""
 
 
 @dataclass
@@ -116,6 +118,9 @@ class _Reader:
                 found.holes.append(node)
             case n.Mean(by=()) | n.Rate(by=()):
                 self._average(node, found)
+            case n.Apply(atom="pow", args=(base, n.Constant(value=exponent))) if _single(node):
+                found.key += ["pow", exponent]
+                self._side(base, found)
             case n.Apply(atom=atom, args=args) if _opened(node):
                 found.key.append(atom)
                 for x in args:
@@ -182,9 +187,12 @@ class _Reader:
 
 def _opened(node: n.Apply) -> bool:
     """Whether a function acts on single numbers, so that it does so on vectors of them."""
+    return node.atom in ENTRYWISE and not node.options and _single(node)
+
+
+def _single(node: n.Node) -> bool:
     kind = type_of(node)
-    known = node.atom in SUMS or node.atom in FACTORS or node.atom in ENTRYWISE
-    return known and not node.options and kind.shape == () and kind.levels is None
+    return kind.shape == () and kind.levels is None
 
 
 def _continuous(term: n.Comparison) -> bool:
@@ -307,6 +315,8 @@ class _Filler:
                 if given is None:
                     return node
                 return n.rebuild(node, (n.children(node)[0], self._condition(given)))
+            case n.Apply(atom="pow", args=(base, n.Constant() as exponent)) if _single(node):
+                return n.rebuild(node, (self._side(base), exponent))
             case n.Apply(args=args) if _opened(node):
                 return n.rebuild(node, tuple(self._side(x) for x in args))
             case _:

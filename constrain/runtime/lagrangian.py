@@ -608,12 +608,12 @@ class _Places(Mapping[str, "tuple[slice, tuple[int, ...]]"]):
     @cached_property
     def _found(self) -> dict[str, tuple[int, int]]:
         """By key the place of the first entry, and the position of the part."""
-        found: dict[str, tuple[int, int]] = {}
+        found: list[tuple[int, str, int]] = []
         for k, stack in enumerate(self._stacks, start=1):
             own = self._places.get(k)
             firsts = [1] if own is None or not len(own) else own.tolist()
-            found.update(zip(stack.keys, zip(firsts, stack.places.tolist(), strict=False), strict=True))
-        return found
+            found += zip(stack.places.tolist(), stack.keys, firsts[: len(stack.places)], strict=True)
+        return {key: (first, part) for part, key, first in sorted(found)}
 
     def __getitem__(self, key: str) -> tuple[slice, tuple[int, ...]]:
         first, part = self._found[key]
