@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from constrain.diagnostics.bernstein import bounded_interval, checked_ranges
 from constrain.diagnostics.binomial import rate_deviates, rate_interval
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from constrain.lowering.program import Form
-    from constrain.runtime.evaluator import Evaluator
+    from constrain.runtime.evaluator import Evaluator, Outer
 
 __all__ = ["Judgment", "judge_sample", "step_down"]
 
@@ -145,7 +145,7 @@ def judge_sample(
     outer = view.outer(moments, "exact")
     sides = view.sides_at(moments)
     forms = [(k, form) for k, form in enumerate(program.forms) if form.rows is None]
-    whole, added = _with_costs(evaluator, view, point, moments, sides)
+    whole, added = _with_costs(evaluator, view, point, moments, outer, sides)
     functions: list[Tensor] = [whole]
     functions += [_left(sides[k]) for k, _ in forms]
     functions += [r for r in outer.residuals if r is not None]
@@ -155,7 +155,7 @@ def judge_sample(
         for part, r in zip(program.parts, point.residuals, strict=True)
         if part.rows is None
     ]
-    missing = _absent(view, moments)
+    missing = _absent(view, moments, outer, sides)
     spreads = [
         Spread(s.error, np.where(gone, -1.0, s.smallest))
         for s, gone in zip(spread(evaluator, moments, functions, urgency), missing.functions, strict=True)
@@ -177,7 +177,7 @@ def judge_sample(
             estimates[form.name] = per_row(point, k, first[form.name], form, tolerance, confidence)
     value = user_objective(evaluator, point) + program.sign * added
     value = value if objective.smallest.min(initial=0.0) >= 0 else math.nan
-    half = float(stats.norm.ppf(0.5 + confidence / 2)) * float(objective.error.max(initial=0.0))
+    half = float(special.ndtri(0.5 + confidence / 2)) * float(objective.error.max(initial=0.0))
     ordered = {f.name: estimates[f.name] for f in program.forms if f.name in estimates}
     return Judgment(value, value - half, value + half, ordered)
 
@@ -199,7 +199,12 @@ class _Missing:
     sides: list[tuple[NDArray[np.bool_], ...]]
 
 
-def _absent(evaluator: Evaluator, moments: Sequence[Tensor]) -> _Missing:
+def _absent(
+    evaluator: Evaluator,
+    moments: Sequence[Tensor],
+    outer: Outer,
+    sides: Sequence[tuple[Tensor, ...] | None],
+) -> _Missing:
     """Which values depend on an average over a group without rows, or are NaN already.
 
     Slopes do not tell: that of a square is 0 where the average that does not exist is stored as 0.
@@ -214,34 +219,33 @@ def _absent(evaluator: Evaluator, moments: Sequence[Tensor]) -> _Missing:
                 lead = (-1, *(1 for _ in range(moments[i].dim() - 1))) if moment.by else ()
                 empty[i] = (counts == 0).reshape(lead)
 
-    def at(fill: float | None) -> tuple[list[NDArray[np.float64]], list[tuple[NDArray[np.float64], ...]]]:
-        filled = [m.detach() for m in moments]
-        for i, where in empty.items() if fill is not None else ():
-            filled[i] = filled[i].masked_fill(where, fill or 0.0)
-        outer = evaluator.outer(filled, "exact")
-        sides = [tuple(array_of(s) for s in found or ()) for found in evaluator.sides_at(filled)]
-        functions = [array_of(outer.objective), *(found[0] for found in sides if found)]
+    def read(
+        outer: Outer, sides: Sequence[tuple[Tensor, ...] | None]
+    ) -> tuple[list[NDArray[np.float64]], list[tuple[NDArray[np.float64], ...]]]:
+        arrays = [tuple(array_of(s) for s in found or ()) for found in sides]
+        functions = [array_of(outer.objective), *(found[0] for found in arrays if found)]
         functions += [array_of(r) for r in outer.residuals if r is not None]
-        return functions, sides
+        return functions, arrays
 
-    functions, sides = at(None)
+    functions, arrays = read(outer, sides)
     gone = [np.isnan(f) for f in functions]
-    gone_sides = [tuple(np.isnan(s) for s in found) for found in sides]
+    gone_sides = [tuple(np.isnan(s) for s in found) for found in arrays]
     for fill in _PROBES if empty else ():
-        others, other_sides = at(fill)
+        filled = [m.detach() for m in moments]
+        for i, where in empty.items():
+            filled[i] = filled[i].masked_fill(where, fill)
+        others, other_sides = read(evaluator.outer(filled, "exact"), evaluator.sides_at(filled))
         gone = [g | (f != o) for g, f, o in zip(gone, functions, others, strict=True)]
         gone_sides = [
             tuple(g | (s != o) for g, s, o in zip(*found, strict=True))
-            for found in zip(gone_sides, sides, other_sides, strict=True)
+            for found in zip(gone_sides, arrays, other_sides, strict=True)
         ]
     return _Missing(gone, gone_sides)
 
 
-def _objective(
-    evaluator: Evaluator, moments: Sequence[Tensor], sides: Sequence[tuple[Tensor, ...] | None]
-) -> Tensor:
+def _objective(evaluator: Evaluator, outer: Outer, sides: Sequence[tuple[Tensor, ...] | None]) -> Tensor:
     """The objective with the costs of relaxing; the maximum itself in the place of the epigraph's bound."""
-    total = evaluator.outer(moments, "exact").objective
+    total = outer.objective
     for form, own in zip(evaluator.program.forms, sides, strict=True):
         if form.name == EPIGRAPH and own is not None:
             total = total + own[0] - own[1]
@@ -253,13 +257,16 @@ def _with_costs(
     view: Evaluator,
     point: Point,
     moments: Sequence[Tensor],
+    outer: Outer,
     sides: Sequence[tuple[Tensor, ...] | None],
 ) -> tuple[Tensor, float]:
     """The objective with what the rows of this sample pay, and how much more that is than the program counts.
 
     The program counts the rows of the training sample.
     """
-    whole, base = (_objective(e, moments, sides) for e in (evaluator, view))
+    base = whole = _objective(view, outer, sides)
+    if view is not evaluator:
+        whole = _objective(evaluator, evaluator.outer(moments, "exact"), sides)
     paid = sum(_paid(view, point, form) for form in view.program.forms)
     counted = float(whole.detach()) - float(base.detach())
     if abs(paid - counted) <= 1e-9 * (1 + abs(paid)):
@@ -291,7 +298,7 @@ def _urgency(form: Form, sides: tuple[NDArray[np.float64], ...]) -> NDArray[np.f
 
 def quantile(rows: NDArray[np.float64], confidence: float) -> NDArray[np.float64]:
     """Two-sided quantile of Student's t with rows - 1 degrees of freedom."""
-    return np.asarray(stats.t.ppf(0.5 + confidence / 2, np.maximum(rows - 1, 1)))
+    return np.asarray(special.stdtrit(np.maximum(rows - 1, 1), 0.5 + confidence / 2))
 
 
 def _test(
@@ -358,7 +365,7 @@ def _bounded(
         found = bounded_interval(view, moments, k, limits, confidence)
         lower, upper, ratio = found.lower, found.upper, found.ratio
     elif pair is not None:
-        ends = pair.interval(float(stats.norm.ppf(0.5 + confidence / 2)))
+        ends = pair.interval(float(special.ndtri(0.5 + confidence / 2)))
         lower, upper = (np.full(tested.value.shape, end) for end in ends)
         ratio = np.full(lower.shape, pair.ratio(tested.form.op, [float(b) for b in tested.bounds]))
     else:
@@ -453,7 +460,7 @@ def _p_values(t: _Tested) -> NDArray[np.float64]:
     """Two-sided p-value of `left side == bound` per entry; NaN where there is nothing to test."""
     if t.settled.all():
         return np.full(t.settled.shape, np.nan)
-    return np.where(t.settled, np.nan, 2 * stats.t.sf(np.abs(t.ratio), t.freedom))
+    return np.where(t.settled, np.nan, 2 * special.stdtr(t.freedom, -np.abs(t.ratio)))
 
 
 def _word(op: str, rejected: bool, ratio: float, settled: bool, unknown: bool, exact: bool) -> str:
@@ -483,7 +490,7 @@ def overall(words: Sequence[str], *, complete: bool = True) -> str:
 
 def _rows_needed(t: _Tested, words: Sequence[str], count: int, confidence: float) -> int:
     """Rows of the smallest group that would decide every undecided entry: n (z s / |slack|)^2."""
-    z = float(stats.norm.ppf(1 - (1 - confidence) / (2 * count)))
+    z = float(special.ndtri(1 - (1 - confidence) / (2 * count)))
     most = 0.0
     for word, ratio, rows in zip(words, t.ratio.ravel(), t.smallest.ravel(), strict=True):
         if word == "undecided" and math.isfinite(ratio) and abs(ratio) > 1e-3:

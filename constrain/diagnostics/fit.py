@@ -92,12 +92,22 @@ def best_fit(
     upper = np.full(rows.shape[0], np.inf) if caps is None else caps
     limits = (np.where(equality, -upper, 0.0), upper)
     found, rest = bounded_fit(gradient, rows, limits, at_lower, at_upper)
-    shorter = _least_norm(found, rows, limits)
+    free = ~(at_lower | at_upper)
+    shorter = None if _independent(rows[:, free]) else _least_norm(found, rows, limits)
     return (
         (found, rest)
         if shorter is None
         else (shorter, projected(gradient + shorter @ rows, at_lower, at_upper))
     )
+
+
+def _independent(rows: NDArray[np.float64]) -> bool:
+    """Whether few rows are clearly linearly independent, so that multipliers are unique."""
+    lengths = np.linalg.norm(rows, axis=1)
+    if not len(rows) or len(rows) > rows.shape[1] or not lengths.all():
+        return False
+    s = np.linalg.svd(rows / lengths[:, None], compute_uv=False)
+    return bool(s[-1] > 1e-6 * s[0])
 
 
 def _least_norm(x: Vector, rows: NDArray[np.float64], limits: tuple[Vector, Vector]) -> Vector | None:

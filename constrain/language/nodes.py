@@ -599,11 +599,11 @@ def postorder(*roots: Node) -> list[Node]:
     """Every distinct node under `roots`, children first. Iterative: sums of 10 000 terms are fine."""
     seen: set[int] = set()
     order: list[Node] = []
-    stack: list[Node | None] = [*reversed(roots)]
+    stack: list[Any] = [*reversed(roots)]  # nodes, and None
     while stack:
         node = stack.pop()
         if node is None:  # everything under the node below has been visited
-            order.append(cast("Node", stack.pop()))
+            order.append(stack.pop())
         elif id(node) not in seen:
             seen.add(id(node))
             stack += (node, None, *reversed(children(node)))

@@ -297,7 +297,7 @@ def _distributions(numbers: _Numbers, rows: NDArray[np.int64]) -> tuple[NDArray[
     for row in sorted(rows[numbers.equal[rows]], key=lambda row: matrix.indptr[row + 1] - matrix.indptr[row]):
         places = slice(matrix.indptr[row], matrix.indptr[row + 1])
         weights, columns = matrix.data[places], matrix.indices[places]
-        even = np.ptp(weights) <= SAME * abs(weights[0])
+        even = weights.max() - weights.min() <= SAME * abs(weights[0])
         if even and (block[columns] < 0).all():
             block[columns] = len(chosen)
             chosen.append(row)
