@@ -31,7 +31,7 @@ def ids(pairs):
 
 def need(known):
     if known.missing:
-        pytest.skip(known.missing)
+        pytest.skip(reason=known.missing)
 
 
 @pytest.mark.parametrize(("known", "route"), ACCEPTED, ids=ids(ACCEPTED))

@@ -365,7 +365,7 @@ def test_bounds_hold_where_the_curvature_is_unknown(label):
     fact = analyze(node)
     rng = np.random.default_rng(2)
     if label == "soft targets outside":
-        pytest.skip("torch refuses targets outside of [0, 1]")
+        pytest.skip(reason="torch refuses targets outside of [0, 1]")
     for _ in range(10):
         value = _value(node, *_random_point(rng))
         assert not (value < fact.bounds.low - 1e-9).any()

@@ -48,7 +48,7 @@ def random_problem(seed):
     return problem.subject_to(**relations)
 
 
-def agree(seed):
+def check_agreement(seed):
     """The optimum of `to_cvxpy().solve()` is that of our route, its dual values our multipliers; and back."""
     problem = random_problem(seed)
     ours = problem.solve("newton" if seed % 2 else "pyomo", progress=False)
@@ -75,7 +75,7 @@ def agree(seed):
 @pytest.mark.parametrize("first", range(0, 60, 10))
 def test_random_convex_problems_by_cvxpy_itself_and_by_our_routes(first):
     for seed in range(first, first + 10):
-        agree(seed)
+        check_agreement(seed)
 
 
 # ------------------------------------------------------------------------------------------- from cvxpy

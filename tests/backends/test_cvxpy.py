@@ -44,7 +44,7 @@ def shadow_price(program, raw, name):
     return program.sign * sum(float(np.sum(raw.multipliers[part.key])) * part.rhs_sign for part in parts)
 
 
-def close(actual, expected, rtol=1e-6, atol=0.0):
+def check_close(actual, expected, rtol=1e-6, atol=0.0):
     np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol)
 
 
@@ -57,8 +57,8 @@ def test_maximum_entropy():
     )
     program, facts, raw = run(problem)
     assert facts.problem_class == "cone"
-    close(value(program, raw), 4.679984932)
-    close(multiplier(program, raw, "second"), 0.2941186, rtol=1e-4)
+    check_close(value(program, raw), 4.679984932)
+    check_close(multiplier(program, raw, "second"), 0.2941186, rtol=1e-4)
 
 
 def test_trust_region_kl():
@@ -69,8 +69,8 @@ def test_trust_region_kl():
         total=cn.sum(new) == 1, near=cn.sum(cn.rel_entr(new, old)) <= 0.05
     )
     program, _, raw = run(problem)
-    close(value(program, raw), 0.15592090)
-    close(multiplier(program, raw, "near"), 1.65065, rtol=1e-4)
+    check_close(value(program, raw), 0.15592090)
+    check_close(multiplier(program, raw, "near"), 1.65065, rtol=1e-4)
 
 
 def test_trust_region_reverse_kl():
@@ -81,8 +81,8 @@ def test_trust_region_reverse_kl():
         total=cn.sum(new) == 1, near=cn.sum(cn.rel_entr(old, new)) <= 0.05
     )
     program, _, raw = run(problem)
-    close(value(program, raw), 0.1680348236)
-    close(multiplier(program, raw, "near"), 1.8924629, rtol=1e-4)
+    check_close(value(program, raw), 0.1680348236)
+    check_close(multiplier(program, raw, "near"), 1.8924629, rtol=1e-4)
 
 
 def test_tilted_policy():
@@ -96,18 +96,18 @@ def test_tilted_policy():
         rows=cn.sum(pi, axis=1) == 1, first=gains[0] >= 0.15, second=gains[1] >= 0.10
     )
     program, _, raw = run(problem)
-    close(value(program, raw), 0.7426550474)
-    close(multiplier(program, raw, "first"), 0.24319542, rtol=1e-4)
-    close(multiplier(program, raw, "second"), 0.27002369, rtol=1e-4)
+    check_close(value(program, raw), 0.7426550474)
+    check_close(multiplier(program, raw, "first"), 0.24319542, rtol=1e-4)
+    check_close(multiplier(program, raw, "second"), 0.27002369, rtol=1e-4)
 
 
 def test_allocation():
     weight, scale, cost = np.array([0.5, 0.3, 0.2]), np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0, 5.0])
     n = cn.Variable(3, "n", nonneg=True)
     program, _, raw = run(cn.minimize(cn.sum(weight * scale * n**-0.5)).subject_to(budget=cost @ n <= 1000))
-    close(value(program, raw), 0.164304778)
-    close(raw.values[n.symbol], [209.997, 149.387, 98.246], rtol=1e-4)
-    close(multiplier(program, raw, "budget"), 0.164304778 / 2000, rtol=1e-4)
+    check_close(value(program, raw), 0.164304778)
+    check_close(raw.values[n.symbol], [209.997, 149.387, 98.246], rtol=1e-4)
+    check_close(multiplier(program, raw, "budget"), 0.164304778 / 2000, rtol=1e-4)
 
 
 def test_projection():
@@ -118,7 +118,7 @@ def test_projection():
     )
     _, facts, raw = run(problem)
     assert facts.problem_class == "QP"
-    close(raw.values[u.symbol], [1.2777778, 2.1111111, 1.0555556, 0.3555556])
+    check_close(raw.values[u.symbol], [1.2777778, 2.1111111, 1.0555556, 0.3555556])
 
 
 def test_worst_of_three():
@@ -126,9 +126,9 @@ def test_worst_of_three():
     mixture = cn.Variable(3, "mixture", nonneg=True)
     program, facts, raw = run(cn.maximize(cn.min(rows @ mixture)).subject_to(total=cn.sum(mixture) == 1))
     assert facts.problem_class == "LP"
-    close(value(program, raw), 0.52)
-    close(raw.values[mixture.symbol], [0.3, 0.0, 0.7], atol=1e-9)
-    close(raw.multipliers["(objective)"], [0.0, 0.4, 0.6], atol=1e-9)
+    check_close(value(program, raw), 0.52)
+    check_close(raw.values[mixture.symbol], [0.3, 0.0, 0.7], atol=1e-9)
+    check_close(raw.multipliers["(objective)"], [0.0, 0.4, 0.6], atol=1e-9)
 
 
 def _frozenlake(**options):
@@ -157,15 +157,15 @@ def _frozenlake(**options):
 def test_frozenlake():
     program, facts, raw = run(_frozenlake()[0])
     assert facts.problem_class == "LP"
-    close(value(program, raw), 0.5420259320)
+    check_close(value(program, raw), 0.5420259320)
 
 
 def test_frozenlake_with_a_budget_of_holes():
     problem, holes = _frozenlake()
     program, _, raw = run(problem.subject_to(cost=holes <= 0.10))
-    close(value(program, raw), 0.4591470588)
-    close(multiplier(program, raw, "cost"), 4.5914705882, rtol=1e-4)
-    close(shadow_price(program, raw, "cost"), 4.5914705882, rtol=1e-4)
+    check_close(value(program, raw), 0.4591470588)
+    check_close(multiplier(program, raw, "cost"), 4.5914705882, rtol=1e-4)
+    check_close(shadow_price(program, raw, "cost"), 4.5914705882, rtol=1e-4)
 
 
 def _digits():
@@ -177,9 +177,9 @@ def test_interpolation_with_a_matrix():
     x, y = _digits()
     weight = cn.Variable((64, 10), "W")
     program, _, raw = run(cn.minimize(cn.sum_squares(weight)).subject_to(fit=x @ weight == y))
-    close(value(program, raw), 2925.81972)
+    check_close(value(program, raw), 2925.81972)
     gradient = 2 * raw.values[weight.symbol] + x.T @ raw.multipliers["fit"]
-    close(gradient, np.zeros((64, 10)), atol=1e-4)
+    check_close(gradient, np.zeros((64, 10)), atol=1e-4)
 
 
 def test_interpolation_with_a_model_and_one_constraint_per_row():
@@ -187,14 +187,14 @@ def test_interpolation_with_a_model_and_one_constraint_per_row():
     data = cn.Data("digits", x=x, y=y)
     f = cn.Model(nn.Linear(64, 10, bias=False), "f")
     program, _, raw = run(cn.minimize(cn.sum_squares(f)).subject_to(fit=forall(data, f(data.x) == data.y)))
-    close(value(program, raw), 2925.81972)
+    check_close(value(program, raw), 2925.81972)
     assert raw.multipliers["fit"].shape == (50, 10)
     before = f.module.weight
     raw.write_back()
     assert f.module.weight is before
     assert before.dtype == torch.float32
-    close(float(before.detach().double().square().sum()), 2925.81972, rtol=1e-5)
-    close(f.module(torch.as_tensor(x, dtype=torch.float32)).detach().numpy(), y, atol=1e-4)
+    check_close(float(before.detach().double().square().sum()), 2925.81972, rtol=1e-5)
+    check_close(f.module(torch.as_tensor(x, dtype=torch.float32)).detach().numpy(), y, atol=1e-4)
 
 
 def test_optimal_control():
@@ -208,9 +208,9 @@ def test_optimal_control():
     objective = 0.5 * cn.sum_squares(w - target.reshape(-1)) + 0.05 * cn.sum_squares(z)
     program, facts, raw = run(cn.minimize(objective).subject_to(state=laplacian @ w + z == 0))
     assert facts.problem_class == "QP"
-    close(raw.multipliers["state"], -0.1 * raw.values[z.symbol], atol=1e-6)
-    close(value(program, raw), 9.6444420518)
-    close(raw.multipliers["state"][0], 0.21247954, rtol=1e-4)
+    check_close(raw.multipliers["state"], -0.1 * raw.values[z.symbol], atol=1e-6)
+    check_close(value(program, raw), 9.6444420518)
+    check_close(raw.multipliers["state"][0], 0.21247954, rtol=1e-4)
 
 
 def _hydro(targets):
@@ -238,8 +238,8 @@ def test_hydro_schedule():
     problem, _ = _hydro(target)
     program, facts, raw = run(problem)
     assert facts.problem_class == "LP"
-    close(value(program, raw), 95.2)
-    close(-raw.multipliers["track"], [-2.0, -3.0, 4.0, 11.0], atol=1e-6)  # the gradient in the targets
+    check_close(value(program, raw), 95.2)
+    check_close(-raw.multipliers["track"], [-2.0, -3.0, 4.0, 11.0], atol=1e-6)  # the gradient in the targets
 
 
 def test_sphere_logistic():
@@ -254,8 +254,8 @@ def test_sphere_logistic():
         equal=a @ w == b, ball=cn.sum_squares(w) <= 1
     )
     program, _, raw = run(problem)
-    close(value(program, raw), 0.175091150183)
-    close(multiplier(program, raw, "ball"), 0.07911018, rtol=1e-4)
+    check_close(value(program, raw), 0.175091150183)
+    check_close(multiplier(program, raw, "ball"), 0.07911018, rtol=1e-4)
 
 
 def test_ridge_sensitivity():
@@ -270,7 +270,7 @@ def test_ridge_sensitivity():
         raw = solve(build(program, parameters={"alpha": at}), facts, solver="CLARABEL", tolerance=1e-12)
         ends.append(raw.values[w.symbol])
     slope = (ends[0] - ends[1]) / (2 * step)
-    close(slope[:4], [29.59336462, 133.90215389, -200.33516383, -109.70819058], rtol=1e-4)
+    check_close(slope[:4], [29.59336462, 133.90215389, -200.33516383, -109.70819058], rtol=1e-4)
 
 
 HOCK_SCHITTKOWSKI = {
@@ -352,9 +352,9 @@ def test_hock_schittkowski(name):
     objective, size, constraints, best, multipliers = HOCK_SCHITTKOWSKI[name]
     x = cn.Variable(size, "x")
     program, _, raw = run(cn.minimize(objective(x)).subject_to(**{k: c(x) for k, c in constraints.items()}))
-    close(value(program, raw), best, atol=1e-6)
+    check_close(value(program, raw), best, atol=1e-6)
     for key, expected in multipliers.items():
-        close(multiplier(program, raw, key), expected, rtol=1e-4, atol=1e-4)
+        check_close(multiplier(program, raw, key), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -376,9 +376,9 @@ def test_adult():
     )
     program, facts, raw = run(problem)
     assert facts.problem_class == "cone"
-    close(value(program, raw), 0.370862905358)
-    close(raw.multipliers["all:upper"], 0.04180455, rtol=1e-4)
-    close(raw.multipliers["positives:lower"], 0.01251126, rtol=1e-4)
+    check_close(value(program, raw), 0.370862905358)
+    check_close(raw.multipliers["all:upper"], 0.04180455, rtol=1e-4)
+    check_close(raw.multipliers["positives:lower"], 0.01251126, rtol=1e-4)
     assert abs(raw.gap) < 1e-6
 
 
@@ -426,7 +426,7 @@ def test_multipliers_and_shadow_prices_equal_finite_differences(
     up, down = (solved(bound + d, exact) for d in (step, -step))
     slope = (value(*up) - value(*down)) / (2 * step)
     program, raw = solved(bound)
-    close(shadow_price(program, raw, "c"), slope, rtol=1e-3, atol=1e-4)
+    check_close(shadow_price(program, raw, "c"), slope, rtol=1e-3, atol=1e-4)
     if relation != "==":
         assert (raw.multipliers["c"] >= -1e-9).all()
     assert abs(slope) > 1e-2
@@ -463,7 +463,7 @@ def test_shadow_prices_of_split_constraints(name):
         upper = [float(raw.multipliers[p.key]) * p.rhs_sign for p in program.parts if p.side == "upper"]
         assert abs(sum(upper) - slope) < 1e-4
         return
-    close(shadow_price(program, raw, "c"), slope, rtol=1e-4)
+    check_close(shadow_price(program, raw, "c"), slope, rtol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------- constraints on data
@@ -506,7 +506,7 @@ def test_one_constraint_per_row_and_its_stationarity():
     assert (multipliers[own] >= -1e-9).all()
     weight = raw.weights[f]["weight"][0]
     pull = (multipliers * np.asarray(data.values("z"))) @ np.asarray(data.values("x"))
-    close(2 * weight, pull, atol=1e-6)
+    check_close(2 * weight, pull, atol=1e-6)
 
 
 def test_text_levels_and_conditions():
@@ -516,7 +516,7 @@ def test_text_levels_and_conditions():
     raw.write_back()
     scores = f.module(torch.as_tensor(data.values("x"), dtype=torch.float32)).detach().numpy()[:, 0]
     chosen = (np.asarray(data.values("g")) == "g001") & (np.asarray(data.values("y")) == 1)
-    close(scores[chosen].mean(), 1.0, rtol=1e-5)
+    check_close(scores[chosen].mean(), 1.0, rtol=1e-5)
     assert value(program, raw) > 0
 
 
@@ -650,7 +650,7 @@ def test_arrays_of_three_axes():
     x = cn.Variable((2, 3, 4), "x")
     program, _, raw = run(cn.minimize(cn.sum_squares(x - 1)).subject_to(c=cn.sum(x, axis=(0, 2)) <= 2))
     assert raw.values[x.symbol].shape == (2, 3, 4)
-    close(value(program, raw), 3 * 8 * 0.75**2, rtol=1e-6)
+    check_close(value(program, raw), 3 * 8 * 0.75**2, rtol=1e-6)
 
 
 # --------------------------------------------------------------------------------------------- parameters
@@ -663,7 +663,7 @@ def test_symbolic_parameters_stay_symbolic():
     first = solve(built, classify(program)).objective
     built.parameters[eps.symbol].value = 2.0
     second = solve(built, classify(program)).objective
-    close([first, second], [12.5, 8.0])
+    check_close([first, second], [12.5, 8.0])
 
 
 def test_parameters_that_break_the_rules_become_numbers():
@@ -672,7 +672,7 @@ def test_parameters_that_break_the_rules_become_numbers():
     program = lower(cn.minimize(eps * cn.sum_squares(x - 3)).subject_to(c=cn.sum(x) <= eps))
     built = build(program, symbolic_parameters=True)
     assert not built.parameters
-    close(solve(built, classify(program)).objective, 16.0)
+    check_close(solve(built, classify(program)).objective, 16.0)
 
 
 def test_parameter_without_value():
@@ -772,7 +772,7 @@ def test_hinge_loss_reaches_the_optimum():
     hinge = torch.relu(1 - data.y * (data.x @ w + b))
     program, facts, raw = run(cn.minimize(0.5 * cn.sum_squares(w) + 10 * E(hinge)).subject_to(c=w[0] <= 3))
     assert facts.problem_class == "QP"
-    close(value(program, raw), 3.3075713, rtol=1e-6)
+    check_close(value(program, raw), 3.3075713, rtol=1e-6)
 
 
 # ---------------------------------------------------------------------------------------- proven bounds
@@ -792,7 +792,7 @@ def test_linear_programs_come_with_the_dual_value():
         assert raw.gap < 1e-9
         solution = problem.solve(progress=False)
         assert solution.status == "optimal"
-        close(solution.bound, value(program, raw))
+        check_close(solution.bound, value(program, raw))
 
 
 def test_the_gap_of_a_quadratic_program_by_highs_is_that_of_its_dual():
@@ -811,8 +811,8 @@ def test_a_knapsack_solved_to_its_bound_is_optimal():
     problem = cn.maximize(worth @ z).subject_to(room=weight @ z <= 7)
     solution = problem.solve(progress=False)
     assert solution.status == "optimal"
-    close(solution.bound, 16)
-    close(solution.objective, 16)
+    check_close(solution.bound, 16)
+    check_close(solution.objective, 16)
 
 
 def test_the_bound_of_a_search_cut_short_is_not_the_optimum():
@@ -845,4 +845,4 @@ def test_linear_programs_do_not_depend_on_bounds_that_cvxpy_infers(loss):
         solver: problem.solve("cvxpy", solver=solver, progress=False) for solver in ("HIGHS", "CLARABEL")
     }
     assert all(solution.status == "optimal" for solution in found.values())
-    close(found["HIGHS"].objective, found["CLARABEL"].objective)
+    check_close(found["HIGHS"].objective, found["CLARABEL"].objective)

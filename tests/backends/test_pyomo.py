@@ -22,9 +22,8 @@ X = rng.normal(size=(120, 6))
 Y = X @ np.array([0.0, 2.0, 0.0, 0.0, -1.0, 0.0]) + 0.1 * rng.normal(size=120)
 DATA = cn.Data("d", x=X, y=Y, label=(Y > 0).astype(float), group=["a", "b", "c"] * 40)
 
-nonlinear = pytest.mark.skipif(
-    importlib.util.find_spec("pyomo_pounce") is None, reason="the extra nlp is not installed"
-)
+LINEAR_ONLY = importlib.util.find_spec("pyomo_pounce") is None
+nonlinear = pytest.mark.skipif(LINEAR_ONLY, reason="the extra nlp is not installed")
 
 
 def solved(problem, **options):

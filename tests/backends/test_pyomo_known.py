@@ -9,14 +9,14 @@ pytest.importorskip("pyomo_pounce")
 EXACT = Tolerance(value=1e-5, multiplier=1e-3, primal=1e-3)
 """Nonlinear solvers stop at KKT residuals of 1e-10, of which degenerate problems make more."""
 
-ELSEWHERE = ("hs44", "hs108")
+ELSEWHERE = ("hs44", "hs57", "hs108")
 """Problems with several local optima, of which an interior point finds another one."""
 
 
 @pytest.mark.parametrize("known", known_problems(), ids=lambda known: known.name)
 def test_known_optimum_by_pyomo(known):
     if known.missing:
-        pytest.skip(known.missing)
+        pytest.skip(reason=known.missing)
     route = next(r for r in known.build().explain().routes if r.method == "pyomo")
     if not route.open:
         assert route.reason

@@ -7,7 +7,7 @@ import pytest
 import constrain as cn
 from constrain import E
 
-from .test_ties import FORCE, close, nearest_in_simplex, on_ties
+from .test_ties import FORCE, check_close, nearest_in_simplex, on_ties
 
 
 def dispatch():
@@ -25,16 +25,16 @@ def test_a_capacity_that_is_used_up_has_an_interval_of_prices(price, left):
     problem = cn.minimize(cn.value(dispatch(), at=target, track="serve") - np.array([price, 2.0]) @ target)
     record = problem.kkt({"target": np.array([3.0, 1.0])})
     assert record.kinks == 1
-    close(record.stationarity, abs(left))
+    check_close(record.stationarity, abs(left))
     # off the kink the price is one number
     assert problem.kkt({"target": np.array([2.0, 1.0])}).kinks == 0
-    close(problem.kkt({"target": np.array([2.0, 1.0])}).stationarity, abs(1.0 - price))
+    check_close(problem.kkt({"target": np.array([2.0, 1.0])}).stationarity, abs(1.0 - price))
     # in a constraint, with twice the multiplier
     inside = cn.minimize(-2 * (np.array([price, 2.0]) @ target)).subject_to(
         cost=cn.value(dispatch(), at=target, track="serve") <= 5.0
     )
     given = inside.kkt({"target": np.array([3.0, 1.0])}, {"cost": np.array(2.0)})
-    close(given.stationarity, 2 * abs(left))
+    check_close(given.stationarity, 2 * abs(left))
 
 
 def shared(theta):
@@ -58,7 +58,7 @@ def test_the_least_slope_over_all_multipliers_of_a_linear_program(theta):
         problem = cn.minimize(force @ need + cn.value(inner, at=need, track="meet"))
         record = problem.kkt({"needs": theta})
         cp.Problem(cp.Minimize(cp.sum_squares(force + y)), face).solve(solver="CLARABEL")
-        close(record.stationarity, np.abs(force + y.value).max(), 1e-5)
+        check_close(record.stationarity, np.abs(force + y.value).max(), 1e-5)
 
 
 def test_a_median_by_a_linear_program_per_row_is_stationary():
@@ -67,9 +67,9 @@ def test_a_median_by_a_linear_program_per_row_is_stationary():
     size = cn.minimize(t).subject_to(above=t >= gap, below=t >= -gap)
     D, w = cn.Data("d", x=np.array([0.3, 1.0, 2.0, 5.0, 9.0])), cn.Variable((), "w")
     problem = cn.minimize(E(cn.value(size, at=D.x - w)))
-    close(problem.kkt({"w": 2.0}).stationarity, 0.0)
-    close(problem.kkt({"w": 5.0}).stationarity, (3 - 1 - 1) / 5)
-    close(problem.kkt({"w": 4.0}).stationarity, (3 - 2) / 5)
+    check_close(problem.kkt({"w": 2.0}).stationarity, 0.0)
+    check_close(problem.kkt({"w": 5.0}).stationarity, (3 - 1 - 1) / 5)
+    check_close(problem.kkt({"w": 4.0}).stationarity, (3 - 2) / 5)
 
 
 def test_a_value_bends_where_its_solution_is_not_unique():
@@ -78,7 +78,7 @@ def test_a_value_bends_where_its_solution_is_not_unique():
     cheapest = cn.minimize(price @ x).subject_to(all=cn.sum(x) == 1)
     w = cn.Variable(4, "w")
     record = cn.minimize(FORCE @ w + cn.value(cheapest, at=w)).kkt({"w": np.array([1.0, 2.0, 1.0, 1.0])})
-    close(record.stationarity, np.abs(on_ties([1, 0, 1, 1])(FORCE)).max())
+    check_close(record.stationarity, np.abs(on_ties([1, 0, 1, 1])(FORCE)).max())
     assert record.kinks == 1
 
 
@@ -93,7 +93,7 @@ def test_any_convex_inner_problem_has_all_its_multipliers(objective, price):
     theta = cn.Variable(2, "theta")
     force = np.array([-0.9, 0.1])
     record = cn.minimize(force @ theta + cn.value(inner, at=theta)).kkt({"theta": np.ones(2)})
-    close(record.stationarity, np.abs(force + price * nearest_in_simplex(-force / price)).max(), 1e-7)
+    check_close(record.stationarity, np.abs(force + price * nearest_in_simplex(-force / price)).max(), 1e-7)
 
 
 def test_a_plan_at_a_kink_is_stationary_by_its_gradients():
@@ -101,11 +101,11 @@ def test_a_plan_at_a_kink_is_stationary_by_its_gradients():
     lacking = 3.0 * cn.sum_squares(np.array([4.0, 2.0]) - target)
     problem = cn.minimize(cn.value(dispatch(), at=target, track="serve") + lacking)
     solution = problem.solve(progress=False)
-    close(solution.variables["target"], [3.0, 2.0 - 2.0 / 6.0], 1e-6)
+    check_close(solution.variables["target"], [3.0, 2.0 - 2.0 / 6.0], 1e-6)
     assert solution.status == "optimal"
     assert solution.kkt().stationarity < 1e-5
     moved = problem.kkt({"target": np.array([2.99, 2.0 - 2.0 / 6.0])})
-    close(moved.stationarity, 6 * 1.01 - 1.0)
+    check_close(moved.stationarity, 6 * 1.01 - 1.0)
 
 
 def test_inner_problems_that_are_not_convex_say_so():

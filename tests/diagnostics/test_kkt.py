@@ -11,7 +11,7 @@ import constrain as cn
 from constrain import E, P, forall
 
 
-def close(a, b, tolerance=1e-8):
+def check_close(a, b, tolerance=1e-8):
     np.testing.assert_allclose(np.asarray(a, float), np.asarray(b, float), atol=tolerance, rtol=tolerance)
 
 
@@ -69,25 +69,25 @@ def test_quantities_equal_their_definitions(place, rng):
     projected = lagrangian.copy()
     projected[1] = min(projected[1], 0)
     projected[2] = max(projected[2], 0)
-    close(
+    check_close(
         record.stationarity, np.abs(projected).max(), 1e-5
     )  # active bounds: gradients are taken 1e-6 inside
-    close(record.violations["sphere"], abs(residuals["sphere"]))
-    close(record.violations["ratio"], max(0, residuals["ratio"]))
-    close(
+    check_close(record.violations["sphere"], abs(residuals["sphere"]))
+    check_close(record.violations["ratio"], max(0, residuals["ratio"]))
+    check_close(
         record.violations["parity"],
         max(0, residuals["parity:upper"].max(), residuals["parity:lower"].max()),
     )
     products = {k: np.abs(lam[k] * residuals[k]).max() for k in lam}
-    close(record.products["parity"], max(products["parity:upper"], products["parity:lower"]))
-    close(record.complementarity, max(v for k, v in products.items() if k != "sphere"))
-    close(record.gap, abs(sum(np.sum(lam[k] * residuals[k]) for k in lam)))
+    check_close(record.products["parity"], max(products["parity:upper"], products["parity:lower"]))
+    check_close(record.complementarity, max(v for k, v in products.items() if k != "sphere"))
+    check_close(record.gap, abs(sum(np.sum(lam[k] * residuals[k]) for k in lam)))
     assert record.gap_kind == "estimate, not a bound"
     assert record.dual_feasibility == 0
     scale = np.abs(objective).max() + sum(
         np.sum(np.abs(lam[k]) * np.abs(np.atleast_2d(gradients[k.split(":")[-1]])).max(axis=1)) for k in lam
     )
-    close(record.stationarity_scaled, np.abs(projected).max() / scale, 1e-5)
+    check_close(record.stationarity_scaled, np.abs(projected).max() / scale, 1e-5)
 
 
 def test_free_decisions_match_to_1e_8(place, rng):
@@ -104,12 +104,12 @@ def test_free_decisions_match_to_1e_8(place, rng):
     full = place(problem).kkt({"ball": 0.5, "rows": rows_lam})
     selected = place(problem).kkt({"ball": 0.5, "rows": rows_lam[mask]})
     grad = 2 * x.T @ (x @ w.value - y) / rows + 0.5 * 2 * w.value + rows_lam @ x
-    close(full.stationarity, np.abs(grad).max())
+    check_close(full.stationarity, np.abs(grad).max())
     share = 1 - grad @ grad / np.sum((2 * x.T @ (x @ w.value - y) / rows) ** 2)
-    close(full.force_balance, share if share >= 0 else math.nan)
+    check_close(full.force_balance, share if share >= 0 else math.nan)
     assert selected.stationarity == full.stationarity
-    close(full.violations["rows"], max(0, (x @ w.value - 1.5)[mask].max()))
-    close(full.products["rows"], np.abs(rows_lam * (x @ w.value - 1.5)).max())
+    check_close(full.violations["rows"], max(0, (x @ w.value - 1.5)[mask].max()))
+    check_close(full.products["rows"], np.abs(rows_lam * (x @ w.value - 1.5)).max())
 
 
 def test_many_rows_enter_as_a_sum(place, rng):
@@ -121,7 +121,7 @@ def test_many_rows_enter_as_a_sum(place, rng):
     problem = cn.minimize(cn.sum_squares(w)).subject_to(rows=forall(D, D.x @ w >= 1))
     lam = rng.uniform(0.1, 1, rows)
     record = place(problem).kkt({"rows": lam})
-    close(record.stationarity, np.abs(2 * w.value - lam @ x).max())
+    check_close(record.stationarity, np.abs(2 * w.value - lam @ x).max())
 
 
 def test_negative_multipliers_are_reported(place):
@@ -129,7 +129,7 @@ def test_negative_multipliers_are_reported(place):
     w.value = 1.0
     record = place(cn.minimize(w**2).subject_to(cap=w <= 1)).kkt({"cap": -2.0})
     assert record.dual_feasibility == -2.0
-    close(record.stationarity, 0)
+    check_close(record.stationarity, 0)
 
 
 # ----------------------------------------------------------------------------------- golden optima
@@ -228,26 +228,26 @@ def test_best_fit_multipliers_are_golden(place, make):
     assert record.stationarity_scaled <= 1e-6
     assert record.feasible
     for name, value in golden.items():
-        close(record.fit[name], value, 1e-5)
+        check_close(record.fit[name], value, 1e-5)
 
 
 def test_given_multipliers_are_compared_with_the_best_fit(place):
     problem, golden = _two_variables()
     record = place(problem).kkt({"budget": 1.25, "cap": 0.0})
-    close(record.fit["budget"], golden["budget"])
-    close(record.fit_distance, 0.25)
-    close(record.stationarity, 0.25)
-    close(record.fit_stationarity, 0)
+    check_close(record.fit["budget"], golden["budget"])
+    check_close(record.fit_distance, 0.25)
+    check_close(record.stationarity, 0.25)
+    check_close(record.fit_stationarity, 0)
 
 
 def test_active_bounds_carry_their_own_multipliers(place):
     w = cn.Variable(2, "w", nonneg=True)
     w.value = np.array([0.0, 2.0])
     record = place(cn.minimize(cn.sum_squares(w - np.array([-1.0, 2.0])))).kkt()
-    close(record.stationarity, 0)
+    check_close(record.stationarity, 0)
     w.value = np.array([0.0, 2.0])
     record = place(cn.minimize(cn.sum_squares(w - np.array([1.0, 2.0])))).kkt()
-    close(record.stationarity, 2, 1e-5)  # the bound does not explain a pull away from it
+    check_close(record.stationarity, 2, 1e-5)  # the bound does not explain a pull away from it
 
 
 def test_entropy_at_a_bound_is_no_error(place):
@@ -273,7 +273,7 @@ def test_parity_of_all_groups_has_one_dependent_gradient(place, rng):
     assert "not unique" in record.warnings[0].message
     # any of them, minimum norm or not, balances the same force
     shifted = {"parity": record.fit["parity"] + 5 / 3}
-    close(place(problem).kkt(shifted).stationarity, record.stationarity, 1e-7)
+    check_close(place(problem).kkt(shifted).stationarity, record.stationarity, 1e-7)
 
 
 def test_two_parallel_constraints_are_named(place):
@@ -302,7 +302,7 @@ def test_a_surrogate_that_disagrees_is_named(place, rng):
     record = place(problem).kkt({"rate": 1.0})
     assert record.surrogate
     exact = np.mean(D.values("x") > 0) - 0.3
-    close(record.violations["rate"], exact)
+    check_close(record.violations["rate"], exact)
     codes = [warning.code for warning in record.warnings]
     assert ("C301" in codes) == (
         abs(float(place(problem).evaluator.full("primal").residuals[0]) - exact) > 0.05
@@ -324,7 +324,7 @@ def test_the_gap_is_called_certified_only_for_stationary_points_of_convex_proble
     assert place(problem).kkt(golden, convex=False).gap_kind == "estimate, not a bound"
     assert place(problem).kkt({"budget": 3.0, "cap": 0.0}, convex=True).gap_kind == "estimate, not a bound"
     proven = place(problem).kkt(golden, bound=0.4)
-    close(proven.gap, 0.1)
+    check_close(proven.gap, 0.1)
     assert proven.gap_kind == "certified"
 
 
@@ -342,9 +342,9 @@ def test_epigraph_multipliers_are_weights(place):
     assert record.feasible
     assert record.stationarity <= 1e-6
     weights = next(v for k, v in record.fit.items() if k.startswith("(objective)"))
-    close(weights, [0, 0.4, 0.6], 1e-6)
+    check_close(weights, [0, 0.4, 0.6], 1e-6)
     solution = placed.solution()
-    close(solution.objective, 0.52, 1e-9)
+    check_close(solution.objective, 0.52, 1e-9)
     assert solution.names == ("total",)
     assert math.isfinite(solution["total"].shadow_price)
 
@@ -366,7 +366,7 @@ def test_constraints_per_row_have_their_multipliers(place):
     assert given.stationarity <= 1e-7 * np.abs(multipliers).max()
     assert given.feasibility <= 1e-10
     fitted = placed.kkt()
-    close(fitted.fit["fit"], multipliers, 1e-5)
+    check_close(fitted.fit["fit"], multipliers, 1e-5)
     assert (given.truncated, given.rank) == (0, 200)
 
 

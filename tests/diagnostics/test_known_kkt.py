@@ -20,7 +20,7 @@ SOLVED = [k for k in TABLE if k.outcome == "solved"]
 NAMES = [k.name for k in TABLE]
 
 
-def close(a, b, tolerance=1e-8):
+def check_close(a, b, tolerance=1e-8):
     np.testing.assert_allclose(np.asarray(a, float), np.asarray(b, float), atol=tolerance, rtol=tolerance)
 
 
@@ -79,7 +79,7 @@ class Forces:
         return np.where(self.at_upper, np.maximum(total, 0.0), total)
 
 
-def compare(record, definition, point):
+def check_record(record, definition, point):
     """All quantities of a record at a point, for the multipliers that it judged."""
     forces, lam = Forces(definition, point), record.multipliers
     total = forces.gradient + sum(np.ravel(lam[key]) @ rows for key, rows in forces.rows.items())
@@ -88,16 +88,16 @@ def compare(record, definition, point):
     scale = np.abs(forces.gradient).max(initial=0.0) + against
     absolute = np.abs(left).max()
     scaled = absolute / scale if scale else absolute
-    close(record.stationarity, absolute)
+    check_close(record.stationarity, absolute)
     alone = against <= absolute or scale <= 1e-9
-    close(record.stationarity_scaled, min(absolute, scaled) if alone else scaled)
+    check_close(record.stationarity_scaled, min(absolute, scaled) if alone else scaled)
     for name, block in split(point, left).items():
         if name in record.blocks:
-            close(record.blocks[name][0], np.abs(block).max())
+            check_close(record.blocks[name][0], np.abs(block).max())
     pull = forces.projected(forces.gradient, dict.fromkeys(definition.kinked, 0.0))
     share = 1 - left @ left / (pull @ pull) if pull.any() else 1.0 if not left.any() else np.nan
     if pull @ pull > 1e-16:  # else nothing pulls, and the share is one of rounding
-        close(record.force_balance, share if share >= 0 else np.nan)
+        check_close(record.force_balance, share if share >= 0 else np.nan)
     compare_values(record, definition, forces, lam)
 
 
@@ -113,21 +113,21 @@ def compare_values(record, definition, forces, lam):
         scaled.append(np.max(violation / (1 + np.abs(definition.bounds.get(key, 0.0)))))
         signed += np.sum(lam[key] * r)
         if kind == "<=":
-            close(record.complementarity, max(record.complementarity, product))
+            check_close(record.complementarity, max(record.complementarity, product))
             inequalities.append(np.ravel(lam[key]))
     assert set(record.violations) == set(violations)
     for name, size in violations.items():
-        close(record.violations[name], size)
-        close(record.products[name], products[name])
+        check_close(record.violations[name], size)
+        check_close(record.products[name], products[name])
     kinds = {key.split(":")[0].strip("()"): kind for key, (kind, _) in forces.residuals.items()}
-    close(record.complementarity, max([products[k] for k in products if kinds[k] == "<="], default=0.0))
-    close(record.feasibility_scaled, max(scaled))
-    close(record.feasibility, violations.get(record.worst, 0.0))
-    close(record.dual_feasibility, np.concatenate(inequalities).min())
-    close(record.complementarity_scaled, record.complementarity / (1 + abs(forces.objective)))
+    check_close(record.complementarity, max([products[k] for k in products if kinds[k] == "<="], default=0.0))
+    check_close(record.feasibility_scaled, max(scaled))
+    check_close(record.feasibility, violations.get(record.worst, 0.0))
+    check_close(record.dual_feasibility, np.concatenate(inequalities).min())
+    check_close(record.complementarity_scaled, record.complementarity / (1 + abs(forces.objective)))
     if record.gap_kind != "certified":
-        close(record.gap, abs(signed))
-        close(record.gap_scaled, abs(signed) / (1 + abs(forces.objective)))
+        check_close(record.gap, abs(signed))
+        check_close(record.gap_scaled, abs(signed) / (1 + abs(forces.objective)))
 
 
 def anywhere(problem, definition):
@@ -173,10 +173,10 @@ def check_anywhere(problem, definition):
     if "(objective)" in shapes:
         largest = values(definition, shown)[1]["(objective)"][1]
         point["(objective)"] = np.array(largest.max())
-        close(record.multipliers["(objective)"], largest == largest.max())
+        check_close(record.multipliers["(objective)"], largest == largest.max())
     for key, value in lam.items():
-        close(record.multipliers[key], value)
-    compare(record, definition, point)
+        check_close(record.multipliers[key], value)
+    check_record(record, definition, point)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -208,7 +208,7 @@ def point_of(solution):
 def test_quantities_equal_their_definitions_at_the_optimum(solutions):
     for name, (_, solution, record) in solutions.items():
         try:
-            compare(record, definition_of(name), point_of(solution))
+            check_record(record, definition_of(name), point_of(solution))
         except AssertionError as error:
             raise AssertionError(name) from error
 
@@ -248,9 +248,9 @@ def test_multipliers_of_trust_regions_are_roots_of_one_equation(name):
 
     root = brentq(excess, 0.1, 50, xtol=1e-14)
     known = known_problem(name)
-    close(known.multipliers["near"], root, 1e-7)
-    close(known.value, gain @ policy(root), 1e-9)
-    close(known.build().kkt({"p": policy(root)}).fit["near"], root, 1e-10)
+    check_close(known.multipliers["near"], root, 1e-7)
+    check_close(known.value, gain @ policy(root), 1e-9)
+    check_close(known.build().kkt({"p": policy(root)}).fit["near"], root, 1e-10)
 
 
 def best_fit(forces):
@@ -372,6 +372,10 @@ def by_the_dual(moved):
 
 
 CLOSED = {"interpolation": by_the_pseudoinverse, "maxent": by_the_dual}
+STEPS = {"hs88": 1e-6}
+"""Steps of right-hand sides where 1e-4 is not small: its constraint is one of 1e-4."""
+NOT_UNIQUE = {f"hs{number}" for number in range(89, 93)}
+"""Problems whose optima are a curve, along which the KKT system of `Moved` is singular."""
 
 
 def test_shadow_prices_are_finite_differences(solutions):
@@ -381,6 +385,8 @@ def test_shadow_prices_are_finite_differences(solutions):
     for known in SOLVED:
         problem, solution, record = solutions[known.name]
         definition, point = definition_of(known.name), point_of(solution)
+        if known.name in NOT_UNIQUE:
+            continue
         if not solution.names or not (definition.kinked or best_fit(Forces(definition, point))[2]):
             continue  # the multipliers are not unique
         value = CLOSED.get(known.name) or Moved(definition, point, record.multipliers).value
@@ -388,7 +394,7 @@ def test_shadow_prices_are_finite_differences(solutions):
         for name in solution.names:
             price = np.asarray(solution[name].shadow_price)
             direction = rng.uniform(0.5, 1.5, price.shape)
-            step = 1e-4 * (1 + np.abs(np.asarray(solution[name].bound)).max())
+            step = STEPS.get(known.name, 1e-4) * (1 + np.abs(np.asarray(solution[name].bound)).max())
             turn = -1.0 if solution[name].op == ">=" else 1.0
             keys = [key for key in record.multipliers if key.split(":")[0] == name]
             up, down = (value({key: s * turn * step * direction for key in keys}) for s in (1, -1))
@@ -417,13 +423,13 @@ def test_sensitivities_are_finite_differences():
                 params = {name: moved if moved.ndim else float(moved)}
                 sides.append(problem.solve("newton", progress=False, tolerance=1e-8, params=params))
             up, down = sides
-            close(np.ravel(found.value)[k], (up.objective - down.objective) / 2e-4, 1e-5)
+            check_close(np.ravel(found.value)[k], (up.objective - down.objective) / 2e-4, 1e-5)
             slope_w = (up.variables["w"] - down.variables["w"]) / 2e-4
-            close(found.decisions["w"].reshape(3, -1)[:, k], slope_w, 1e-4)
+            check_close(found.decisions["w"].reshape(3, -1)[:, k], slope_w, 1e-4)
             change = (up["budget"].multiplier - down["budget"].multiplier) / 2e-4
-            close(np.ravel(found.multipliers["budget"])[k], change, 1e-4)
+            check_close(np.ravel(found.multipliers["budget"])[k], change, 1e-4)
     assert found.decisions["w"].shape == (3, 2)
-    close(solution.sensitivity(a).value, solution.sensitivity("a").value)
+    check_close(solution.sensitivity(a).value, solution.sensitivity("a").value)
 
 
 def test_a_sensitivity_that_does_not_exist_is_refused_with_the_reason():

@@ -9,7 +9,7 @@ from benchmarks.coverage import fitted, multipliers, statistics
 from constrain import E, P, forall
 
 
-def close(a, b, tolerance=1e-8):
+def check_close(a, b, tolerance=1e-8):
     np.testing.assert_allclose(np.asarray(a, float), np.asarray(b, float), atol=tolerance, rtol=tolerance)
 
 
@@ -19,10 +19,12 @@ def test_minimum_saddle_and_maximum_on_a_circle():
     problem = cn.minimize(w[0] ** 2 - w[1] ** 2 / 2).subject_to(circle=cn.sum_squares(w) == 1)
     low = problem.kkt({"w": np.array([0.0, 1.0])}, order=2)
     assert low.second_order == "second order sufficient"
-    close(low.curvature, 2 + 2 * 0.5)  # d^2 L = diag(2, -1) + lambda 2 I with lambda = 1/2, along (1, 0)
+    check_close(
+        low.curvature, 2 + 2 * 0.5
+    )  # d^2 L = diag(2, -1) + lambda 2 I with lambda = 1/2, along (1, 0)
     high = problem.kkt({"w": np.array([1.0, 0.0])}, order=2)
     assert high.second_order == "saddle direction"
-    close(high.curvature, -1 - 2)
+    check_close(high.curvature, -1 - 2)
 
 
 def test_a_curved_constraint_makes_a_linear_objective_strict():
@@ -30,7 +32,7 @@ def test_a_curved_constraint_makes_a_linear_objective_strict():
     problem = cn.minimize(cn.sum(w)).subject_to(ball=cn.sum_squares(w) <= 2, idle=w[0] <= 5)
     record = problem.kkt({"w": np.array([-1.0, -1.0])}, order=2)
     assert record.second_order == "second order sufficient"
-    close(record.curvature, 1.0)
+    check_close(record.curvature, 1.0)
     corner = cn.minimize(-cn.sum(w)).subject_to(a=w[0] <= 1, b=w[1] <= 1)
     assert corner.kkt({"w": np.ones(2)}, order=2).second_order == "second order sufficient"
     face = cn.minimize(-w[0]).subject_to(a=w[0] <= 1)
@@ -57,9 +59,9 @@ def test_lanczos_equals_the_dense_curvature(rng, monkeypatch):
     problem = cn.minimize(w @ (matrix @ w) / 2).subject_to(flat=rows @ w == 0)
     dense = problem.kkt({"w": np.zeros(size)}, order=2)
     null = np.linalg.qr(rows.T, mode="complete")[0][:, 5:]
-    close(dense.curvature, np.linalg.eigvalsh(null.T @ matrix @ null)[0])
+    check_close(dense.curvature, np.linalg.eigvalsh(null.T @ matrix @ null)[0])
     monkeypatch.setattr("constrain.diagnostics.second_order.DENSE", 10)
-    close(problem.kkt({"w": np.zeros(size)}, order=2).curvature, dense.curvature, 1e-5)
+    check_close(problem.kkt({"w": np.zeros(size)}, order=2).curvature, dense.curvature, 1e-5)
 
 
 # --------------------------------------------------------------------------------------- qualification
@@ -92,9 +94,9 @@ def test_multipliers_of_redundant_parity_are_those_of_minimum_norm(rng, groups):
     assert record.dependent == tuple(f"parity[g={k}]" for k in range(groups))
     assert "W203" in [warning.code for warning in solution.warnings]
     null = np.bincount(g) / rows  # sum_g share_g (mean_g - mean) = 0
-    close(null @ record.fit["parity"], 0.0, 1e-7)
+    check_close(null @ record.fit["parity"], 0.0, 1e-7)
     given = solution["parity"].multiplier
-    close(record.fit["parity"], given - null * (null @ given) / (null @ null), 1e-5)
+    check_close(record.fit["parity"], given - null * (null @ given) / (null @ null), 1e-5)
 
 
 def test_minimum_norm_respects_signs():
@@ -105,7 +107,9 @@ def test_minimum_norm_respects_signs():
         .kkt({"w": np.array(1.0)})
     )
     # shortest (a, b, c, d) >= 0 with a + 3 b + c - d = 2
-    close([float(record.fit[k]) for k in ("one", "two", "three", "floor")], np.array([1, 3, 1, 0]) * 2 / 11)
+    check_close(
+        [float(record.fit[k]) for k in ("one", "two", "three", "floor")], np.array([1, 3, 1, 0]) * 2 / 11
+    )
 
 
 # ------------------------------------------------------------------------------------- standard errors
@@ -115,10 +119,10 @@ def test_the_standard_error_of_a_multiplier_by_hand(rng):
     D, w = cn.Data("d", y=y, z=z), cn.Variable((), "w")
     problem = cn.minimize(E((w - D.y) ** 2)).subject_to(cap=w <= E(D.z))
     record = problem.kkt({"w": z.mean()}, order=2)
-    close(record.multipliers["cap"], 2 * (y.mean() - z.mean()))
-    close(record.standard_errors["cap"], np.std(2 * (y - z), ddof=1) / np.sqrt(300), 1e-6)
+    check_close(record.multipliers["cap"], 2 * (y.mean() - z.mean()))
+    check_close(record.standard_errors["cap"], np.std(2 * (y - z), ddof=1) / np.sqrt(300), 1e-6)
     low, high = record.interval("cap")
-    close(high - low, 2 * 1.959964 * record.standard_errors["cap"])
+    check_close(high - low, 2 * 1.959964 * record.standard_errors["cap"])
     assert "cap 4" in str(record) or "cap 3" in str(record)
 
 
@@ -169,5 +173,5 @@ def test_order_two_of_a_solution_needs_the_problem(tmp_path, rng):
     with pytest.raises(cn.ModelingError, match="E129"):
         loaded.kkt(order=2)
     again = cn.load(tmp_path / "run", problem=problem)
-    close(again.kkt(order=2).standard_errors["cap"], solution.kkt(order=2).standard_errors["cap"])
+    check_close(again.kkt(order=2).standard_errors["cap"], solution.kkt(order=2).standard_errors["cap"])
     assert torch.is_tensor(torch.as_tensor(float(w.value)))

@@ -9,7 +9,7 @@ import constrain as cn
 from constrain import E
 
 
-def close(a, b, tolerance=1e-8):
+def check_close(a, b, tolerance=1e-8):
     np.testing.assert_allclose(np.asarray(a, float), np.asarray(b, float), atol=tolerance, rtol=tolerance)
 
 
@@ -17,10 +17,10 @@ def test_a_median_is_stationary_at_a_row():
     x = np.array([0.3, 1.0, 2.0, 5.0, 9.0])
     D, w = cn.Data("d", x=x), cn.Variable((), "w")
     problem = cn.minimize(E(abs(D.x - w)))
-    close(problem.kkt({"w": 2.0}).stationarity, 0.0)
+    check_close(problem.kkt({"w": 2.0}).stationarity, 0.0)
     # at any other row the least slope is the distance of its share from one half
-    close(problem.kkt({"w": 5.0}).stationarity, (3 - 1 - 1) / 5)
-    close(problem.kkt({"w": 4.0}).stationarity, (3 - 2) / 5)
+    check_close(problem.kkt({"w": 5.0}).stationarity, (3 - 1 - 1) / 5)
+    check_close(problem.kkt({"w": 4.0}).stationarity, (3 - 2) / 5)
 
 
 def test_a_lasso_solution_is_stationary_and_a_nearby_point_is_not(rng):
@@ -38,7 +38,7 @@ def test_a_lasso_solution_is_stationary_and_a_nearby_point_is_not(rng):
     least = np.where(
         point != 0, force + 0.4 * np.sign(point), np.sign(force) * np.maximum(np.abs(force) - 0.4, 0)
     )
-    close(problem.kkt({"w": point}).stationarity, np.abs(least).max())
+    check_close(problem.kkt({"w": point}).stationarity, np.abs(least).max())
 
 
 def test_the_threshold_of_a_tail_is_a_row(rng):
@@ -54,7 +54,7 @@ def test_the_threshold_of_a_tail_is_a_row(rng):
     record = problem.kkt({"w": found.x[:3]})
     assert record.kinks >= 1
     assert record.stationarity <= 1e-7
-    close(-record.fit["total"], found.eqlin.marginals[0], 1e-6)
+    check_close(-record.fit["total"], found.eqlin.marginals[0], 1e-6)
     away = np.array([0.2, 0.3, 0.5])
     assert problem.kkt({"w": away}).stationarity > 1e-3
 
@@ -73,7 +73,7 @@ def test_multipliers_of_a_tail_that_is_bounded(rng):
     assert solution["tail"].multiplier > 0.01
     record = problem.kkt(solution)
     assert record.stationarity <= 1e-5
-    close(record.fit["tail"], solution["tail"].multiplier, 1e-4)
+    check_close(record.fit["tail"], solution["tail"].multiplier, 1e-4)
 
 
 def test_guards_of_logarithms_are_no_kinks(place):
@@ -91,8 +91,8 @@ def test_kinks_inside_modules_and_clamps(rng):
     w = cn.Variable((), "w")
     problem = cn.minimize(E(torch.clamp(w - D.x, min=0.0)) - w / 2)
     # the least w with as many rows below as a half: any slope between 1/3 and 2/3 at the row 0
-    close(problem.kkt({"w": 0.0}).stationarity, 0.0)
-    close(problem.kkt({"w": 1.0}).stationarity, 2 / 3 - 1 / 2)
+    check_close(problem.kkt({"w": 0.0}).stationarity, 0.0)
+    check_close(problem.kkt({"w": 1.0}).stationarity, 2 / 3 - 1 / 2)
 
 
 def test_points_with_too_many_rows_say_so(monkeypatch):
@@ -165,12 +165,12 @@ def test_the_least_subgradient_has_a_closed_form(name):
     function, point, least = CASES[name]
     w, point = cn.Variable(4, "w"), {"w": np.array(point, float)}
     record = cn.minimize(FORCE @ w + function(w)).kkt(point)
-    close(record.stationarity, np.abs(least(FORCE)).max())
+    check_close(record.stationarity, np.abs(least(FORCE)).max())
     assert record.kinks >= 1
     if name in ("a distance", "largest entry", "least entry"):  # a bound on these is one on their pieces
         return
     given = cn.minimize(FORCE @ w).subject_to(shape=function(w) <= 50.0).kkt(point, {"shape": np.array(2.0)})
-    close(given.stationarity, 2 * np.abs(least(FORCE / 2)).max())
+    check_close(given.stationarity, 2 * np.abs(least(FORCE / 2)).max())
 
 
 def test_kinks_in_rows_of_constraints_balance(rng):
@@ -210,13 +210,13 @@ def test_a_budget_of_order_one_is_stationary_without_a_bound(rng):
         signs = np.where(np.abs(there) > 1e-9, np.sign(there), 0)
         if order == 1:  # the multiplier is the force on every entry that moves
             assert (signs == 0).any()
-            close(np.abs(force[signs != 0]), solution["budget"].multiplier, 1e-7)
+            check_close(np.abs(force[signs != 0]), solution["budget"].multiplier, 1e-7)
             assert (np.abs(force[signs == 0]) <= solution["budget"].multiplier).all()
         else:  # the forces on the entries at the bound add up to it
             at = np.abs(np.abs(there) - budget) <= 1e-9
             assert at.sum() > 1
-            close(-(force * signs)[at].sum(), solution["budget"].multiplier, 1e-7)
-            close(force[~at], 0.0, 1e-7)
+            check_close(-(force * signs)[at].sum(), solution["budget"].multiplier, 1e-7)
+            check_close(force[~at], 0.0, 1e-7)
 
 
 def gradient_of_tanh(x, y, w):

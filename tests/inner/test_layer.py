@@ -144,7 +144,7 @@ def test_integers_have_a_value_with_the_gradient_of_the_program_that_fixes_them(
 
 
 # --------------------------------------------------------------------------------------- degenerate
-def degenerate(problem, at, output, code):
+def check_degenerate(problem, at, output, code):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         cn.layer(problem, outputs=output)(at).sum().backward()
@@ -155,14 +155,14 @@ def test_what_is_degenerate_is_said():
     x, b = cn.Variable(2, "x"), cn.Parameter("b", shape=3)
     lines = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=F64)
     corner = cn.minimize(-cn.sum(x)).subject_to(c=lines @ x <= b)
-    degenerate(corner, torch.tensor([1.0, 1.0, 2.0], dtype=F64, requires_grad=True), "value", "W220")
+    check_degenerate(corner, torch.tensor([1.0, 1.0, 2.0], dtype=F64, requires_grad=True), "value", "W220")
     edge = cn.minimize(-x[0] + 0 * x[1]).subject_to(c=lines @ x <= b, low=x >= -5)
-    degenerate(edge, torch.tensor([1.0, 1.0, 9.0], dtype=F64, requires_grad=True), "x", "W221")
+    check_degenerate(edge, torch.tensor([1.0, 1.0, 9.0], dtype=F64, requires_grad=True), "x", "W221")
     touched = cn.minimize(cn.quad_form(x, torch.eye(2, dtype=F64) + 0.3)).subject_to(c=lines @ x <= b)
-    degenerate(touched, torch.tensor([1.0, 0.0, 1.0], dtype=F64, requires_grad=True), "x", "W222")
+    check_degenerate(touched, torch.tensor([1.0, 0.0, 1.0], dtype=F64, requires_grad=True), "x", "W222")
     y = cn.Parameter("y", shape=2)
     kink = cn.minimize(cn.sum_squares(x - y)).subject_to(c=cn.sum(x) <= 1)
-    degenerate(kink, torch.tensor([0.5, 0.5], dtype=F64, requires_grad=True), "x", "W222")
+    check_degenerate(kink, torch.tensor([0.5, 0.5], dtype=F64, requires_grad=True), "x", "W222")
 
 
 # ----------------------------------------------------------------------------------------- refusals
