@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +34,7 @@ def wilson(
         rows: numbers of observations.
         confidence: two-sided level.
     """
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    z = float(special.ndtri(0.5 + confidence / 2))
     p, count = np.asarray(share, dtype=np.float64), np.asarray(rows, dtype=np.float64)
     center = (p + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * np.sqrt(p * (1 - p) / count + z**2 / (4 * count**2))
@@ -48,8 +48,8 @@ def clopper_pearson(
     count = np.asarray(rows, dtype=np.float64)
     hits = np.round(np.asarray(share, dtype=np.float64) * count)
     tail = (1 - confidence) / 2
-    lower = stats.beta.ppf(tail, hits, np.maximum(count - hits + 1, 1))
-    upper = stats.beta.isf(tail, hits + 1, np.maximum(count - hits, 1e-300))
+    lower = special.betaincinv(np.maximum(hits, 1), np.maximum(count - hits + 1, 1), tail)
+    upper = special.betainccinv(hits + 1, np.maximum(count - hits, 1), tail)
     return np.where(hits <= 0, 0.0, lower), np.where(hits >= count, 1.0, upper)
 
 
@@ -82,6 +82,8 @@ def rate_deviates(
     if not few.any():
         return score
     hits, inside = np.round(share * rows), np.clip(bound, 0.0, 1.0)
-    tail = np.minimum(stats.binom.cdf(hits, rows, inside), stats.binom.sf(hits - 1, rows, inside))
-    exact = np.copysign(stats.norm.isf(np.minimum(0.5, tail)), residual)
+    below = special.betainc(np.maximum(rows - hits, 1e-300), hits + 1, 1 - inside)  # P(count <= hits)
+    above = special.betainc(np.maximum(hits, 1e-300), rows - hits + 1, inside)  # P(count >= hits)
+    tail = np.minimum(np.where(hits >= rows, 1.0, below), np.where(hits <= 0, 1.0, above))
+    exact = np.copysign(-special.ndtri(np.minimum(0.5, tail)), residual)
     return np.where(few, exact, score)

@@ -104,26 +104,61 @@ def diagnose_infeasible(  # noqa: PLR0913  # the public options
     """
     check_options({"seed": seed, "tolerance": tolerance, "starts": starts, "solves": solves, **options})
     firm = _firm(problem)
-    limit, least = solves or PROOF_SOLVES, tolerance or TOLERANCE
+    if method == "auto":
+        limits = solves or PROOF_SOLVES, tolerance or TOLERANCE
+        found = _by_proof(problem, firm, data, params, *limits)
+        if found is not None:
+            return found
     if not firm:
-        valued = _valued(problem, data, params, limit, least) if method == "auto" else None
-        return valued or Infeasibility("feasible", "the problem has no constraint that must hold as written")
-    skeleton = Problem("find", None, firm)
+        return Infeasibility("feasible", "the problem has no constraint that must hold as written")
+    asked = {"data": data, "params": params, "seed": seed, "tolerance": tolerance, **options}
+    return _by_search(firm, method, asked, starts, solves or TRAINING_SOLVES, solution)
+
+
+def _by_proof(
+    problem: Problem,
+    firm: Mapping[str, n.Node],
+    data: Data | Mapping[str, Data] | None,
+    params: Mapping[str, Any] | None,
+    solves: int,
+    tolerance: float,
+) -> Infeasibility | None:
+    """What can be proved of constraints that are convex together, and of the domain of the objective.
+
+    Returns:
+        None where the constraints are not convex, or there are none and the objective has a value.
+    """
+    found = None
+    if firm:
+        program = lowered(Problem("find", None, dict(firm)), data)
+        check_parameters(program, params)
+        facts = classify(program)
+        found = _proved(program, facts, data, params, solves, tolerance) if facts.convex else None
+        if found is None or not found.feasible:
+            return found
+    return _valued(problem, data, params, solves, tolerance) or found
+
+
+def _by_search(
+    firm: Mapping[str, n.Node],
+    method: Any,
+    asked: Mapping[str, Any],
+    starts: int,
+    solves: int,
+    solution: Solution | None,
+) -> Infeasibility:
+    """The evidence of solves from several starts, with options as of `solve`."""
+    skeleton = Problem("find", None, dict(firm))
+    data, params = asked["data"], asked["params"]
     program = lowered(skeleton, data)
     check_parameters(program, params)
-    facts = classify(program)
-    if facts.convex and method == "auto":
-        found = _proved(program, facts, data, params, limit, least)
-        if found is not None:
-            return (_valued(problem, data, params, limit, least) or found) if found.feasible else found
     with precision(program, torch.float64), restored(skeleton):
         setup = prepare(program, device=place(program, None), dtype=torch.float64, data=data, params=params)
         units = _units(setup, read_point(setup.evaluator))
-    asked = {"data": data, "params": params, "seed": seed, "tolerance": tolerance, **options}
-    given = {k: v for k, v in asked.items() if v is not None}
+    given = {key: value for key, value in asked.items() if value is not None}
     with restored(skeleton):
-        trained = Trained(skeleton, method, units, given, starts=starts, seed=seed)
-        return _searched(trained, setup, solves or TRAINING_SOLVES, solution)
+        trained = Trained(skeleton, method, units, given, starts=starts, seed=asked["seed"])
+        return _searched(trained, setup, solves, solution)
 
 
 def with_conflict(
