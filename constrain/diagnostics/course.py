@@ -125,7 +125,8 @@ def _cycles(
             names.setdefault(key.split("[")[0].split(":")[0], period)
     if not names:
         return []
-    listed = ", ".join(f"{name} (about every {period} epochs)" for name, period in names.items())
+    apart = (rows[-1]["epoch"] - rows[0]["epoch"]) / (len(rows) - 1)  # epochs from record to record
+    listed = ", ".join(f"{name} (about every {period * apart:.0f} epochs)" for name, period in names.items())
     return [
         Warn(
             "C303",

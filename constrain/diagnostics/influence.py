@@ -10,8 +10,9 @@ Source: van der Vaart, Asymptotic Statistics (1998), chapters 3 and 20.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -33,6 +34,12 @@ __all__ = ["ENTRIES", "Spread", "influences", "jacobian_of", "spread"]
 
 ENTRIES = 400
 """Entries of one function whose standard error is computed: the most urgent ones; the others are NaN."""
+
+SCALARS = 256
+"""Scalars whose slopes are held at once; of more, rows that share all levels are summed first."""
+
+LARGEST_GRAM = 4_000_000
+"""Most numbers that are held for these sums."""
 
 BLOCK = 4_000_000
 """Largest number of influences held at a time."""
@@ -67,9 +74,13 @@ def spread(
         urgency: per function an array of its shape; of more than `ENTRIES` entries, the largest are computed.
     """
     places = [_chosen(u) for u in urgency]
+    if not moments:
+        return [_certain(f.shape, place) for f, place in zip(functions, places, strict=True)]
     scalars = [f.reshape(-1)[k] for f, place in zip(functions, places, strict=True) for k in place]
-    jacobian = jacobian_of(moments, scalars)
-    variance, smallest = _variance(evaluator, moments, jacobian, len(scalars))
+    grams = _Grams(evaluator, moments, len(scalars))
+    blocks = [scalars[first : first + SCALARS] for first in range(0, len(scalars), SCALARS)]
+    found = [_variance(evaluator, moments, jacobian_of(moments, own), len(own), grams) for own in blocks]
+    variance, smallest = (np.concatenate([*own, np.zeros(0)]) for own in zip(*found, strict=True))
     result: list[Spread] = []
     start = 0
     for f, place in zip(functions, places, strict=True):
@@ -84,6 +95,13 @@ def spread(
         result.append(Spread(error.reshape(f.shape), least.reshape(f.shape)))
         start = stop
     return result
+
+
+def _certain(shape: Sequence[int], places: Sequence[int]) -> Spread:
+    """What no data enters."""
+    error = np.full(math.prod(shape), np.nan)
+    error[places] = 0.0
+    return Spread(error.reshape(shape), error.copy().reshape(shape))
 
 
 def _chosen(urgency: NDArray[np.float64]) -> list[int]:
@@ -107,7 +125,7 @@ def jacobian_of(moments: Sequence[Tensor], scalars: Sequence[Tensor]) -> list[Te
 
 
 def _variance(
-    evaluator: Evaluator, moments: Sequence[Tensor], jacobian: Sequence[Tensor], count: int
+    evaluator: Evaluator, moments: Sequence[Tensor], jacobian: Sequence[Tensor], count: int, grams: _Grams
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Squared standard error per scalar, and rows of its smallest group (infinite without data).
 
@@ -128,7 +146,9 @@ def _variance(
             smallest = np.minimum(smallest, np.where(used, rows, np.inf).min(axis=1))
         moving = [piece for _, piece in pieces if piece.slopes.any()]
         if moving:
-            variance += _squares(evaluator, job, moving, count) / population.rows**2
+            gram = grams.of(job)
+            squares = _squares(evaluator, job, moving, count) if gram is None else gram.squares(pieces)
+            variance += squares / population.rows**2
     undefined &= np.isinf(smallest)
     return np.where(undefined, np.nan, variance), np.where(undefined, np.nan, smallest)
 
@@ -151,11 +171,7 @@ class _Piece:
 
     def influence(self, integrand: Tensor, weight: Tensor | None, codes: Tensor | None) -> Tensor:
         """(scalars, rows) of these rows: slope * weight * (integrand - mean of the row's group)."""
-        g = integrand.double().reshape(integrand.shape[0], -1)
-        centered = g - (self.mean if codes is None else self.mean[codes])
-        if weight is not None:
-            wide = weight.double()[:, None]
-            centered = torch.where(wide > 0, centered * wide, torch.zeros_like(centered))
+        centered = _centered(integrand, self.mean, weight, codes)
         if codes is None:
             return self.slopes[:, 0, :] @ centered.T
         return (self.slopes[:, codes, :] * centered).sum(-1)
@@ -175,6 +191,99 @@ def _pieces(
         slopes = torch.where(slopes.isnan(), torch.zeros_like(slopes), slopes)
         pieces.append((i, _Piece(place, stratum, moments[i].detach().reshape(levels, -1), slopes)))
     return pieces
+
+
+@dataclass(frozen=True)
+class _Gram:
+    """Sums of products of the rows' centered integrands, by cells of rows that share all levels.
+
+    The influence of a row is the product of its centered integrands with slopes that its cell has in common,
+    so that the sum of its squares over all rows is a quadratic form in each cell.
+
+    Attributes:
+        codes: per moment of the sample the level of each cell; None without levels.
+        sums: (cells, entries, entries), over the entries of all moments.
+    """
+
+    codes: list[Tensor | None]
+    sums: Tensor
+
+    def squares(self, pieces: Sequence[tuple[int, _Piece]]) -> NDArray[np.float64]:
+        """Sum over rows of the squared influence, per scalar."""
+        cells = len(self.sums)
+        slopes = [
+            piece.slopes.expand(-1, cells, -1) if codes is None else piece.slopes[:, codes, :]
+            for (_, piece), codes in zip(pieces, self.codes, strict=True)
+        ]
+        each = torch.cat(slopes, -1)
+        return array_of(torch.einsum("sci,cij,scj->s", each, self.sums, each).clamp(min=0))
+
+
+class _Grams:
+    """The sums of products of every sample, where many scalars make them worth a pass over the rows.
+
+    Args:
+        evaluator: the program with the sample.
+        moments: exact.
+        count: of all scalars.
+    """
+
+    def __init__(self, evaluator: Evaluator, moments: Sequence[Tensor], count: int) -> None:
+        self.evaluator = evaluator
+        self.moments = moments
+        self.many = count > SCALARS
+        self._found: dict[Data, _Gram | None] = {}
+
+    def of(self, job: Job) -> _Gram | None:
+        """Those of a sample; None where the influence of each row is cheaper."""
+        if not self.many or self.evaluator.populations[job.data].data.streamed:
+            return None
+        if job.data not in self._found:
+            self._found[job.data] = self._made(job)
+        return self._found[job.data]
+
+    @torch.no_grad()
+    def _made(self, job: Job) -> _Gram | None:
+        evaluator, population = self.evaluator, self.evaluator.populations[job.data]
+        strata = [population.strata[key] for key in job.strata]
+        stratum_of = {place: k for k, own in enumerate(job.strata.values()) for place in own}
+        of_moment = [stratum_of[place] for place in range(len(job.moments))]
+        chunks = list(population.chunks(evaluator.chunk))
+        conditions = [[population.conditions(stratum, rows) for stratum in strata] for rows in chunks]
+        leveled = [k for k in range(len(strata)) if conditions[0][k][1] is not None]
+        rows = sum(own.count for own in chunks)
+        cells, cell = torch.zeros((1, 0), dtype=torch.int64), torch.zeros(rows, dtype=torch.int64)
+        if leveled:
+            known = [[c for own in conditions if (c := own[k][1]) is not None] for k in leveled]
+            joint = torch.stack([torch.cat(own) for own in known], 1)
+            cells, cell = cast("tuple[Tensor, Tensor]", torch.unique(joint, dim=0, return_inverse=True))
+        means = [self.moments[i].detach().double() for i in job.moments]
+        wide = [m[0].numel() if of_moment[p] in leveled else m.numel() for p, m in enumerate(means)]
+        if len(cells) * sum(wide) ** 2 > LARGEST_GRAM:
+            return None
+        sums = torch.zeros((len(cells), sum(wide), sum(wide)), dtype=torch.float64, device=evaluator.device)
+        start = 0
+        for own, held in zip(chunks, conditions, strict=True):
+            values = evaluator.rows(job, own, "exact")
+            columns: list[Tensor] = []
+            for place, mean in enumerate(means):
+                weight, codes = held[of_moment[place]]
+                columns.append(_centered(values[place], mean.reshape(-1, wide[place]), weight, codes))
+            z = torch.cat(columns, 1)
+            sums.index_add_(0, cell[start : start + own.count].to(z.device), z[:, :, None] * z[:, None, :])
+            start += own.count
+        codes = [cells[:, leveled.index(k)] if k in leveled else None for k in of_moment]
+        return _Gram(codes, sums)
+
+
+def _centered(integrand: Tensor, mean: Tensor, weight: Tensor | None, codes: Tensor | None) -> Tensor:
+    """(rows, entries): weight * (integrand - mean of the row's group)."""
+    g = integrand.double().reshape(integrand.shape[0], -1)
+    centered = g - (mean if codes is None else mean[codes])
+    if weight is None:
+        return centered
+    wide = weight.double()[:, None]
+    return torch.where(wide > 0, centered * wide, torch.zeros_like(centered))
 
 
 def influences(

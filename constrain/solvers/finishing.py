@@ -63,7 +63,7 @@ def finish(judge: IterateJudge, method: Method) -> None:
     decisions.restore(judge.kept.state)
     judge.kept = replace(judge.kept, rank=end.look().rank)
     decisions.restore({**last, **judge.late_average(last)})
-    end.offer(f"the average of the last {judge.late_epochs} epochs")
+    end.offer(f"the average of the last {judge.late_epochs} judged iterates")
     decisions.restore(judge.kept.state)
     end.correct(judge.kept.words)
     decisions.restore(last)

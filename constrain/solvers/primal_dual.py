@@ -27,7 +27,14 @@ from constrain.runtime.multipliers import multiplier_functions
 from constrain.solvers.guard import Guard
 from constrain.solvers.sampling import BatchSampler, Sampling
 from constrain.solvers.schemes import Scheme, dual_of, scheme_of
-from constrain.solvers.training import IterateJudge, epochs_or_default, half_cosine, schedule_of, train
+from constrain.solvers.training import (
+    IterateJudge,
+    epochs_or_default,
+    epochs_together,
+    half_cosine,
+    schedule_of,
+    train,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -151,7 +158,7 @@ class PrimalDual:
         started = time.perf_counter()
         method = Training(self, evaluator)
         method.prepare(multipliers)
-        judge = IterateJudge(evaluator, method.epochs, self.tolerance)
+        judge = IterateJudge(evaluator, method.epochs, self.tolerance, method.together)
         return train(method, judge, progress=progress, started=started, time_limit=time_limit, finish=True)
 
 
@@ -211,6 +218,9 @@ class Training:
             evaluator, options.batch, self.generator, options.sampling, rows, halves=halves
         )
         self.epochs = epochs_or_default(options.epochs, self.sampler.per_epoch)
+        self.together = self._together()
+        if self.together > 1:
+            self.lagrangian.memory = 0.0  # every step sees all rows
         self.total = max(self.epochs * self.sampler.per_epoch, 1)
         make = options.optimizer
         self.optimizer = (
@@ -262,6 +272,14 @@ class Training:
             self.lagrangian.use(self.dual)
         self.state = self.scheme.init(self)
 
+    def _together(self) -> int:
+        """Epochs that are judged together: several where these are single steps on all rows."""
+        asked = (self.options.memory, self.options.rate, self.options.gain, self.options.dual)
+        own = type(self.scheme).observe is not Scheme.observe or any(value is not None for value in asked)
+        if own or self.evaluator.program.feasibility or not self.sampler.whole:
+            return 1
+        return epochs_together(self.epochs, self.sampler.per_epoch)
+
     def _gain(self) -> float:
         """The proportional gain that was asked for, or else that of the scheme or the formulation."""
         if self.dual is not None:
@@ -301,7 +319,9 @@ class Training:
                 self.lagrangian.refresh()
             self.after_step()
         self.evaluator.refresh_scales()
-        if epoch < 4 or epoch % 4 == 0:
+        if (epoch + 1) % self.together:  # not judged: its residuals are those that the step has seen
+            self.lagrangian.adapt()
+        if epoch < 4 or epoch % (4 * self.together) == 0:
             self.lagrangian.calibrate(self.generator)
 
     def _usual_lr(self) -> float:

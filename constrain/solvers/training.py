@@ -54,11 +54,14 @@ __all__ = [
     "Stepwise",
     "default_optimizer",
     "epochs_or_default",
+    "epochs_together",
     "half_cosine",
     "schedule_of",
     "train",
 ]
 
+JUDGED_STEPS, LEAST_JUDGED = 8, 32
+"""Steps from one judgment to the next in epochs of fewer steps, and judgments that are left at least."""
 DEFAULT_EPOCHS = 40
 LEAST_STEPS = 3000
 """Epochs when none are asked for, and the steps they come to at least."""
@@ -104,7 +107,7 @@ class Method(Protocol):
         ...
 
     def observe(self, residuals: Mapping[int, Tensor], moments: list[Tensor]) -> None:
-        """Is told the exact residuals (by part position) and averages on the full data after every epoch."""
+        """Is told the exact residuals (by part position) and averages on the full data when it is judged."""
         ...
 
     def terminate(self) -> str:
@@ -136,6 +139,11 @@ def epochs_or_default(epochs: int | None, per_epoch: int) -> int:
     if epochs is not None:
         return epochs
     return max(DEFAULT_EPOCHS, math.ceil(LEAST_STEPS / per_epoch))
+
+
+def epochs_together(epochs: int, per_epoch: int) -> int:
+    """Epochs that are judged together: several where judging one costs more than its few steps."""
+    return max(1, min(math.ceil(JUDGED_STEPS / per_epoch), epochs // LEAST_JUDGED))
 
 
 def default_optimizer(tensors: Sequence[Tensor], lr: float) -> torch.optim.Optimizer:
@@ -201,10 +209,12 @@ class IterateJudge:
             come.
         tolerance: violation (relative to the spread of a row's contribution) up to which an iterate is
             feasible.
+        every: epochs from one judgment to the next; the last one is judged in any case.
     """
 
-    def __init__(self, evaluator: Evaluator, epochs: int, tolerance: float) -> None:
+    def __init__(self, evaluator: Evaluator, epochs: int, tolerance: float, every: int = 1) -> None:
         self.evaluator = evaluator
+        self.every = every
         self.parts = evaluator.program.parts
         self.slacks = Slacks(evaluator)
         self.largest = Largest(evaluator)
@@ -218,6 +228,14 @@ class IterateJudge:
         self._tail: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}  # of the decisions
         self.late_epochs = 0
+
+    def due(self, epoch: int) -> bool:
+        """Whether an epoch is judged."""
+        return (epoch + 1) % self.every == 0 or epoch + 1 == self.epochs
+
+    def judged(self, epochs: int) -> bool:
+        """Whether the last of so many epochs was judged."""
+        return bool(self.history) and self.history[-1]["epoch"] == epochs
 
     def judge(self, epoch: int, method: Method) -> tuple[dict[int, Tensor], list[Tensor]]:
         """Judges the current iterate, with the least slacks that it needs.
@@ -411,14 +429,27 @@ class _Run:
             NotFinite: when something is NaN or infinite.
         """
         self.method.epoch(self.epoch)
-        residuals, moments = self.judge.judge(self.epoch, self.method)
+        if self.judge.due(self.epoch):
+            self._judge(self.epoch)
+        self.epoch += 1
+        self._check()
+        self._store()
+
+    def judge_last(self) -> None:
+        """Judges the iterate of the last epoch, if it was not.
+
+        Raises:
+            NotFinite: when something is NaN or infinite.
+        """
+        if not self.judge.judged(self.epoch):
+            self._judge(self.epoch - 1)
+
+    def _judge(self, epoch: int) -> None:
+        residuals, moments = self.judge.judge(epoch, self.method)
         row = self.judge.history[-1]
         if not (math.isfinite(row["objective"]) and math.isfinite(row["violation"])):
             raise NotFinite(f"{judged_culprit(self.evaluator)} on the full data", self._after)
         self.method.observe(residuals, moments)
-        self.epoch += 1
-        self._check()
-        self._store()
 
     def _after_step(self) -> None:
         if self._replaying or self.method.steps - self._checked >= CHECKED_STEPS:
@@ -554,6 +585,8 @@ def _epochs(run: _Run, progress: Progress, time_limit: float | None) -> tuple[En
         if run.epoch and (found := run.method.terminate()):
             return "limit", f"{found} after {run.epoch} epochs"
         if run.epoch and time_limit is not None and time.perf_counter() - run.started > time_limit:
+            run.judge_last()
             return "limit", f"time limit after {run.epoch} epochs"
         run.advance()
-        progress.update(run.epoch, judge.epochs, judge.history[-1])
+        if judge.judged(run.epoch):
+            progress.update(run.epoch, judge.epochs, judge.history[-1])
