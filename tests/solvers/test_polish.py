@@ -6,7 +6,9 @@ import torch
 
 import constrain as cn
 from constrain import E, P
+from constrain.driver import polish as polishing
 from constrain.runtime.result import RawResult
+from constrain.solvers.augmented import AugmentedLagrangian
 from constrain.solvers.second_order import Newton
 from constrain.testing import known_problem
 
@@ -65,7 +67,8 @@ def test_a_polish_that_does_not_converge_leaves_the_trained_point(monkeypatch):
         assert torch.equal(trained, kept)
 
 
-def test_rates_are_polished_by_shifted_surrogates():
+def test_rates_are_polished_by_shifted_surrogates(monkeypatch):
+    monkeypatch.setattr(polishing, "AugmentedLagrangian", lambda: AugmentedLagrangian(outer=5))
     problem, _ = network(rate=True)
     solution = problem.solve("lagrangian", epochs=10, batch=50, polish=True, progress=False)
     assert solution["c"].slack >= -1e-6
