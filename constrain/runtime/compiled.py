@@ -6,13 +6,14 @@ Everything here depends on the program alone. `Evaluator` adds decisions, data a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+from constrain.language import nodes as n
 from constrain.language.types import type_of
 from constrain.runtime.codegen import Generated, Tables, generate
 
 if TYPE_CHECKING:
-    from constrain.language import nodes as n
     from constrain.language.data import Data
     from constrain.lowering.program import Program
 
@@ -73,8 +74,20 @@ class Functions:
             ]
             self.margins[job.data] = generate("margins", self.tables, mine)
 
+    @cached_property
+    def _alike(self) -> bool:
+        """Whether values and what stands for them in gradients are the same: nothing has a surrogate."""
+        return not any(
+            (isinstance(x, n.Indicator) and x.surrogate) or (isinstance(x, n.Pinned) and x.primal is not None)
+            for x in n.postorder(*self.program.roots)
+        )
+
+    def _mode(self, mode: str) -> str:
+        return "primal" if mode == "exact" and self._alike else mode
+
     def rows(self, job: Job, mode: str) -> Generated:
         """Integrands, residuals per row and row masks of a sample; `mode` is "primal", "exact" or "both"."""
+        mode = self._mode(mode)
         key = (job.data.name, mode)
         if key not in self._made:
             moments = [self.program.moments[i].integrand for i in job.moments]
@@ -94,6 +107,7 @@ class Functions:
 
         Position 0 is the objective, i + 1 the residual of stack i (None where it is per row).
         """
+        mode = self._mode(mode)
         key = (mode, which)
         if key not in self._outer:
             stacks = self.program.stacks
