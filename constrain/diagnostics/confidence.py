@@ -146,19 +146,16 @@ def judge_sample(
     sides = view.sides_at(moments)
     forms = [(k, form) for k, form in enumerate(program.forms) if form.rows is None]
     whole, added = _with_costs(evaluator, view, point, moments, outer, sides)
-    functions: list[Tensor] = [whole]
-    functions += [_left(sides[k]) for k, _ in forms]
-    functions += [r for r in outer.residuals if r is not None]
-    urgency = [np.zeros(()), *(_urgency(form, point.sides[k]) for k, form in forms)]
-    urgency += [
-        np.abs(r) if part.kind == "==" else r
-        for part, r in zip(program.parts, point.residuals, strict=True)
-        if part.rows is None
-    ]
     missing = _absent(view, moments, outer, sides)
+    functions = [whole, *(_left(sides[k]) for k, _ in forms)]
+    functions += [r for r in outer.residuals if r is not None]
     spreads = [
         Spread(s.error, np.where(gone, -1.0, s.smallest))
-        for s, gone in zip(spread(evaluator, moments, functions, urgency), missing.functions, strict=True)
+        for s, gone in zip(
+            spread(evaluator, moments, functions, _urgencies(view, point, forms)),
+            missing.functions,
+            strict=True,
+        )
     ]
     lefts, residuals = spreads[1 : 1 + len(forms)], iter(spreads[1 + len(forms) :])
     by_part = [next(residuals) if part.rows is None else None for part in program.parts]
@@ -171,15 +168,33 @@ def judge_sample(
         own = _test(view, point, k, form, left, by_part, missing.sides[k], confidence)
         tested.append(_bounded(own, view, moments, k, bounded, confidence))
     estimates = _verdicts(tested, point, tolerance, confidence, correction)
-    first = {part.constraint: i for i, part in reversed(list(enumerate(program.parts)))}
-    for k, form in enumerate(program.forms):
-        if form.rows is not None:
-            estimates[form.name] = per_row(point, k, first[form.name], form, tolerance, confidence)
+    estimates |= _per_row(view, point, tolerance, confidence)
     value = user_objective(evaluator, point) + program.sign * added
     value = value if objective.smallest.min(initial=0.0) >= 0 else math.nan
     half = float(special.ndtri(0.5 + confidence / 2)) * float(objective.error.max(initial=0.0))
     ordered = {f.name: estimates[f.name] for f in program.forms if f.name in estimates}
     return Judgment(value, value - half, value + half, ordered)
+
+
+def _urgencies(view: Evaluator, point: Point, forms: Sequence[tuple[int, Form]]) -> list[NDArray[np.float64]]:
+    """How urgent the standard error of each entry is: of the objective, the left sides, and the residuals."""
+    residuals = zip(view.program.parts, point.residuals, strict=True)
+    return [
+        np.zeros(()),
+        *(_urgency(form, point.sides[k]) for k, form in forms),
+        *(np.abs(r) if part.kind == "==" else r for part, r in residuals if part.rows is None),
+    ]
+
+
+def _per_row(view: Evaluator, point: Point, tolerance: float, confidence: float) -> dict[str, Estimate]:
+    """The estimates of constraints per row."""
+    program = view.program
+    first = {part.constraint: i for i, part in reversed(list(enumerate(program.parts)))}
+    return {
+        form.name: per_row(point, k, first[form.name], form, tolerance, confidence)
+        for k, form in enumerate(program.forms)
+        if form.rows is not None
+    }
 
 
 _PROBES = (0.5, 1e6, -1e6)
@@ -324,9 +339,9 @@ def _test(
     absent = np.zeros(shape, dtype=bool)
     for gone in missing:
         absent |= gone
-    for i, part in enumerate(evaluator.program.parts):
-        own = by_part[i]
-        if part.constraint != form.name or own is None:
+    for i in evaluator.program.places.get(form.name, ()):
+        part, own = evaluator.program.parts[i], by_part[i]
+        if own is None:
             continue
         residual = np.abs(point.residuals[i]) if part.kind == "==" else point.residuals[i]
         if rates is None:

@@ -75,8 +75,9 @@ def judge_status(
     small_gap = record.gap_kind == CERTIFIED and record.gap_scaled <= tolerance
     # A proven bound decides without gradients: at a kink (a linear loss, say) the one that autograd returns
     # need not balance. Integer problems have a bound, but no multipliers that could contradict it.
-    proven = raw.bound is not None and (raw.multipliers is None or consistent)
-    if small_gap and not record.surrogate and (proven or (certified_convex and balanced)):
+    # Those of a search for exact rates hold the events fixed, and say nothing about their surrogates.
+    proven = raw.bound is not None and (raw.multipliers is None or consistent or record.surrogate)
+    if small_gap and (proven or (certified_convex and balanced and not record.surrogate)):
         return Status.OPTIMAL
     if record.surrogate:  # a rate has no gradient: that of its surrogate certifies nothing
         return Status.FEASIBLE
@@ -87,9 +88,9 @@ def _uncertified(program: Program, status: Status, record: KKT) -> str:
     """Why multipliers are no prices of an optimum; empty where the status says that they are."""
     if _integers(program):
         return "with integer variables there are no prices; these hold the integers fixed"
-    if status in (Status.OPTIMAL, Status.STATIONARY):
+    if status in (Status.OPTIMAL, Status.STATIONARY) and not record.surrogate:
         return ""
-    if status is not Status.FEASIBLE:
+    if not status.solved:
         return "the constraints do not hold at the point" if status is not Status.DIVERGED else "it diverged"
     if record.surrogate:
         return "gradients of rates are those of surrogates"
@@ -126,30 +127,26 @@ def build_solution(  # noqa: PLR0913  # one record of everything
         facts: of the analysis and the router.
         holdout: an evaluator of the same program on other data (`alive.rebind` maps the samples).
         tolerance: of the judgment.
-        seed: for the record.
-        options: for the record.
+        seed: of the run, for the record.
+        options: of the run, for the record.
     """
     set_thresholds(evaluator)
     point = read_point(evaluator)
     raw, doubt = honest_bound(program.judged, _found(evaluator, raw, point, tolerance), point, tolerance)
-    convex, bound = facts.certified_convex, raw.bound
-    record = kkt(evaluator, raw.multipliers, tolerance, convex=convex, bound=bound, point=point)
+    convex = facts.certified_convex
+    record = kkt(evaluator, raw.multipliers, tolerance, convex=convex, bound=raw.bound, point=point)
     train = judge_sample(evaluator, point, tolerance=tolerance)
     other = None if holdout is None else judge_other(holdout, tolerance=tolerance)
-    status = judge_status(record, raw, convex, tolerance, feasibility=program.feasibility)
-    pointless = raw.ending == "infeasible" and _integers(program)
-    status = Status.INFEASIBLE if pointless and _fractional(decisions, tolerance) else status
-    if raw.ending == "infeasible" and not math.isfinite(point.objective):
-        status = Status.INFEASIBLE  # the constraints hold, where the objective has no value
-    multipliers = _completed(evaluator, raw, record)
-    reason = _uncertified(program, status, record)
-    constraints = _constraints(evaluator, point, raw, multipliers, train, other, reason)
-    texts = {name: result.text for name, result in constraints.items()}
+    status = _status(decisions, raw, record, point, facts, program)
+    multipliers, caveat = _completed(evaluator, raw, record), _uncertified(program, status, record)
+    constraints = _constraints(evaluator, point, raw, multipliers, train, other, caveat)
+    texts = {name: own.text for name, own in constraints.items()}
     attached = Attached(program, evaluator, decisions, convex=convex, bound=raw.bound, texts=texts)
     mixture = offered(attached, raw, status, train.objective, tolerance, convex=convex, holdout=holdout)
+    of_run = _of_run(program, raw, record, status, train, facts, mixture)
     return Solution(
         status=status,
-        objective=math.nan if pointless and status is Status.INFEASIBLE else train.objective,
+        objective=math.nan if _pointless(program, raw, status) else train.objective,
         sense=program.problem.sense,
         constraints=constraints,
         train=evaluation_of(evaluator, train, texts),
@@ -161,17 +158,32 @@ def build_solution(  # noqa: PLR0913  # one record of everything
         hidden=attached.hidden,
         multipliers=multipliers,
         history=History(raw.history),
-        warnings=(
-            *doubt,
-            *_of_run(program, raw, record, status, train, facts, mixture),
-            *statistical(constraints),
-        ),
+        warnings=(*doubt, *of_run, *statistical(constraints)),
         provenance=provenance_of(attached, holdout, raw, facts, seed, options),
         bound=None if raw.bound is None else program.sign * raw.bound,
         message=raw.message,
         live=attached,
         mixture=mixture,
     )
+
+
+def _status(
+    decisions: Decisions, raw: RawResult, record: KKT, point: Point, facts: Facts, program: Program
+) -> Status:
+    """The status of the point; `infeasible` as well where the search found no point that has a value."""
+    if raw.ending == "infeasible":
+        if _integers(program) and _fractional(decisions, record.tolerance):
+            return Status.INFEASIBLE
+        if not math.isfinite(point.objective):  # the constraints hold, where the objective has no value
+            return Status.INFEASIBLE
+    return judge_status(
+        record, raw, facts.certified_convex, record.tolerance, feasibility=program.feasibility
+    )
+
+
+def _pointless(program: Program, raw: RawResult, status: Status) -> bool:
+    """Whether the decisions are those of an integer search that found no point."""
+    return raw.ending == "infeasible" and status is Status.INFEASIBLE and _integers(program)
 
 
 def _integers(program: Program) -> bool:
@@ -229,7 +241,7 @@ def _constraints(
         if form.name == EPIGRAPH:
             continue
         estimate = train.estimates[form.name]
-        indices = [i for i, part in enumerate(program.parts) if part.constraint == form.name]
+        indices = list(program.places.get(form.name, ()))
         columns, levels = level_axis(evaluator, form.lhs, *form.rhs)
         rows = None if form.rows is None else point.rows_of(k, indices[0])[1]
         parts, duals = _duals(program, point, multipliers, form, indices, rows, np.shape(estimate.value))
