@@ -41,6 +41,9 @@ SCALARS = 256
 LARGEST_GRAM = 4_000_000
 """Most numbers that are held for these sums."""
 
+DENSE = 10
+"""Where a scalar depends on less than one of so many cells, only these are looked at."""
+
 BLOCK = 4_000_000
 """Largest number of influences held at a time."""
 
@@ -216,7 +219,13 @@ class _Gram:
             for (_, piece), codes in zip(pieces, self.codes, strict=True)
         ]
         each = torch.cat(slopes, -1)
-        return array_of(torch.einsum("sci,cij,scj->s", each, self.sums, each).clamp(min=0))
+        found = (each != 0).any(-1).nonzero()
+        if len(found) * DENSE > each.shape[0] * each.shape[1]:
+            return array_of(torch.einsum("sci,cij,scj->s", each, self.sums, each).clamp(min=0))
+        scalar, cell = found.unbind(1)  # most scalars depend on few levels
+        own = each[scalar, cell]
+        squares = torch.einsum("ni,nij,nj->n", own, self.sums[cell], own)
+        return array_of(squares.new_zeros(len(each)).index_add_(0, scalar, squares).clamp(min=0))
 
 
 class _Grams:

@@ -196,7 +196,7 @@ def _test(program: Program, form: Form, members: Sequence[_Member], tolerance: f
     estimates = [m.judged.estimates[form.name] for m in members]
     shape = np.shape(estimates[0].value)
     lead = any(type_of(x).levels is not None for x in (form.lhs, *form.rhs))
-    own = [i for i, part in enumerate(program.parts) if part.constraint == form.name]
+    own = list(program.places.get(form.name, ()))
     residuals = {i: _mean([m.point.residuals[i] for m in members], members) for i in own}
     sign = program.parts[own[0]].rhs_sign
     same = [residuals[i] for i in own if program.parts[i].rhs_sign == sign]

@@ -396,7 +396,7 @@ def _constraints(
     for k, form in enumerate(program.forms):
         if form.name == EPIGRAPH:
             continue
-        own = [i for i, part in enumerate(program.parts) if part.constraint == form.name]
+        own = list(program.places.get(form.name, ()))
         text = str(language_printing().text(form.relation, limit=120))
         sizes = [_largest(program.parts[i].kind, point, i) for i in own]
         each = known.get(form.name)

@@ -97,7 +97,9 @@ def checkpoints_of(
 def _description(evaluator: Evaluator, solver: Any) -> dict[str, Any]:
     """What a run depends on besides its state: plain values, by name."""
     program = evaluator.program
-    terms = {form.name: [p for p in program.parts if p.constraint == form.name] for form in program.forms}
+    terms = {
+        form.name: [program.parts[i] for i in program.places.get(form.name, ())] for form in program.forms
+    }
     tails = program.tails
     numbers = [x for t in tails for x in (t.threshold, t.scale, t.density, t.width, *(t.shares or ()))]
     moving = [x for x in numbers if isinstance(x, n.ArraySymbol)]

@@ -270,7 +270,7 @@ def _measured(evaluator: Evaluator, k: int) -> _Measured:
     form = program.forms[k]
     point = read_point(evaluator)
     moments = [m.requires_grad_(True) for m in evaluator.moments("exact")]
-    own = [i for i, part in enumerate(program.parts) if part.constraint == form.name]
+    own = list(program.places.get(form.name, ()))
     residuals = evaluator.outer(moments, "exact").residuals
     functions = [r for i in own if (r := residuals[i]) is not None]
     spreads = spread(evaluator, moments, functions, [point.residuals[i] for i in own])

@@ -238,6 +238,14 @@ class Program:
         return self.shared.stacks
 
     @cached_property
+    def places(self) -> dict[str, tuple[int, ...]]:
+        """By the name of a constraint the positions of its parts."""
+        found: dict[str, list[int]] = {}
+        for i, part in enumerate(self.parts):
+            found.setdefault(part.constraint, []).append(i)
+        return {name: tuple(places) for name, places in found.items()}
+
+    @cached_property
     def per_row(self) -> dict[int, Part]:
         """The parts of constraints per row, by their positions."""
         return {int(stack.places[0]): stack.part for stack in self.stacks if stack.part.rows is not None}

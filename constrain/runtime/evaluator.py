@@ -30,6 +30,7 @@ from constrain.runtime.codegen import generate
 from constrain.runtime.columns import reads_as_numbers
 from constrain.runtime.compiled import Functions, Job
 from constrain.runtime.derivatives import RowTerm, hessian, pull
+from constrain.runtime.pieces import entries
 from constrain.runtime.surrogates import update_spreads
 from constrain.runtime.tails import set_thresholds
 
@@ -326,7 +327,7 @@ class Evaluator:
         assert objective is not None  # every problem has one
         residuals: list[Tensor | None] = [None] * len(self.program.parts)
         for stack, values in zip(self.program.stacks, stacks, strict=True):
-            pieces = (values,) if stack.names is None or values is None else values.unbind()
+            pieces = (values,) if stack.names is None or values is None else entries(values)
             for place, value in zip(stack.places.tolist(), pieces, strict=True):
                 residuals[place] = value
         return Outer(objective, residuals)
@@ -511,7 +512,7 @@ class Evaluator:
         members: list[Sequence[tuple[Tensor, ...] | None]] = []
         for family in known.families:
             size = (len(family),)
-            pieces = [side.expand(size).unbind() for side in sides(1 + len(family.rhs))]
+            pieces = [entries(side.expand(size)) for side in sides(1 + len(family.rhs))]
             members.append(list(zip(*pieces, strict=True)))
         return known.each(alone, members)
 

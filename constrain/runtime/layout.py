@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from constrain.runtime.evaluator import Outer
+from constrain.runtime.pieces import entries
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +53,7 @@ class Layout:
     def outer(self, terms: Tensor) -> Outer:
         """Objective and residuals out of the terms (views)."""
         residuals: list[Tensor | None] = [None] * sum(len(stack.places) for stack in self.stacks)
-        pieces = terms.unbind() if any(stack.names is not None for stack in self.stacks) else ()
+        pieces = entries(terms) if any(stack.names is not None for stack in self.stacks) else ()
         for i, stack in enumerate(self.stacks, start=1):
             own = self.places.get(i)
             if own is None:

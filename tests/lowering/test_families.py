@@ -9,6 +9,7 @@ import torch
 
 import constrain as cn
 from constrain import E, P, forall
+from constrain.diagnostics import influence
 from constrain.errors import ConstrainError
 from constrain.lowering.alike import alike
 from constrain.lowering.lower import lower
@@ -22,6 +23,7 @@ CODE = RNG.permutation(np.arange(ROWS) % LEVELS)
 X = RNG.normal(size=(ROWS, 3)) + 0.02 * CODE[:, None]
 SEX = RNG.permutation(np.arange(ROWS) % 2)
 KS = range(LEVELS)
+ENDS = ("lower", "upper")
 
 
 def data(rows=ROWS, levels=LEVELS):
@@ -255,6 +257,26 @@ def test_what_is_wrong_with_one_member_names_it(relation, code, words):
 
     with pytest.raises(ConstrainError, match=rf"(?s)\[{code}\].*{words}"):
         build(written).compile()
+
+
+def test_intervals_are_those_of_the_rows(monkeypatch):
+    """Standard errors of many: by sums over the rows of each cell, dense and sparse, and row by row."""
+    p = build(
+        lambda D, s: (
+            {f"g{k}": abs(E(s, D.code == k) - E(s)) <= 0.1 * k for k in KS}
+            | {"pairs": E(D.x[..., :2] * s[..., None], by=D.sex)[..., 1] ** 2 <= 1.0}
+        )
+    )
+    found = []
+    for scalars, dense in ((10_000, 10), (7, 10_000), (7, 0)):
+        monkeypatch.setattr(influence, "SCALARS", scalars)
+        monkeypatch.setattr(influence, "DENSE", dense)
+        judged = p.evaluate()
+        found.append(
+            np.concatenate([np.ravel(getattr(judged[c], end)) for c in judged.names for end in ENDS])
+        )
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-10)
+    np.testing.assert_allclose(found[2], found[0], rtol=1e-10)
 
 
 # ------------------------------------------------------------------------------------------------- memory
