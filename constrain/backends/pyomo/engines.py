@@ -5,18 +5,20 @@ from __future__ import annotations
 import importlib.util
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 from pyomo.common.collections import ComponentMap
 from pyomo.contrib.solver.common.factory import SolverFactory
 from pyomo.contrib.solver.common.results import SolutionStatus, TerminationCondition
 from pyomo.contrib.solver.common.util import IncompatibleModelError, NoDualsError
+from pyomo.contrib.solver.solvers.highs import Highs
 
 from constrain.errors import ModelingError, RouteError
 from constrain.language.data import suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from constrain.runtime.result import Ending
 
@@ -124,8 +126,17 @@ def run(
     time_limit: float | None = None,
     options: Mapping[str, Any] | None = None,
     verbose: bool = False,
+    start: Sequence[tuple[Any, float]] = (),
 ) -> Outcome:
     """Solves a model. Its variables keep their values: what was found is in the outcome.
+
+    Args:
+        engine: name of the solver.
+        model: of Pyomo.
+        time_limit: in seconds.
+        options: of the solver, by its own names.
+        verbose: show its log.
+        start: variables with the values that a search of HiGHS begins with, where they can be completed.
 
     Raises:
         RouteError: E125 for a solver that is not known, not installed, or cannot take the model.
@@ -135,7 +146,7 @@ def run(
     if engine == LINEAR and options:
         _check_options(options)
     own = {**_OPTIONS[engine], **(options or {})}
-    outcome = _once(engine, model, time_limit, own, verbose)
+    outcome = _once(engine, model, time_limit, own, verbose, start)
     refused = options and outcome.ending == "error" and "valid option" in outcome.message
     if refused:
         raise ModelingError("E141", f"{engine}: {outcome.message}", fix="options by the names of the solver")
@@ -146,10 +157,31 @@ def run(
     return outcome
 
 
+class _Started(Highs):
+    """HiGHS with a point to begin with, which Pyomo's interface does not pass."""
+
+    start: Sequence[tuple[Any, float]] = ()
+
+    def _solve(self) -> Any:
+        own = cast("Any", self)
+        places = [own._pyomo_var_to_solver_var_map[id(v)] for v, _ in self.start]
+        values = np.array([value for _, value in self.start], dtype=np.float64)
+        own._solver_model.setSolution(len(places), np.array(places, dtype=np.int32), values)
+        return super()._solve()
+
+
 def _once(
-    engine: str, model: Any, time_limit: float | None, options: Mapping[str, Any], verbose: bool
+    engine: str,
+    model: Any,
+    time_limit: float | None,
+    options: Mapping[str, Any],
+    verbose: bool,
+    start: Sequence[tuple[Any, float]] = (),
 ) -> Outcome:
     solver = _made(engine)
+    if start and engine == LINEAR:
+        solver = _Started()
+        solver.start = start
     if engine in NONLINEAR:  # its presolve drops the duals of linear equalities
         solver.config.writer_config.linear_presolve = False
     log = logging.getLogger("pyomo")

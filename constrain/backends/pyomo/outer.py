@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from constrain.backends.pyomo.build import Built
 
-__all__ = ["OuterResult", "outer_approximation", "solve_fixed"]
+__all__ = ["GAP", "OuterResult", "outer_approximation", "solve_fixed"]
 
 FEASIBLE = 1e-7
 """A constraint holds within this."""

@@ -21,9 +21,10 @@ from constrain.backends.pyomo.build import Built, build
 from constrain.backends.pyomo.declared import refusal_of_declared
 from constrain.backends.pyomo.engines import LINEAR, Outcome, label, nonlinear_engine, run
 from constrain.backends.pyomo.expressions import moving, sides
-from constrain.backends.pyomo.outer import outer_approximation, solve_fixed
+from constrain.backends.pyomo.outer import GAP, outer_approximation, solve_fixed
 from constrain.backends.pyomo.package import pyo
 from constrain.backends.pyomo.products import product_bound
+from constrain.backends.pyomo.starts import start_of
 from constrain.backends.pyomo.term import Term, expression_of
 from constrain.errors import ConstrainError, RouteError
 from constrain.language import nodes as n
@@ -69,6 +70,9 @@ RESTRICTED = "multipliers are those of the program with its integers fixed"
 NO_ROOM = "no proof: a strict event has to hold (or a weak one not) with some room, and no point has it"
 NO_POINT = "no point satisfies the constraints: a linear relaxation of the products has none"
 ROOMY = "no point is better whose events hold, or not, with some room"
+ROOMLESS = "no point is better, whether its events have room or not"
+PROOF_NODES = 1_000
+"""Most nodes of the search for a bound that holds without room."""
 
 
 # --------------------------------------------------------------------------------------------- support
@@ -367,6 +371,9 @@ def solve(
         return _search(model, engine, left, options, verbose=verbose)
 
     found = _with_events(search(built), search, engine) if built.events else search(built)
+    if found.built.roomy and found.outcome.ending == "converged":
+        left = None if time_limit is None else max(time_limit - (time.perf_counter() - start), 0.1)
+        found = _with_bound(found, left)
     model, steps = found.built, found.steps
     used = label(engine) if steps == 0 or engine == LINEAR else f"{label(LINEAR)} + {label(engine)}"
     seconds, convex = time.perf_counter() - start, built.kind in ("LP", "QP") or _convex(built, facts)
@@ -398,7 +405,10 @@ def _search(
         outcome, integers, steps = found.outcome, found.integers, found.steps
         notes = [RESTRICTED] if outcome.duals is not None else []
     else:
-        outcome = run(engine, built.model, time_limit=time_limit, options=options, verbose=verbose)
+        start = start_of(built) if built.integer else []
+        outcome = run(
+            engine, built.model, time_limit=time_limit, options=options, verbose=verbose, start=start
+        )
         if built.integer and outcome.values:
             outcome, integers = _restricted(built, engine, outcome)
             notes = [RESTRICTED if outcome.duals is not None else "no multipliers: the integers moved"]
@@ -428,6 +438,21 @@ def _with_events(found: _Found, search: Callable[[Built], _Found], engine: str) 
     if relaxed.ending == "infeasible":
         return found
     return replace(found, outcome=Outcome("limit", f"{NO_ROOM}; {outcome.message}"))
+
+
+def _with_bound(found: _Found, time_limit: float | None) -> _Found:
+    """The same point with a bound that holds without room: that of the search in which no event needs room.
+
+    Both sides of every event are closed there, which enlarges the feasible set. In general position the
+    bound is met, as rows on the boundary of an event may be moved to either side of it.
+    """
+    closed = found.built.again("none")
+    if closed.kind != "MILP":
+        return replace(found, outcome=replace(found.outcome, bound=None))
+    start = list(zip(closed.discrete, found.integers, strict=True)) if found.integers else []
+    options = {"mip_max_nodes": PROOF_NODES}
+    outcome = run(LINEAR, closed.model, time_limit=time_limit, options=options, start=start)
+    return replace(found, outcome=replace(found.outcome, bound=outcome.bound))
 
 
 def _events_hold(built: Built, outcome: Outcome) -> bool:
@@ -469,8 +494,6 @@ def _solution(
         message = NO_POINT
     if not outcome.values:
         return RawSolution(outcome.ending, None, {}, {}, None, solver, seconds, None, message, steps)
-    if outcome.ending == "converged" and built.roomy:
-        message = f"{message}; {ROOMY}"
     x = np.array([_finite(outcome.values.get(v, v.value)) for v in built.space.variables])
     place = {id(v): k for k, v in enumerate(built.space.variables)}
     for variable, value in zip(built.discrete, integers, strict=False):
@@ -480,8 +503,8 @@ def _solution(
     x = np.clip(x, built.space.lower, built.space.upper)
     for variable, value in zip(built.space.variables, x, strict=True):
         variable.set_value(float(value), skip_validation=True)
-    # events with some room: the bound is that of a smaller feasible set
-    bound = outcome.bound if built.integer and not built.roomy else None
+    # a bound of events with some room is that of a smaller feasible set
+    bound = outcome.bound if built.integer and (not built.roomy or outcome.ending == "converged") else None
     if not built.integer and convex and outcome.ending == "converged" and outcome.duals is not None:
         pairs = [(row.term, row.constraint) for row in built.rows] + list(built.auxiliary)
         bound = lower_bound(built.space, built.objective, pairs, outcome.duals, x)
@@ -490,6 +513,9 @@ def _solution(
     weights = {m: {k: _read(array, x) for k, array in own.items()} for m, own in built.weights.items()}
     objective = float(pyo.value(built.model.objective.expr))
     multipliers = None if outcome.duals is None else _multipliers(built, outcome.duals)
+    proven = bound is not None and objective - bound <= GAP * (1.0 + abs(objective))
+    if outcome.ending == "converged" and built.roomy:
+        message = f"{message}; {ROOMLESS if proven else ROOMY}"
     return RawSolution(
         outcome.ending, objective, values, weights, multipliers, solver, seconds, bound, message, steps
     )
