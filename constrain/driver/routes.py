@@ -23,7 +23,7 @@ from constrain.solvers.primal_dual import PrimalDual
 from constrain.solvers.second_order import MANY_ROWS, Newton
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from constrain.lowering.classify import Facts
     from constrain.lowering.program import Part, Program
@@ -189,9 +189,31 @@ def _cooper(program: Program, facts: Facts) -> Route:
     return Route("cooper", True, "Cooper's multipliers and optimizers on the same compiled estimates")
 
 
+_ASKED: dict[str, Callable[[Program, Facts], Route]] = {
+    "cvxpy": _cvxpy,
+    "pyomo": _pyomo,
+    "newton": _newton,
+    "augmented": _augmented,
+    "lagrangian": _lagrangian,
+    "cooper": _cooper,
+}
+
+
 def routes(program: Program, facts: Facts) -> tuple[Route, ...]:
     """Every method's answer."""
-    return tuple(ask(program, facts) for ask in (_cvxpy, _pyomo, _newton, _augmented, _lagrangian, _cooper))
+    return tuple(ask(program, facts) for ask in _ASKED.values())
+
+
+class _Answers(dict[str, Route]):
+    """Answers by method; those that nobody needs are not asked for, since they look at the data."""
+
+    def __init__(self, program: Program, facts: Facts, known: Sequence[Route]) -> None:
+        super().__init__((route.method, route) for route in known)
+        self.program, self.facts = program, facts
+
+    def __missing__(self, method: str) -> Route:
+        self[method] = found = _ASKED[method](self.program, self.facts)
+        return found
 
 
 def asks_otherwise(options: Mapping[str, Any]) -> bool:
@@ -216,7 +238,7 @@ def choose(
     Raises:
         RouteError: E125 when no method takes the problem; the message lists each one's reason.
     """
-    answers = {route.method: route for route in known or routes(program, facts)}
+    answers = _Answers(program, facts, known or ())
     asked = [name for name in TRAINING if options.get(name) is not None]
     if asked and answers["lagrangian"].open:
         return "lagrangian", f"{asked[0]}= asks for minibatch training"
@@ -247,7 +269,7 @@ def choose(
         return "lagrangian", f"{why}; {answers['lagrangian'].reason}"
     if answers["augmented"].open:
         return "augmented", f"{why}; {answers['augmented'].reason}"
-    listed = "; ".join(f"{r.method}: {r.reason}" for r in answers.values())
+    listed = "; ".join(f"{r.method}: {r.reason}" for r in map(answers.__getitem__, _ASKED))
     raise RouteError("E125", f"no method takes the problem: {listed}")
 
 
