@@ -281,6 +281,11 @@ class Data:
     def __getitem__(self, column: str) -> Expr:
         if not isinstance(column, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise language("refusals").no_column_name(self, column)
+        line = here()
+        known: dict[Any, n.Column] = vars(self).setdefault("_written", {})
+        node = known.get((column, line))  # many constraints of one line share it
+        if node is not None and node.data is self:
+            return language("expr").Expr(node)
         if column not in self._columns:
             raise UnknownColumnError(
                 "E106",
@@ -291,7 +296,8 @@ class Data:
         unfit = refusal(self.example(column))
         if unfit is not None:
             raise DataError("E167", f"{self.name}.{column} holds {unfit[0]}", at=here(), fix=unfit[1])
-        return language("expr").Expr(n.Column(self, column, loc=here()))
+        node = known[column, line] = n.Column(self, column, loc=line)
+        return language("expr").Expr(node)
 
     def row_shape(self, column: str) -> tuple[int, ...]:
         """Shape of one row of a column."""

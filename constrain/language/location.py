@@ -6,6 +6,7 @@ import linecache
 import os
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -52,7 +53,13 @@ def caller() -> FrameType | None:
 def here() -> Location | None:
     """Location of the line of user code that is running now."""
     frame = caller()
-    return None if frame is None else Location(frame.f_code.co_filename, frame.f_lineno)
+    return None if frame is None else _location(frame.f_code.co_filename, frame.f_lineno)
+
+
+@lru_cache(maxsize=1024)
+def _location(filename: str, line: int) -> Location:
+    """The same object for the same line: ten thousand constraints of a comprehension share it."""
+    return Location(filename, line)
 
 
 def name_in_caller(value: object) -> str | None:

@@ -133,24 +133,28 @@ class ArraySymbol:
 @cache
 def _compared(kind: type[Node]) -> tuple[str, ...]:
     """The fields that nodes of a class are compared by."""
-    return tuple(f.name for f in fields(kind) if f.name not in ("loc", "_key", "_hash"))
+    return tuple(f.name for f in fields(kind) if f.name not in ("loc", "_hash"))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Node:
+class _Found:
+    """What is found out about a node when it is first asked for."""
+
+    __slots__ = ("_children", "_type")
+
+
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
+class Node(_Found):
     """Base of all nodes: structural equality with a cached hash, and a source location beside it."""
 
     loc: Location | None = field(default=None, kw_only=True)
-    _key: tuple[Any, ...] = field(init=False)
     _hash: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self._identify(tuple([getattr(self, name) for name in _compared(type(self))]))
+        object.__setattr__(self, "_hash", hash((type(self).__name__, self._key())))
 
-    def _identify(self, key: tuple[Any, ...]) -> None:
-        """Fixes what the node is compared by."""
-        object.__setattr__(self, "_key", key)
-        object.__setattr__(self, "_hash", hash((type(self).__name__, key)))
+    def _key(self) -> tuple[Any, ...]:
+        """What the node is compared by."""
+        return tuple([getattr(self, name) for name in _compared(type(self))])
 
     def __hash__(self) -> int:
         return self._hash
@@ -170,7 +174,7 @@ class Node:
                 if a._hash != b._hash:
                     return False
                 seen.add((id(a), id(b)))
-                a, b = a._key, b._key
+                a, b = a._key(), cast("Node", b)._key()
             if not isinstance(a, tuple):
                 if a != b:
                     return False
@@ -184,25 +188,25 @@ class Node:
         return f"<{type(self).__name__}: {language_printing().text(self, limit=200)}>"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Constant(Node):
     """A number."""
 
     value: Scalar
 
-    def __post_init__(self) -> None:
+    def _key(self) -> tuple[Any, ...]:
         # 1, 1.0 and True (0.0 and -0.0) are equal but print differently; NaN is not equal to itself.
-        self._identify((repr(self.value),))
+        return (repr(self.value),)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Array(Node):
     """A constant array of the user's program."""
 
     symbol: ArraySymbol
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Column(Node):
     """A column of a finite sample: a random variable."""
 
@@ -210,7 +214,7 @@ class Column(Node):
     name: str
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Codes(Node):
     """The position of each row's level among the levels of these columns (of their combinations).
 
@@ -221,7 +225,7 @@ class Codes(Node):
     columns: tuple[str, ...]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Pinned(Node):
     """A number of the sample, such as a quantile, that is set exactly (`Program.tails`) and then held.
 
@@ -232,28 +236,28 @@ class Pinned(Node):
     primal: ArraySymbol | None = None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Decision(Node):
     """A `Variable`."""
 
     symbol: VariableSymbol
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Knob(Node):
     """A `Parameter`."""
 
     symbol: ParameterSymbol
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Weights(Node):
     """All trainable parameters of a model as one flat vector."""
 
     model: Model
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Call(Node):
     """A model applied to expressions: per row when they are per row.
 
@@ -266,7 +270,7 @@ class Call(Node):
     features: bool = False
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Apply(Node):
     """A function from the atom table (`atoms.py`) applied to nodes, with static options."""
 
@@ -279,7 +283,7 @@ class Apply(Node):
         return dict(self.options).get(name, default)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Opaque(Node):
     """A torch function outside the atom table: usable, curvature unknown.
 
@@ -291,13 +295,13 @@ class Opaque(Node):
     arguments: tuple[Any, ...]
     keywords: tuple[tuple[str, Any], ...] = ()
 
-    def __post_init__(self) -> None:
+    def _key(self) -> tuple[Any, ...]:
         values = (*self.arguments, *(v for _, v in self.keywords))
         kinds = tuple(type(v).__name__ for v in values)
-        self._identify((self.path, self.function, self.arguments, self.keywords, kinds))
+        return (self.path, self.function, self.arguments, self.keywords, kinds)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Gradient(Node):
     """The derivative of a per-row expression with respect to a column, row by row.
 
@@ -308,7 +312,7 @@ class Gradient(Node):
     wrt: Column
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Comparison(Node):
     """`lhs op rhs`: an event when it is random, a constraint when it is deterministic."""
 
@@ -317,7 +321,7 @@ class Comparison(Node):
     rhs: Node
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Logic(Node):
     """A compound event."""
 
@@ -325,7 +329,7 @@ class Logic(Node):
     args: tuple[Node, ...]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Indicator(Node):
     """1 where an event holds, else 0.
 
@@ -337,7 +341,7 @@ class Indicator(Node):
     surrogate: Surrogate | None = None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Mean(Node):
     """`E(arg, given=, by=)`."""
 
@@ -346,7 +350,7 @@ class Mean(Node):
     by: tuple[Column, ...] = ()
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Rate(Node):
     """`P(event, given=, by=, surrogate=)`."""
 
@@ -356,7 +360,7 @@ class Rate(Node):
     surrogate: Surrogate | None = None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Statistic(Node):
     """`Var`, `Cov`, `Corr`, `CVaR` or `Quantile` of per-row expressions (`summaries.py`).
 
@@ -370,7 +374,7 @@ class Statistic(Node):
     level: float | Knob | None = None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Between(Node):
     """`lower <= arg <= upper` as one constraint."""
 
@@ -379,7 +383,7 @@ class Between(Node):
     upper: Node
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class ForAll(Node):
     """One constraint per row of `data` (where the event `where` holds)."""
 
@@ -388,7 +392,7 @@ class ForAll(Node):
     relation: Node
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Relaxed(Node):
     """`relation.relax(cost=)`: it may be exceeded by a slack z >= 0 per entry, which costs h(z).
 
@@ -401,7 +405,7 @@ class Relaxed(Node):
     weight: tuple[Node, ...]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Scaled(Node):
     """`relation.scale(s)`: its residual is measured in units of s."""
 
@@ -436,7 +440,7 @@ class Among:
         return tuple(x.symbol.value if isinstance(x, Array) else getattr(x, "value", None) for x in sides)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Moment(Node):
     """The average of a per-row integrand with weights that are known before solving.
 
@@ -485,9 +489,11 @@ AnyNode: TypeAlias = (
 # ------------------------------------------------------------------------------------------- traversal
 def children(node: Node) -> tuple[Node, ...]:
     """Direct sub-nodes in the user's order; found once and kept on the node."""
-    if "_children" not in node.__dict__:
+    try:
+        return node._children  # type: ignore[attr-defined]  # a slot
+    except AttributeError:
         object.__setattr__(node, "_children", _children(node))
-    return node.__dict__["_children"]
+        return node._children  # type: ignore[attr-defined]
 
 
 def _children(node: Node) -> tuple[Node, ...]:

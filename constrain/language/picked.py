@@ -14,8 +14,9 @@ __all__ = ["place_of", "plain"]
 def place_of(node: n.Node) -> tuple[n.Moment, int] | None:
     """The average over all listed levels and the place of one, of a node that picks it; else None."""
     match node:
-        case n.Apply(atom="pick_levels", args=(n.Moment() as whole,)) if isinstance(node.option("place"), int):
-            return whole, int(node.option("place"))
+        case n.Apply(atom="pick_levels", args=(n.Moment() as whole,)):
+            place = node.option("place")
+            return (whole, place) if isinstance(place, int) else None
         case _:
             return None
 

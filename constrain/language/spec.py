@@ -54,7 +54,7 @@ NODES: dict[str, type[n.Node]] = {kind.__name__: kind for kind in get_args(n.Any
 """The closed union of nodes by class name."""
 
 _DECLARED = ("variable", "parameter", "region")
-_OWN_FIELDS = frozenset(("loc", "_key", "_hash"))
+_OWN_FIELDS = frozenset(("loc", "_hash"))
 _CONTAINERS = {"torch": "torch", "numpy": "numpy", "builtins": "list"}
 
 _KINDS = ("nonneg", "boolean", "integer", "symmetric", "psd")

@@ -35,7 +35,7 @@ class Level:
         return f"{self.data.name}.{names}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Type:
     """Type of an expression.
 
@@ -62,6 +62,10 @@ class Type:
         return int(self.rows is not None or self.levels is not None)
 
 
+_COMMON = (Type(), Type(event=True))
+"""Types of deterministic numbers and constraints, of which there are many: one object serves all."""
+
+
 def describe_shape(shape: tuple[int, ...] | None) -> str:
     """Row shape in words of the user: `()`, `(3,)`, `(?)`."""
     return "(?)" if shape is None else str(shape)
@@ -85,7 +89,9 @@ def type_of(node: n.Node) -> Type:
             stack.extend(missing)
             continue
         if _known(top) is None:
-            object.__setattr__(top, "_type", _infer(top, [kind for _, kind in parts if kind is not None]))
+            found = _infer(top, [kind for _, kind in parts if kind is not None])
+            same = (kind for kind in (*_COMMON, *(kind for _, kind in parts)) if kind == found)
+            object.__setattr__(top, "_type", next(same, found))
         stack.pop()
     return type_of(node)
 

@@ -115,7 +115,7 @@ class _End:
         objective, violations = self.judge.violations(self.method)
         allowed = self.judge.tolerance
         over = [v - (ROUNDING if i in self.rates else allowed) for i, v in enumerate(violations)]
-        return _Point(max(0.0, *over), max(0.0, *violations), objective, allowed)
+        return _Point(max([0.0, *over]), max([0.0, *violations]), objective, allowed)
 
     def offer(self, words: str) -> _Point:
         """Judges them, and has them kept where they are better."""
