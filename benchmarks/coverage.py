@@ -8,9 +8,13 @@ population problem is solved from its known second moments.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from scipy.integrate import quad
 from scipy.optimize import brentq
 from scipy.stats import norm
@@ -18,6 +22,9 @@ from scipy.stats import norm
 import constrain as cn
 from constrain import E, P
 from constrain.diagnostics.binomial import wilson
+
+if TYPE_CHECKING:
+    from constrain.solution.noise import RunError
 
 SHARE, SHIFT, LEVEL = 0.3, 0.5, 0.9
 """Share of group 1, shift of its mean, level of the CVaR."""
@@ -245,6 +252,40 @@ def multipliers(
     return _share(hits, replications), truth, spread, float(np.mean(errors)) if errors else float("nan")
 
 
+# ------------------------------------------------------------------------------------------------ runs
+def runs(epochs: int = 1200, replications: int = 32) -> tuple[Coverage, float, float]:
+    """Coverage of the interval of the averaged multiplier of a run that goes on from a trained network.
+
+    The runs differ in their batches only, and have a constant rate. The truth is the mean over all of them.
+
+    Returns:
+        The coverage, the spread of the averages over runs, and the mean error.
+    """
+    rng = np.random.default_rng(0)
+    x, group = rng.normal(size=(200, 2)), (rng.random(200) < 0.4).astype(int)
+    y = np.sin(2 * x[:, 0]) + np.where(group == 1, x[:, 1], 0.0) + 0.3 * rng.normal(size=200)
+    D = cn.Data("d", x=x, y=y, g=group)
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(2, 6), torch.nn.Tanh(), torch.nn.Linear(6, 1), torch.nn.Flatten(0)
+    f = cn.Model(torch.nn.Sequential(*layers).double(), "f")
+    low = E(f(D.x), given=D.g == 1) >= 0.4
+    problem = cn.minimize(E((f(D.x) - D.y) ** 2)).subject_to(low=low)
+    constant = partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0)
+    options = {"batch": 50, "lr": 0.01, "rate": 0.05, "scheduler": constant, "progress": False}
+    first = problem.solve("lagrangian", epochs=900, seed=999, **options)
+    trained = copy.deepcopy(f.module.state_dict())
+    found: list[RunError] = []
+    for seed in range(replications):
+        f.module.load_state_dict(trained)
+        own = problem.solve("lagrangian", epochs=epochs, seed=seed, start=first, **options)
+        found.append(own.run_errors()["low"])
+    values = np.array([e.value for e in found])
+    given = [e for e in found if not e.reason]
+    hits = [bool(e.interval()[0] <= values.mean() <= e.interval()[1]) for e in given]
+    error = float(np.mean([e.error for e in given])) if given else float("nan")
+    return _share(hits, replications), float(np.std(values, ddof=1)), error
+
+
 def main() -> None:
     """Prints the table of docs/how-to/kkt.md."""
     for name, found in statistics().items():
@@ -261,6 +302,9 @@ def main() -> None:
         found, truth, spread, error = multipliers(bound)
         label = f"multiplier {truth:.3f}"
         print(f"  {label:<34} {found}; spread {spread:.3f}, mean standard error {error:.3f}")
+    found, spread, error = runs()
+    label = "multiplier of a run, trained on"
+    print(f"  {label:<34} {found}; spread {spread:.5f}, mean error {error:.5f}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from constrain.diagnostics.samples import SHOWN, WIDTH, evaluation_text, mixture_markdown, mixture_text
+from constrain.diagnostics.samples import (
+    SHOWN,
+    WIDTH,
+    evaluation_text,
+    mixture_markdown,
+    mixture_text,
+    run_error_line,
+)
 from constrain.diagnostics.table import (
     aligned,
     cut,
@@ -392,6 +399,8 @@ def text_report(s: Solution) -> str:
         lines += wrapped("" if k else "KKT", text)
     for text in uncertified_lines(s):
         lines += wrapped("multipliers", text)
+    if errors := run_error_line(s):
+        lines += wrapped("run errors", errors)
     for warning in s.warnings:
         lines += wrapped("warning", str(warning))
     lines += wrapped("next steps", "   ".join(next_steps(s)))
@@ -413,6 +422,7 @@ def markdown_report(s: Solution) -> str:
     lines += mixture_markdown(s)
     lines += ["", "## KKT", "", *(f"- {line}" for line in _kkt_lines(s.record))]
     lines += [f"- multipliers {text}" for text in uncertified_lines(s)]
+    lines += [f"- run errors: {errors}"] if (errors := run_error_line(s)) else []
     if s.warnings:
         lines += ["", "## Warnings", "", *(f"- {warning}" for warning in s.warnings)]
     return "\n".join(lines) + "\n"

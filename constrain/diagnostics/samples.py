@@ -31,6 +31,7 @@ __all__ = [
     "mixture_lines",
     "mixture_markdown",
     "mixture_text",
+    "run_error_line",
 ]
 
 SHOWN = 6
@@ -82,6 +83,14 @@ def _estimate_rows(name: str, text: str, estimate: Estimate) -> list[tuple[str, 
     if values.size > SHOWN:
         rows.append((f"  ... and {values.size - SHOWN} more", "", "", "", ""))
     return rows
+
+
+def run_error_line(s: Solution) -> str:
+    """`level 0.674 ± 0.021, ...` for the multipliers of a training run whose noise has an error."""
+    errors = {key: e for key, e in s.run_errors().items() if not e.reason}
+    shown = sorted(errors, key=lambda key: -abs(errors[key].value))[:SHOWN]
+    listed = ", ".join(f"{key} {number(errors[key].value)} ± {short(errors[key].error)}" for key in shown)
+    return f"{listed} (noise of batches, not of starts or samples)" if listed else ""
 
 
 # ------------------------------------------------------------------------------------------ mixtures

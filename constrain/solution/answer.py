@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from constrain._lazy import diagnostics_report, driver, reports
+from constrain._lazy import attribute, diagnostics_report, driver, reports
 from constrain.errors import ModelingError
 from constrain.language.data import suggest
 from constrain.solution import storage
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from constrain.language.problem import Problem
     from constrain.solution.constraint import ConstraintResult
     from constrain.solution.mixture import Mixture
+    from constrain.solution.noise import RunError
     from constrain.solution.paths import ParametricPath
     from constrain.solution.records import KKT, Estimate, Number, Provenance, Sensitivity, Status, Warn
     from constrain.solution.tightening import Tightening
@@ -236,6 +237,16 @@ class Solution:
         given = self.multipliers if multipliers is None else multipliers
         used = self.record.tolerance if tolerance is None else tolerance
         return self._need("kkt()").kkt(given, used, order, batches)
+
+    def run_errors(self) -> dict[str, RunError]:
+        """Errors of the multipliers of a training run, by part key: the noise of its batches.
+
+        They are Monte Carlo errors of the run around the point that it reached, by the means of groups of its
+        records (batch means). They are no sampling errors (`kkt(order=2).standard_errors`), and know nothing
+        of other starts. Each has a `reason` where there is none. Empty after methods that are not trained on
+        batches, and for constraints per row.
+        """
+        return attribute("constrain.diagnostics.repeats:run_errors")(self.history)  # type: ignore[no-any-return]
 
     def sensitivity(self, parameter: Any) -> Sensitivity:
         """Derivatives of the optimal value, the decisions and the multipliers in a parameter.

@@ -1,11 +1,13 @@
-"""What batches say about the gradient of the Lagrangian: its square, and what hides below their noise."""
+"""What batches say: the gradient of the Lagrangian beside their noise, and errors of a run's multipliers."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-__all__ = ["CRITICAL", "GradientNoise"]
+from constrain._lazy import attribute
+
+__all__ = ["CRITICAL", "GradientNoise", "RunError"]
 
 CRITICAL = 2.01
 """One-sided 95 % quantile, in standard deviations, of the estimate where the gradient is 0.
@@ -55,3 +57,37 @@ class GradientNoise:
             said = f"|grad L| not distinguishable from 0 at this sample size (below {self.detectable:.1e})"
         squares = f"squared {self.squared:.1e} ± {self.error:.1e}, noise of one batch {self.floor:.1e}"
         return f"{said}; {squares}; {self.batches} batches of {self.rows} rows"
+
+
+@dataclass(frozen=True)
+class RunError:
+    """How far the averaged multiplier of a run on batches is from the mean around which it moved.
+
+    It is the Monte Carlo error of the run, from its batches alone. Another start can settle at another point
+    with other multipliers, of which this says nothing, and so can another sample, for which there is
+    `kkt(order=2).standard_errors`.
+
+    Attributes:
+        value: average over the last third of the run.
+        error: its standard error by batch means; NaN where none is valid.
+        groups: number of consecutive groups of records whose means were compared.
+        records: records of the last third.
+        reason: why there is no error; else empty.
+    """
+
+    value: float
+    error: float = math.nan
+    groups: int = 0
+    records: int = 0
+    reason: str = ""
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Where the mean around which the run moved is, by Student's t; NaN without an error."""
+        t = attribute("scipy.stats:t")
+        half = float(t.ppf(0.5 + confidence / 2, max(self.groups - 1, 1))) * self.error
+        return self.value - half, self.value + half
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"{self.value:.4g}, no error of the run: {self.reason}"
+        return f"{self.value:.4g} ± {self.error:.2g} (run, {self.groups} groups of {self.records} records)"
