@@ -183,7 +183,7 @@ def _refuse_constants(
     """E138 for a correlation with something of the data alone that has one value: it is 0 / 0."""
     roots = [
         factor
-        for node in n.postorder(*program.roots)
+        for node in program.nodes
         if isinstance(node, n.Apply) and node.atom == "div"
         for factor in n.children(node.args[1])
         if isinstance(factor, n.Apply) and factor.atom == "deviation" and not depends_on_decisions(factor)

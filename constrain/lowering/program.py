@@ -261,34 +261,38 @@ class Program:
         return (self.objective, *residuals, *self.shared.sides, *wheres, *weights)
 
     @cached_property
+    def nodes(self) -> tuple[n.Node, ...]:
+        """Everything under the roots, children first."""
+        return tuple(n.postorder(*self.roots))
+
+    @cached_property
     def variables(self) -> tuple[n.VariableSymbol, ...]:
         """Decision tensors, the user's and auxiliary ones."""
-        found = (x.symbol for x in n.postorder(*self.roots) if isinstance(x, n.Decision))
+        found = (x.symbol for x in self.nodes if isinstance(x, n.Decision))
         return tuple(dict.fromkeys(found))
 
     @cached_property
     def models(self) -> tuple[Model, ...]:
         """Models, frozen ones included."""
-        found = (x.model for x in n.postorder(*self.roots) if isinstance(x, (n.Call, n.Weights)))
+        found = (x.model for x in self.nodes if isinstance(x, (n.Call, n.Weights)))
         return tuple(dict.fromkeys(found))
 
     @cached_property
     def parameters(self) -> tuple[n.ParameterSymbol, ...]:
         """Parameters, those that are levels of tails included."""
         levels = [tail.level for tail in self.tails if isinstance(tail.level, n.Knob)]
-        found = (x.symbol for x in (*n.postorder(*self.roots), *levels) if isinstance(x, n.Knob))
+        found = (x.symbol for x in (*self.nodes, *levels) if isinstance(x, n.Knob))
         return tuple(dict.fromkeys(found))
 
     @cached_property
     def populations(self) -> tuple[Data, ...]:
         """Samples that the problem averages over or constrains per row."""
-        nodes = n.postorder(*self.roots)
-        return tuple(dict.fromkeys(x.data for x in nodes if isinstance(x, (n.Column, n.Moment))))
+        return tuple(dict.fromkeys(x.data for x in self.nodes if isinstance(x, (n.Column, n.Moment))))
 
     @cached_property
     def has_rates(self) -> bool:
         """Whether an indicator that depends on decisions occurs (its gradient is a surrogate's)."""
-        return any(isinstance(x, n.Indicator) and x.surrogate for x in n.postorder(*self.roots))
+        return any(isinstance(x, n.Indicator) and x.surrogate for x in self.nodes)
 
 
 @dataclass

@@ -79,7 +79,7 @@ class Functions:
         """Whether values and what stands for them in gradients are the same: nothing has a surrogate."""
         return not any(
             (isinstance(x, n.Indicator) and x.surrogate) or (isinstance(x, n.Pinned) and x.primal is not None)
-            for x in n.postorder(*self.program.roots)
+            for x in self.program.nodes
         )
 
     def _mode(self, mode: str) -> str:

@@ -73,18 +73,25 @@ def pull(
         for found in _outer_gradients(value, [*leaves, *tensors]):
             cotangents.append(list(found[: len(leaves)]))
             direct = zip(tensors, found[len(leaves) :], strict=True)
-            gradients.append([torch.zeros_like(t) if g is None else g.clone() for t, g in direct])
+            gradients.append([torch.zeros_like(t) if g is None else g for t, g in direct])
     for job in evaluator.jobs:
         values[0] += _pull_rows(evaluator, job, held, cotangents, gradients, row_term)
     return list(zip(values, gradients, strict=True))
 
 
 def _outer_gradients(value: Tensor, inputs: Sequence[Tensor]) -> list[Sequence[Tensor | None]]:
-    """Gradients of a scalar, or of each entry of a vector, in each of the inputs; None where unused."""
+    """Gradients of a scalar, or of each entry of a vector, in each of the inputs, which may be changed.
+
+    None where an input is not used.
+    """
     if not value.requires_grad:
         return [[None] * len(inputs)] * value.numel()
     if not value.dim():
-        return [torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True)]
+        alone = cast(
+            "tuple[Tensor | None, ...]",
+            torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True),
+        )
+        return [[None if g is None else g.clone() for g in alone]]
     seeds = torch.eye(len(value), dtype=value.dtype, device=value.device)
     found = cast(
         "tuple[Tensor | None, ...]",

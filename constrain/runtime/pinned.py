@@ -21,7 +21,7 @@ def pin_entries(evaluator: Evaluator) -> None:
 
     A variable has no values near 0 there, so no step could find it, and its bound has no finite price.
     """
-    for node in n.postorder(*evaluator.program.roots):
+    for node in evaluator.program.nodes:
         if not isinstance(node, n.Apply) or node.atom not in ("rel_entr", "kl_div"):
             continue
         p, q = node.args
