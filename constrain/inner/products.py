@@ -3,6 +3,7 @@
 The matrix K of the conditions F(x, z, y) = (grad of the Lagrangian, inequalities, equalities) is symmetric,
 so that a product with it is one gradient, that of F · v. Systems with it are solved by MINRES; entries are
 brought to one size by a few products with random signs, whose squares average to those of the rows of K.
+Where MINRES needs as many products as K has columns and K fits into memory, it is made after all.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from constrain.inner.krylov import Found, Map, minres
+from constrain.inner.linalg import linalg
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +25,12 @@ __all__ = ["Products", "Symmetric", "rows_of_length"]
 
 _PROBES = 8
 _EXACT = 1e-11
+_LOOSE = 1e-9
+"""What MINRES may leave before the matrix is made."""
+_NUMBERS = 20_000_000
+"""Most entries of the matrices of a batch that are made where MINRES does not converge."""
+_RANK = 1e-13
+"""Size of an eigenvalue, relative to the largest, that counts as 0."""
 _LOST = 1e-6
 """What is left of a right-hand side, relative to it, from which a system counts as one without a solution."""
 
@@ -61,6 +69,7 @@ class Products:
         self._conditions = conditions
         self.residual = tuple(t.detach() for t in conditions)
         self._scale: Tensor | None = None
+        self._matrix: Tensor | None = None
         self._left: Tensor | None = None
 
     def split(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,9 +119,17 @@ class Products:
     def _solved(self, rhs: Tensor) -> Found:
         if self._scale is None:
             self._scale = _equalizing(self, rhs)
-        scale = self._scale
-        found = minres(_both_sides(self, scale), scale * rhs, tolerance=_EXACT)
-        return Found(scale * found.x, found.error)
+        scale, size = self._scale, rhs.shape[1]
+        scaled, apply = scale * rhs, _both_sides(self, self._scale)
+        small = rhs.numel() * size <= _NUMBERS
+        if self._matrix is None:
+            found = minres(apply, scaled, tolerance=_EXACT, steps=size if small else 0)
+            if not small or bool((found.error <= _LOOSE).all()):
+                return Found(scale * found.x, found.error)
+            self._matrix = _matrix(apply, scaled)
+        x = _direct(self._matrix, scaled)
+        left = linalg.vector_norm(scaled - (self._matrix @ x[..., None])[..., 0], dim=-1)
+        return Found(scale * x, left / linalg.vector_norm(scaled, dim=-1).clamp_min(1e-300))
 
     @property
     def singular(self) -> Tensor:
@@ -173,6 +190,28 @@ def _equalizing(apply: Map, like: Tensor) -> Tensor:
 
 def _both_sides(apply: Map, d: Tensor) -> Map:
     return lambda v: d * apply(d * v)
+
+
+def _matrix(apply: Map, like: Tensor) -> Tensor:
+    """The symmetric matrices (B, n, n) of a map, column by column."""
+    unit = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
+    columns = torch.stack([apply(column.expand_as(like)) for column in unit], -1)
+    return (columns + columns.mT) / 2
+
+
+def _direct(matrix: Tensor, rhs: Tensor) -> Tensor:
+    """Solutions (B, n) by a factorization, and of least norm where a matrix is singular."""
+    x = linalg.solve_ex(matrix, rhs[..., None])[0][..., 0]
+    left = linalg.vector_norm(rhs - (matrix @ x[..., None])[..., 0], dim=-1)
+    failed = ~(left <= _LOOSE * linalg.vector_norm(rhs, dim=-1))
+    if bool(failed.any()):
+        values, vectors = linalg.eigh(matrix[failed])
+        kept = values.abs() > _RANK * values.abs().amax(-1, keepdim=True)
+        along = (vectors.mT @ rhs[failed][..., None])[..., 0]
+        along = torch.where(kept, along / torch.where(kept, values, 1.0), 0.0)
+        x = x.clone()
+        x[failed] = (vectors @ along[..., None])[..., 0]
+    return x
 
 
 class Symmetric(torch.autograd.Function):

@@ -10,6 +10,7 @@ from torch.autograd import gradgradcheck
 import constrain as cn
 from constrain.inner import compiled, program
 from constrain.inner.krylov import gmres, minres, ritz_values
+from constrain.inner.products import Products
 
 F64 = torch.float64
 
@@ -166,3 +167,31 @@ def test_no_solution_is_proved_without_matrices(products):
     u, c = cn.Variable(2, "u", nonneg=True), cn.Parameter("c", shape=2)
     with pytest.raises(cn.RouteError, match=r"\[E192\].* row 1 of the batch \(unbounded"):
         cn.argmin(cn.minimize(c @ u), at=torch.tensor([[1.0, 1.0], [1.0, -1.0]]))
+
+
+@pytest.mark.parametrize("rank", [60, 59])
+def test_systems_of_condition_1e6_are_solved_by_their_matrix_made_from_products(rank):
+    """MINRES leaves a thousandth of such a system; the same with a direction that nothing sees."""
+    n, p = 60, 3
+    basis = torch.linalg.qr(normal(n, n, seed=8))[0]
+    sizes = torch.logspace(0, 6, n, dtype=F64)
+    sizes[rank:] = 0.0
+    A = normal(p, n, seed=9)
+    A = A - (A @ basis[:, rank:]) @ basis[:, rank:].mT
+    x, q = cn.Variable(n, "x"), cn.Parameter("q", shape=n)
+    root = (basis * sizes.sqrt()).mT
+    functions = compiled(cn.minimize(cn.sum_squares(root @ x) / 2 + q @ x).subject_to(e=A @ x == 1)).functions
+    point = (normal(2, n), torch.zeros(2, 0, dtype=F64), normal(2, p))
+    idle = torch.zeros(2, 0, dtype=torch.bool)
+    products = Products(functions, point, idle, [normal(2, n, seed=3)], [True])
+    wanted = normal(2, n, seed=4) - (normal(2, n, seed=4) @ basis[:, rank:]) @ basis[:, rank:].mT
+    u, _, v = products.solve(wanted, point[1], normal(2, p, seed=5))
+    K = torch.cat([torch.cat([root.mT @ root, A.mT], 1), torch.cat([A, torch.zeros(p, p)], 1)])
+    right = torch.cat([wanted, normal(2, p, seed=5)], 1)
+    found = torch.cat([u, v], 1)
+    assert float((found @ K - right).norm() / right.norm()) < 1e-9
+    if rank == n:
+        expected = torch.linalg.solve(K, right[..., None])[..., 0]
+        torch.testing.assert_close(found, expected, atol=1e-6 * float(expected.abs().max()), rtol=0)
+    first = minres(products, right, tolerance=1e-11, steps=n + p)  # as before, without the matrix
+    assert bool((first.error > 1e-4).all())
