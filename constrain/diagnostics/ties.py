@@ -11,14 +11,14 @@ Source: Clarke, Optimization and Nonsmooth Analysis (1983), chapter 2.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from constrain.diagnostics.inner_ties import of_value
-from constrain.diagnostics.places import MOST, NEAR, bent, reached
+from constrain.diagnostics.places import MOST, NEAR, Bundle, bent, reached
 from constrain.diagnostics.point import array_of
 from constrain.diagnostics.watching import Watch
 from constrain.inner.watching import values_seen
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from constrain.diagnostics.jacobian import Entry
-    from constrain.diagnostics.places import Bundle, Place
+    from constrain.diagnostics.places import Place
     from constrain.runtime.evaluator import Evaluator
 
 __all__ = ["WORK", "Ties", "find_ties", "fits_at_once", "no_ties"]
@@ -113,14 +113,26 @@ def find_ties(evaluator: Evaluator, entries: Sequence[Entry]) -> Ties:
         if note:
             return no_ties(evaluator, entries, note)
         bundles += own
+    note = _round(watch.round, scalars)
     if not bundles:
-        return no_ties(evaluator, entries)
+        return no_ties(evaluator, entries, note)
     slopes = np.array([_picked(s, bundles) for s in scalars])
     used = np.flatnonzero(np.abs(slopes).max(axis=0) > 0).tolist()
     count = sum(len(bundles[i].places) for i in used)
     if count > MOST:
         return no_ties(evaluator, entries, f"{count} slopes meet there, more than are chosen ({MOST})")
-    return _joined(evaluator, [bundles[i] for i in used], slopes[:, used])
+    return replace(_joined(evaluator, [bundles[i] for i in used], slopes[:, used]), note=note)
+
+
+def _round(norms: Sequence[Tensor], scalars: Sequence[Tensor]) -> str:
+    """What is said where a norm whose slopes at 0 are no polyhedron, such as that of order 2, is 0."""
+    found = [
+        Bundle(output, k, (), np.zeros((0, 0)))
+        for output in norms
+        for k in np.flatnonzero(array_of(output) <= NEAR)[:MOST].tolist()
+    ]
+    moving = found and any(any(_picked(s, found)) for s in scalars)
+    return "a norm is 0, whose slopes there are not chosen (those of order 1 and inf are)" if moving else ""
 
 
 def _joined(evaluator: Evaluator, bundles: Sequence[Bundle], slopes: NDArray[np.float64]) -> Ties:

@@ -7,6 +7,7 @@ recorded in these terms, as torch evaluates them in one call, which shows none o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -61,10 +62,17 @@ class Largest:
 
 @dataclass
 class Watch(TorchFunctionMode):
-    """Records the calls made within it (`with Watch() as watch`)."""
+    """Records the calls made within it (`with Watch() as watch`).
+
+    Attributes:
+        bends: functions of each entry.
+        largest: largest and least entries.
+        round: norms of other orders than 1 and infinity, whose slopes at 0 are no polyhedron.
+    """
 
     bends: list[Bend] = field(default_factory=list["Bend"])
     largest: list[Largest] = field(default_factory=list["Largest"])
+    round: list[Tensor] = field(default_factory=list["Tensor"])
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -75,9 +83,11 @@ class Watch(TorchFunctionMode):
         if not args or not isinstance(args[0], torch.Tensor):
             return func(*args, **options)
         order = _order(name, args, options)
-        if order is not None and args[0].requires_grad:
+        if order in (1, math.inf) and args[0].requires_grad:
             return self._norm(args, options, order)
         output = func(*args, **options)
+        if order is not None and output.requires_grad:
+            self.round.append(output)
         self._extreme(name, args, options, output)
         if isinstance(output, torch.Tensor) and output.requires_grad:
             for argument, before, after, at_zero in _bends(name, args, options):
@@ -127,14 +137,14 @@ def _axes(x: Tensor, given: Any) -> tuple[int, ...]:
 
 
 def _order(name: str, args: tuple[Any, ...], options: dict[str, Any]) -> float | None:
-    """1 or infinity for a call of a norm of this order of vectors; None for everything else."""
+    """The order of a call of a norm of vectors; None for everything else, and where it is no number."""
     if name == "linalg_vector_norm":
         order = options.get("ord", args[1] if len(args) > 1 else 2)
     elif name == "norm":
         order = options.get("p", args[1] if len(args) > 1 else 2)
     else:
         return None
-    return order if order in (1, float("inf")) else None
+    return float(order) if isinstance(order, (int, float)) else None
 
 
 def _bends(

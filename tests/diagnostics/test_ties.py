@@ -105,6 +105,14 @@ def test_points_with_too_many_rows_say_so(monkeypatch):
     assert cn.minimize(E((D.x - w) ** 2)).kkt({"w": 0.3}).nonsmooth == ""
 
 
+def test_a_norm_of_order_two_that_is_zero_is_named():
+    w = cn.Variable(4, "w")
+    smooth = cn.sum_squares(w - np.array([0.1, 0.1, 2.0, -1.0]))
+    problem = cn.minimize(smooth + cn.norm(w[:2]) + cn.norm(w[2:]) + cn.norm(w, 1))
+    assert "a norm is 0" in problem.kkt({"w": np.array([0.0, 0.0, 1.0, 0.0])}).nonsmooth
+    assert problem.kkt({"w": np.array([0.1, 0.0, 1.0, 0.0])}).nonsmooth == ""
+
+
 def nearest_in_simplex(v):
     """The nearest probability vector, by sorting (Held, Wolfe and Crowder 1974)."""
     u = np.sort(v)[::-1]
