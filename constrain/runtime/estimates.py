@@ -328,6 +328,19 @@ class Estimator(nn.Module):
         moments = np.searchsorted(ends, columns[order], side="right")
         return Selected(rows[order], stack[rows[order]], moments, columns[order], values[order].astype(float))
 
+    def rarity(self) -> Tensor:
+        """(terms,) the sum of squared factors over shares of rows, of the averages in each affine term."""
+        evaluator, shares = self.evaluator, list[Tensor]()
+        for moment, shape in zip(evaluator.program.moments, self.shapes, strict=True):
+            population = evaluator.populations[moment.data]
+            share = population.stratum(moment.given, moment.by).counts / population.rows
+            wide = share.reshape((*share.shape, *(1,) * (len(shape) - share.dim())))
+            shares.append(wide.expand(shape).reshape(-1).clamp(min=1 / population.rows))
+        affine = self._affine
+        found = torch.zeros_like(self._constant)
+        each = affine.values.square() / self.flat(shares).to(found)[affine.columns]
+        return found.index_add(0, affine.rows, each)
+
     def _plan(self, whole: frozenset[str]) -> dict[Kind, tuple[int, ...]]:
         """Positions of the other terms by estimator, when these samples are given as a whole."""
         if whole not in self._plans:

@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Lagrangian"]
 
+MOST_PER_VISIT = 1.0
+"""Largest step of a row's multiplier at one visit, dimensionless: the next one comes a pass later."""
+
 
 class Lagrangian(nn.Module):
     """L = f + sum multiplier * residual on minibatches.
@@ -79,6 +82,7 @@ class Lagrangian(nn.Module):
     before: Tensor
     low: Tensor
     spread: Tensor
+    crowd: Tensor
     one: Tensor
     row_scales: Tensor
     row_spreads: Tensor
@@ -111,6 +115,7 @@ class Lagrangian(nn.Module):
         self.rule: Ascent | None = None
         self.past: dict[str, Tensor] = {}  # what the rule remembers
         self._share = 0.0
+        self._crowded = 1  # the largest number of entries that are scaled together
         self._layout(part_shapes(evaluator))
         self._turn = self.slacks.turn(self._place)
         self._weighted = self.largest.places(self._place)
@@ -144,6 +149,7 @@ class Lagrangian(nn.Module):
             "before": torch.zeros(count),  # exact residuals at the last pass
             "low": torch.from_numpy(low),
             "spread": torch.ones(count),  # standard deviations of one row's contributions
+            "crowd": torch.ones(count),  # number of entries that are scaled together
             "one": torch.ones(1),
             "row_scales": torch.ones(len(self.parts)),
             "row_spreads": torch.ones(len(self.parts)),  # of constraints per row
@@ -437,15 +443,25 @@ class Lagrangian(nn.Module):
         if len(self._vector):
             residual = estimate.exact_terms[1:]
             self.running.lerp_(residual, 1 - self.memory)
-            self.move(residual)
+            self.move(residual, self._batch_rows())
         for i in self._tables:
             self._ascend_rows(i, self._row_part(i), estimate.rows[i])
         self.follow(self._seen.batches)
 
     @torch.no_grad()
-    def move(self, residual: Tensor) -> None:
-        """One step of the averages' multipliers along residuals: (entries,), in the order of the parts."""
+    def move(self, residual: Tensor, rows: float = math.inf) -> None:
+        """One step of the averages' multipliers along residuals.
+
+        Where more entries than rows are scaled together, most residuals are noise, and where they are clipped
+        at 0 noise makes multipliers: then steps are as much smaller.
+
+        Args:
+            residual: (entries,), in the order of the parts.
+            rows: number of rows that they are estimated from; infinite for exact ones.
+        """
         values, steps = self.values, self.scales * self.pace
+        if rows < self._crowded:
+            steps = steps * (rows / self.crowd).clamp(max=1.0)
         if self.rule is None:
             values.addcmul_(steps * self.rate, residual)
         else:
@@ -454,6 +470,10 @@ class Lagrangian(nn.Module):
         torch.maximum(values, self.low, out=values)
         if self._turn is not None or self._weighted:
             values.copy_(self._turned(values, self.rate * steps))
+
+    def _batch_rows(self) -> float:
+        """Rows of the last batch; infinite where it was all of them."""
+        return min((r.count for r in self._seen.batches.values() if not r.whole), default=math.inf)
 
     def _ascend_rows(self, i: int, part: Part, values: RowValues) -> None:
         """A step of the multipliers of the rows in the batch; no other row is touched."""
@@ -467,7 +487,7 @@ class Lagrangian(nn.Module):
             return
         value = self.table(part)
         # a row is met once per epoch: its step is as large as an average's together
-        scale = value.shape[0] / rows.count
+        scale = _capped(value.shape[0] / rows.count, self.rate)
         if self.rule is not None:
             error = masked(weighted(residual, rows), mask).to(value.dtype)
             index, steps = rows.index, self.row_scales[i] * scale
@@ -566,6 +586,8 @@ class Lagrangian(nn.Module):
             with torch.no_grad():
                 self.spread[places] = spread.to(self.spread)
                 self.scales[places] = scale.steps.to(self.scales)
+                self.crowd[places] = float(len(places))
+                self._crowded = max(self._crowded, len(places))
                 self.limits[places] = scale.largest.to(self.limits)
                 if first in self.largest.parts:  # weights have no unit: only differences of values count
                     self.scales[places] = self.limits[places] = WEIGHT_STEP / float(scale.quietest[0])
@@ -630,6 +652,13 @@ class _Places(Mapping[str, "tuple[slice, tuple[int, ...]]"]):
 
     def __len__(self) -> int:
         return len(self._shapes)
+
+
+def _capped(scale: float, rate: float | Tensor) -> float | Tensor:
+    """The scale of a step of a row's multiplier, of which one visit of the row is not to make too much."""
+    if isinstance(rate, Tensor):
+        return torch.clamp(MOST_PER_VISIT / rate, max=scale)
+    return scale if rate * scale <= MOST_PER_VISIT else MOST_PER_VISIT / rate
 
 
 @dataclass

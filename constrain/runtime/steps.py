@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FASTER", "LEAST_PACE", "SLOWER", "Block", "Scale", "Scales"]
 
+MANY = 4.0
+"""How much faster than their mean, as one constraint, the entries of a block may move together."""
+SEEN = 32.0
+"""Rows of a level among those that are measured from which on its own spread is taken."""
 LEAST_SPREAD = 0.1
 """Least spread of an entry that steps are scaled by, in units of its constraint's."""
 FASTER = 1.2
@@ -72,6 +76,7 @@ class Block:
         terms: (entries,) places of the entries among all terms; none of a constraint per row.
         factors: (entries,) what each residual is divided by, so that all have one unit.
         slope: largest gradient so far, at most halved between calls.
+        common: that of the entries' mean.
         units: (entries,) spread of each entry so far.
         widest: largest spread over all entries so far.
     """
@@ -83,6 +88,7 @@ class Block:
     terms: Tensor
     factors: Tensor
     slope: float = 0.0
+    common: float = 0.0
     units: Tensor | None = None
     widest: float = 0.0
 
@@ -119,10 +125,14 @@ class Scales:
         least = min((p.rows for p in populations.values()), default=rows)
         gradients = self._gradients(self._blocks, estimate, generator)
         spreads = self._spreads(self._blocks, min(rows, least), batches, generator)
-        return [
-            self._scaled(block, gradient, spread, rounding)
-            for block, gradient, (spread, rounding) in zip(self._blocks, gradients, spreads, strict=True)
-        ]
+        rare = self.estimator.rarity()
+        found: list[Scale] = []
+        for block, gradient, (spread, rounding) in zip(self._blocks, gradients, spreads, strict=True):
+            own = spread
+            if block.first.rows is None:
+                own = _shrunk(spread, (rare[block.terms] / block.factors.square()).to(spread), rows)
+            found.append(self._scaled(block, gradient, own, rounding, estimate))
+        return found
 
     def _minimized(self, estimate: Estimate) -> Tensor:
         """The objective; of one with largest values the terms of each with equal weights."""
@@ -133,7 +143,9 @@ class Scales:
             scalar = scalar + torch.cat(cases).mean()
         return scalar
 
-    def _scaled(self, block: Block, gradient: float, spread: Tensor, rounding: float) -> Scale:
+    def _scaled(
+        self, block: Block, gradient: float, spread: Tensor, rounding: float, estimate: Estimate
+    ) -> Scale:
         objective = self._objective or 1.0
         block.slope = max(block.slope / 2, gradient)
         slope = block.slope if block.slope > torch.finfo(torch.float32).tiny else 1.0
@@ -148,10 +160,29 @@ class Scales:
             return Scale(block, step, step, _given(block, pooled), np.array([pooled]))
         quietest = float(units.min())
         factors = block.factors.to(units)
-        steps = objective * quietest / (slope * units.square()) / factors.square()
+        steps = objective * quietest / (slope * units.square())
+        steps = self._together(block, steps, units, estimate) / factors.square()
         largest = objective / (slope * quietest) / factors.square()
         each = factors.cpu().numpy() if len(block.parts) > 1 else np.ones(1)
         return Scale(block, steps, largest, _given(block, pooled * each), quietest * each)
+
+    def _together(self, block: Block, steps: Tensor, units: Tensor, estimate: Estimate) -> Tensor:
+        """Steps with which the entries together are not much faster than their mean would be by itself.
+
+        Where K entries are violated alike, K steps add up, and the largest are in proportion to the spread of
+        an entry, which for K groups is the square root of K times that of all rows. The mean is that with
+        weights 1 / spread^2, as the steps are: it moves by their sum.
+        """
+        if len(units) < 2:
+            return steps
+        weights = units.square().reciprocal()
+        spread = float(weights.sum()) ** -0.5
+        entries = estimate.terms[block.terms] / block.factors
+        mean = self._norm(torch.dot((weights / weights.sum()).to(entries), entries))
+        block.common = max(block.common / 2, mean)
+        if block.common * spread * float(steps.sum()) <= MANY * (self._objective or 1.0):
+            return steps
+        return steps * (MANY * (self._objective or 1.0) / (block.common * spread * float(steps.sum())))
 
     def _norm(self, scalar: Tensor) -> float:
         """Length of a gradient."""
@@ -279,6 +310,26 @@ class _Maker:
 def _given(block: Block, measured: NDArray[np.float64] | float) -> NDArray[np.float64]:
     """The units of violations: the user's, or what was measured."""
     return np.where(np.isnan(block.given), measured, block.given)
+
+
+def _shrunk(spread: Tensor, rare: Tensor, rows: int) -> Tensor:
+    """Spreads of entries, of which those of rare levels are mostly those of the whole block.
+
+    A level with share p has the spread of its rows / sqrt(p). Where few rows of it are among those that are
+    measured, its own is 0, or far too large: then that of the rows of all levels is taken, over sqrt(p).
+
+    Args:
+        spread: (entries,) measured.
+        rare: (entries,) 1 / p, times the square of the factor of the average; 0 where it is not known.
+        rows: number of rows that are measured.
+    """
+    known = rare > 0
+    if not bool((rare * SEEN > rows).any()):
+        return spread
+    squares = spread.square()
+    prior = rare * (squares[known].sum() / rare[known].sum())
+    own = torch.where(known, (rows / (SEEN * rare)).clamp(max=1.0), 1.0)
+    return torch.lerp(prior, squares, own).sqrt()
 
 
 def _units(spread: Tensor, rounding: float, slope: float) -> Tensor:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["MOST_ENTRIES", "correction"]
 
 MOST_ENTRIES = 200
-"""Constraints, each of which needs a gradient on all rows, up to which a correction is made."""
+"""Constraints, each of which needs a gradient on all rows, that a correction takes at most."""
 MOST_NUMBERS = 20_000_000
 """Constraints times decisions up to which their gradients are held."""
 
@@ -54,11 +54,11 @@ def correction(
 
     Returns:
         A function that moves the decisions to this share of the step, from where they were; None where
-        nothing is violated or there is too much to hold.
+        nothing is violated or their gradients are too much to hold.
     """
     entries = _entries(evaluator, room, room if units is None else units, margins or {})
     size = sum(t.numel() for t in tensors)
-    if entries is None or not entries or len(entries) * size > MOST_NUMBERS:
+    if not entries or len(entries) * size > MOST_NUMBERS:
         return None
     own = [i for i, t in enumerate(evaluator.decisions.tensors) if any(t is moved for moved in tensors)]
     found = evaluator.pull([_entry(i, k) for i, k, _, _ in entries])
@@ -91,10 +91,10 @@ def _entries(
     room: Mapping[int, float],
     units: Mapping[int, float],
     margins: Mapping[int, float],
-) -> list[tuple[int, int, bool, float]] | None:
+) -> list[tuple[int, int, bool, float]]:
     """Part, entry, whether an equality, and residual of what is violated, or would be by a step like that.
 
-    Residuals are those of bounds with their margins. None where there are too many.
+    Residuals are those of bounds with their margins. Where there are too many, the largest.
     """
     with torch.no_grad():
         residuals = evaluator.outer(evaluator.moments("exact"), "exact").residuals
@@ -113,7 +113,15 @@ def _entries(
     if not violated or not math.isfinite(worst):
         return []
     near = [(i, k, equal, c) for i, k, equal, c, unit in found if equal or c / unit > -worst]
-    return near if len(near) <= MOST_ENTRIES else None
+    if len(near) > MOST_ENTRIES:  # the worst ones: the others have their turn in the next step
+        near.sort(key=lambda entry: -_size(entry, units))
+    return near[:MOST_ENTRIES]
+
+
+def _size(entry: tuple[int, int, bool, float], units: Mapping[int, float]) -> float:
+    """Violation of an entry in its unit, negative within the bound."""
+    i, _, equal, c = entry
+    return (abs(c) if equal else c) / max(units[i], 1e-300)
 
 
 def _entry(part: int, place: int) -> Callable[[Outer], Tensor]:
