@@ -46,6 +46,21 @@ def test_values_and_dual_values_are_those_of_clarabel(make, method):
             assert np.squeeze(constraint.dual_value) == pytest.approx(dual, abs=1e-4)
 
 
+def test_the_dual_vector_of_a_cone_at_its_tip_balances_the_slopes():
+    """The norm of x is least at 0 against a pull shorter than one; the other cone is not at its tip."""
+    x, t, w, u = cp.Variable(3), cp.Variable(), cp.Variable(3), cp.Variable()
+    pull, target = np.array([0.3, -0.4, 0.2]), np.array([1.0, 0.5, -1.0])
+    tip, side = cp.SOC(t, x), cp.SOC(u, w)
+    problem = cp.Problem(cp.Minimize(t + pull @ x + cp.sum_squares(w - target) + u), [tip, side])
+    expected = problem.solve(solver="CLARABEL", **EXACT)
+    duals = [np.squeeze(part) for cone in (tip, side) for part in cone.dual_value]
+    assert problem.solve(solver=conic()) == pytest.approx(expected, abs=1e-6)
+    found = [np.squeeze(part) for cone in (tip, side) for part in cone.dual_value]
+    for one, other in zip(found, duals, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+    assert found[1] == pytest.approx(pull, abs=1e-4)
+
+
 def test_a_solver_object_with_options():
     problem = quadratic(np.random.default_rng(0))
     expected = problem.solve(solver="CLARABEL", **EXACT)

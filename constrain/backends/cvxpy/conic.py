@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ENTRIES", "Conic"]
 
+NEAR_TIP = 1e-7
+"""A vector of a second-order cone this short has no direction that could be read off."""
 ENTRIES = 4_000_000
 """Most entries of the matrices, which are dense here."""
 
@@ -112,11 +114,14 @@ class Conic(_Base):
         if status is None:
             raise cp.error.SolverError(f"constrain: {word}: {solution.message}")
         primal = np.asarray(solution.variables.get("x", np.zeros(len(c)))).reshape(-1)
-        duals = np.zeros(len(b))
+        duals, tips = np.zeros(len(b)), [np.zeros(0, np.int64)]
         for block in blocks:
             if solution[block.name].has_duals:
                 rest = b[block.rows] - a[block.rows] @ primal
                 duals[block.rows] = block.dual(solution[block.name], rest)
+                tips.append(block.tips(rest))
+        slope = c + (data[s.P] @ primal if s.P in data else 0.0)
+        _balance(duals, np.concatenate(tips), a, slope)
         equal = int(data[self.DIMS].zero)
         return {
             "status": status,
@@ -125,6 +130,16 @@ class Conic(_Base):
             "eq_dual": duals[:equal],
             "ineq_dual": duals[equal:],
         }
+
+
+def _balance(duals: NDArray[Any], rows: NDArray[np.int64], a: Any, slope: NDArray[Any]) -> None:
+    """Fills in the dual vectors of cones at their tip, which their multiplier bounds and does not determine.
+
+    They are those of least norm with which the slopes of the Lagrangian, slope + A' y, balance best.
+    """
+    if len(rows):
+        left = slope + a.T @ duals
+        duals[rows] = np.linalg.lstsq(a[rows].toarray().T, -left, rcond=None)[0]
 
 
 def _rest(a: Any, b: NDArray[Any], x: Any, rows: NDArray[np.int64]) -> Any:
@@ -174,8 +189,18 @@ class _Block:
         each = rest.reshape(-1, self.size)
         if self.kind == "exp":
             return exponential(m, each[:, 1], each[:, 2]).reshape(-1)
-        cones = second_order(m, each[:, 1:])
-        return np.zeros(len(rest)) if cones is None else cones.reshape(-1)
+        tip = np.linalg.norm(each[:, 1:], axis=1) <= NEAR_TIP
+        cones = second_order(np.where(tip, 0.0, m), each[:, 1:])
+        assert cones is not None  # no cone at its tip has a multiplier now
+        cones[:, 0] += np.where(tip, m, 0.0)
+        return cones.reshape(-1)
+
+    def tips(self, rest: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Rows of the vectors of second-order cones that are at their tip."""
+        if self.kind != "soc":
+            return np.zeros(0, np.int64)
+        tip = np.linalg.norm(rest.reshape(-1, self.size)[:, 1:], axis=1) <= NEAR_TIP
+        return self.rows.reshape(-1, self.size)[tip, 1:].reshape(-1)
 
 
 def _blocks(dims: Any) -> list[_Block]:
