@@ -115,7 +115,7 @@ class PrimalDual:
             the place of the half cosine; the steps of the multipliers follow the learning rate.
         graph: "off" makes every step in Python; "recorded" replays one that was recorded, "compiled" compiles
             it, with the same results but for rounding (`constrain.runtime.graph`). "auto" records where a run
-            has 600 steps, and compiles where it has 50 000 and the model is small.
+            has 600 steps, and compiles where it has 50 000, the model is small, and time has no limit.
     """
 
     epochs: int | None = None
@@ -156,7 +156,7 @@ class PrimalDual:
     ) -> RawResult:
         """Trains from the current decisions (and multipliers, by part key)."""
         started = time.perf_counter()
-        method = Training(self, evaluator)
+        method = Training(self, evaluator, timed=time_limit is not None)
         method.prepare(multipliers)
         judge = IterateJudge(evaluator, method.epochs, self.tolerance, method.together)
         return train(method, judge, progress=progress, started=started, time_limit=time_limit, finish=True)
@@ -168,6 +168,7 @@ class Training:
     Attributes:
         options: as asked for.
         evaluator: the compiled program with its data.
+        timed: a limit of time is to be kept, so that nothing is compiled unasked.
         lagrangian: with the multipliers.
         tensors: the decisions that move.
         optimizer: of the decisions.
@@ -186,9 +187,10 @@ class Training:
         guard: damps the multipliers where violations cycle.
     """
 
-    def __init__(self, options: PrimalDual, evaluator: Evaluator) -> None:
+    def __init__(self, options: PrimalDual, evaluator: Evaluator, *, timed: bool = False) -> None:
         self.options = options
         self.evaluator = evaluator
+        self.timed = timed
         self.steps = 0
         objective = n.postorder(evaluator.program.objective)
         rates = any(isinstance(x, n.Indicator) and x.surrogate for x in objective)
@@ -340,7 +342,7 @@ class Training:
         if mode == "auto":
             size, device = self.evaluator.decisions.size, self.evaluator.device.type
             long = self.scheme.recordable and self.total >= RECORDED_STEPS and device in ("cpu", "cuda")
-            compiled = self.total >= COMPILED_STEPS and size <= SMALL
+            compiled = self.total >= COMPILED_STEPS and size <= SMALL and not self.timed
             mode = ("compiled" if compiled else "recorded") if long else "off"
         if mode == "off":
             return None
