@@ -663,7 +663,7 @@ class Changing:
 CHANGES = {
     "fewer rows": (
         lambda p, i: [{"v": [1.0, 2.0]}] if i < 3 or p == 2 else [],
-        "gave 6 rows, and 8 were expected",
+        "gave 6 rows, the first one 8",
     ),
     "other values": (
         lambda p, i: [{"v": [1.0, 2.0 + (p > 3)]}],
