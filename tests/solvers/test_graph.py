@@ -163,7 +163,7 @@ def trained(build, graph, **options):
     return problem.solve("lagrangian", graph=graph, **settings)
 
 
-def agree(a, b, tolerance=1e-9):
+def assert_agree(a, b, tolerance=1e-9):
     assert a.objective == pytest.approx(b.objective, rel=tolerance)
     for name, value in a.weights.items():
         np.testing.assert_allclose(value, b.weights[name], rtol=tolerance, atol=tolerance)
@@ -192,7 +192,7 @@ def test_a_recorded_run_ends_where_python_ends(build):
     a, b = trained(build, "off"), trained(build, "recorded")
     assert "recorded step" in b.provenance.solver
     assert "recorded step" not in a.provenance.solver
-    agree(a, b)
+    assert_agree(a, b)
 
 
 OPTIMIZERS = {
@@ -214,7 +214,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers(name):
     make = OPTIMIZERS[name]
-    agree(trained(groups, "off", optimizer=make), trained(groups, "recorded", optimizer=make), 1e-7)
+    assert_agree(trained(groups, "off", optimizer=make), trained(groups, "recorded", optimizer=make), 1e-7)
 
 
 # ------------------------------------------------------------------------------------------- choosing
@@ -250,7 +250,7 @@ def test_what_cannot_be_recorded_is_refused_when_asked_for_and_else_made_in_pyth
     monkeypatch.setattr(primal_dual, "RECORDED_STEPS", 1)
     found = trained(build, "auto")
     assert "recorded" not in found.provenance.solver
-    agree(trained(build, "off"), found, 0.0)
+    assert_agree(trained(build, "off"), found, 0.0)
 
 
 def test_long_runs_are_recorded_by_themselves():
@@ -284,7 +284,7 @@ def test_attributes_of_modules_may_change_between_epochs():
 
         return trained(lambda: groups(net), graph, callback=warmer)
 
-    agree(warmed("off"), warmed("recorded"))
+    assert_agree(warmed("off"), warmed("recorded"))
 
 
 def test_the_culprit_is_named_in_recorded_steps_too():
@@ -374,4 +374,4 @@ def test_words_of_the_loop():
 def test_a_compiled_run_ends_where_python_ends(build):
     a, b = trained(build, "off"), trained(build, "compiled")
     assert "compiled step" in b.provenance.solver
-    agree(a, b, 1e-6)
+    assert_agree(a, b, 1e-6)

@@ -150,6 +150,6 @@ def _agrees(problem, seed=0, **options):
 
 
 @pytest.fixture
-def agrees():
+def check_agrees():
     """Asserts that Lagrangian and gradient of `problem.derive(**options)` are those of autograd."""
     return _agrees

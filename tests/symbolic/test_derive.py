@@ -11,8 +11,8 @@ TABLE = [known for known in known_problems() if known.missing is None]
 
 
 @pytest.mark.parametrize("known", TABLE, ids=lambda known: known.name)
-def test_lagrangian_and_gradient_are_those_of_autograd(known, agrees):
-    agrees(known.build())
+def test_lagrangian_and_gradient_are_those_of_autograd(known, check_agrees):
+    check_agrees(known.build())
 
 
 @pytest.mark.parametrize("name", ["hs43", "hs71", "hydro", "pde-control-3", "tilt", "maxent"])

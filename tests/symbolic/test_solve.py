@@ -124,7 +124,7 @@ def test_elimination_finds_every_solution():
 
 
 # -------------------------------------------------------------------------------------------- refusals
-def _refused(code, words, build, **options):
+def check_refused(code, words, build, **options):
     with pytest.raises(RouteError) as caught:
         build()
     assert caught.value.code == code
@@ -138,23 +138,23 @@ def test_rates_integers_and_models_are_refused_with_the_way_out():
     w = cn.Variable(2, "w")
     f = cn.Model(torch.nn.Linear(2, 1).double(), "f")
     rate = cn.minimize(cn.sum_squares(w)).subject_to(rate=cn.P(D.x @ w > 0) >= 0.5)
-    _refused("E196", ["step in the decisions", "torch.sigmoid"], rate.derive)
+    check_refused("E196", ["step in the decisions", "torch.sigmoid"], rate.derive)
     count = cn.minimize(cn.Variable((), "k", integer=True))
-    _refused("E196", ["k is an integer"], count.derive)
+    check_refused("E196", ["k is an integer"], count.derive)
     exponential = cn.minimize(cn.trace(torch.matrix_exp(cn.Variable((3, 3), "W"))))
-    _refused("E196", ["matrix_exp"], exponential.derive)
+    check_refused("E196", ["matrix_exp"], exponential.derive)
     linear = cn.minimize(E(f(D.x)[..., 0] ** 2)).derive()
-    _refused("E196", ["f is a model"], linear.solve)
+    check_refused("E196", ["f is a model"], linear.solve)
 
 
 def test_no_closed_form_is_an_error_that_says_why():
     x = cn.Variable(2, "x")
     hard = cn.minimize(cn.exp(x[0]) + x[0] * x[1] ** 2).subject_to(c=cn.log(x[1]) + x[0] * x[1] == 2)
-    _refused("E197", ["closed form"], hard.derive().solve)
+    check_refused("E197", ["closed form"], hard.derive().solve)
     large = cn.minimize(cn.sum_squares(cn.Variable(30, "x", nonneg=True)))
-    _refused("E197", ["2^30 active sets"], large.derive().solve)
+    check_refused("E197", ["2^30 active sets"], large.derive().solve)
     slow = known_problem("hs78").build().derive()
-    _refused("E197", ["within 1.5 seconds"], lambda: slow.solve(time_limit=1.5))
+    check_refused("E197", ["within 1.5 seconds"], lambda: slow.solve(time_limit=1.5))
 
 
 @quick
