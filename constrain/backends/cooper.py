@@ -78,7 +78,7 @@ class CompiledProblem(cooper.ConstrainedMinimizationProblem):
         super().__init__()
         self.lagrangian = lagrangian
         self.evaluator = lagrangian.evaluator
-        self.parts: list[Part] = lagrangian.parts
+        self.parts: list[Part] = list(lagrangian.parts)
         self.penalty = penalty
         self.resting = False
         for part in self.parts:

@@ -607,8 +607,7 @@ def postorder(*roots: Node) -> list[Node]:
     order: list[Node] = []
     stack: list[Any] = [*reversed(roots)]  # nodes, and None
     while stack:
-        node = stack.pop()
-        if node is None:  # everything under the node below has been visited
+        if (node := stack.pop()) is None:  # everything under the node below has been visited
             order.append(stack.pop())
         elif id(node) not in seen:
             seen.add(id(node))
@@ -642,8 +641,7 @@ def intern(root: Node, table: dict[Node, Node]) -> Node:
     """The same expression in which equal sub-expressions are one object (common subexpressions)."""
 
     def step(node: Node, new: tuple[Node, ...]) -> Node:
-        rebuilt = rebuild(node, new)
-        return table.setdefault(rebuilt, rebuilt)
+        return table.setdefault(rebuilt := rebuild(node, new), rebuilt)
 
     return fold(root, step)
 

@@ -30,7 +30,7 @@ from constrain.runtime.codegen import generate
 from constrain.runtime.columns import reads_as_numbers
 from constrain.runtime.compiled import Functions, Job
 from constrain.runtime.derivatives import RowTerm, hessian, pull
-from constrain.runtime.pieces import entries
+from constrain.runtime.pieces import Flattened, entries
 from constrain.runtime.surrogates import update_spreads
 from constrain.runtime.tails import set_thresholds
 
@@ -301,7 +301,7 @@ class Evaluator:
             self._knob_tensors = self._knobs()
             variables = [self.decisions.variables[s] for s in tables.variables]
             modules = [model.module for model in tables.models]
-            flat = _Flattened(tables.models)
+            flat = Flattened(tables.models)
             self._named = (variables, modules, flat, self._knob_tensors, self._constants())
             self._size = size
         code = None if population is None else population.level_code
@@ -569,14 +569,3 @@ class Evaluator:
 
 def _some(values: Tensor | None, chosen: slice) -> Tensor | None:
     return None if values is None else values[chosen]
-
-
-class _Flattened:
-    """`w[i]`: all trainable parameters of model i as one vector, made when asked for."""
-
-    def __init__(self, models: Sequence[Any]) -> None:
-        self.models = models
-
-    def __getitem__(self, i: int) -> Tensor:
-        parameters = [p.reshape(-1) for p in self.models[i].module.parameters() if p.requires_grad]
-        return torch.cat(parameters)
