@@ -63,6 +63,7 @@ class _Conditions:
     Attributes:
         slopes: (B, m + p, n) gradients of inequalities, then of equalities.
         room: (B, m) of inequalities, 0 where they count as active.
+        short: (B, m) of inequalities, as it is.
         z: (B, m) multipliers, 0 where they count as none.
         equalities: p.
         curvature: (B, n, n) Hessian of the Lagrangian.
@@ -70,6 +71,7 @@ class _Conditions:
 
     slopes: Matrix
     room: Matrix
+    short: Matrix
     z: Matrix
     equalities: int
     curvature: Matrix
@@ -90,6 +92,7 @@ class _Conditions:
         return cls(
             array_of(slopes),
             np.where(room <= unit, 0.0, room),
+            room,
             np.where(weight <= price, 0.0, weight),
             equal.shape[-2],
             np.broadcast_to(curvature, (len(x), *curvature.shape[-2:])),
@@ -113,7 +116,7 @@ def _multipliers(seen: Valued, found: _Conditions) -> list[Bundle]:
     for i in kinked:
         least = [-float(found.z[i, j]) if j < m else -np.inf for j in free[i].tolist()]
         places = [
-            Place(argument, i * width + j, low, np.inf)
+            Place(argument, i * width + j, low, np.inf, room=float(found.short[i, j]) if j < m else 0.0)
             for j, low in zip(free[i].tolist(), least, strict=True)
         ]
         bundles.append(Bundle(seen.value, i, tuple(places), _basis(found.slopes[i, free[i]].T)))

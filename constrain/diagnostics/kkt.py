@@ -92,10 +92,10 @@ def kkt(
     point = read_point(evaluator) if point is None else point
     with warnings.catch_warnings():  # W220: the slopes of optimal values with kinks are chosen here
         warnings.filterwarnings("ignore", r"\[W220\]", ModelingWarning)
-        forces = _balance(view, point, multipliers, tolerance)
+        forces = _balance(view, point, multipliers, tolerance, convex=convex)
     values = _values(view, point, forces.multipliers, forces.scales)
     pull = _stationarity(evaluator, forces)
-    gap = values.total if bound is None else abs(point.objective - bound)
+    gap = values.total + pull.short if bound is None else abs(point.objective - bound)
     holds = values.scaled <= tolerance and values.dual >= -tolerance
     certified = holds and (bound is not None or (convex and min(pull.absolute, pull.scaled) <= tolerance))
     record = _record(view, point, forces, values, pull, gap, certified, tolerance)
@@ -208,7 +208,7 @@ def _record(
         warnings=tuple(recognize(view, point, independence, forces.entries, tolerance)),
         tolerance=tolerance,
         kinks=forces.ties.count,
-        nonsmooth=forces.ties.note,
+        nonsmooth="" if certified else forces.ties.note,  # a slope that balances was found
         qualified=mangasarian_fromovitz(
             forces.entries, forces.gradients.rows, forces.at_lower, forces.at_upper, independence
         ),
@@ -287,6 +287,8 @@ def _balance(
     point: Point,
     multipliers: Mapping[str, Any] | None,
     tolerance: float,
+    *,
+    convex: bool = False,
 ) -> _Forces:
     parts = evaluator.program.parts
     scales = _scales(evaluator, point)
@@ -306,17 +308,20 @@ def _balance(
     found = gradients(evaluator, entries, aligned)
     at_lower, at_upper = at_bounds(evaluator.decisions)
     found = inside(evaluator, entries, aligned, found, at_lower & ~at_upper, at_upper & ~at_lower)
-    active = np.array([e.active for e in entries], dtype=bool)
-    fitted = np.zeros(len(entries))
-    base = found.objective + found.rest
-    folded = Balance(base, found.rows, at_lower, at_upper).folded()
-    fitted[active], _ = _fitted(folded, entries, active)
-    rest = projected(base + fitted @ found.rows, at_lower, at_upper)
+    folded, fitted, rest = _best(found, entries, at_lower, at_upper)
     pull = projected(found.lagrangian(entries), at_lower, at_upper) if own else rest
     ties = no_ties(evaluator, entries)
-    if max(float(np.max(np.abs(x), initial=0.0)) for x in (rest, pull)) > 0.1 * tolerance:
-        ties = find_ties(evaluator, entries)
-        fitted, rest = _with_slopes(found, entries, ties, (fitted, rest), at_lower, at_upper)
+    unbalanced = max(float(np.max(np.abs(x), initial=0.0)) for x in (rest, pull)) > 0.1 * tolerance
+    if unbalanced or not convex:
+        seen = find_ties(evaluator, entries)
+        if seen.shift.any():  # autograd's slopes are those of no side
+            found = replace(
+                found, objective=found.objective + seen.shift[0], rows=found.rows + seen.shift[1:]
+            )
+            folded, fitted, rest = _best(found, entries, at_lower, at_upper)
+        if unbalanced or seen.shift.any():
+            ties = seen
+            fitted, rest = _with_slopes(found, entries, ties, (fitted, rest), at_lower, at_upper)
     fit = _scatter(entries, fitted, actives, priced)
     origin = "given" if own or len(priced) == len(parts) > 0 else "best fit" if entries else "none"
     if origin == "best fit":
@@ -334,6 +339,18 @@ def _balance(
     return _Forces(
         entries, found, folded, aligned, origin, fit, left, at_lower, at_upper, ties, truncated, scales
     )
+
+
+def _best(
+    found: Gradients, entries: Sequence[Entry], at_lower: NDArray[np.bool_], at_upper: NDArray[np.bool_]
+) -> tuple[Balance, NDArray[np.float64], NDArray[np.float64]]:
+    """The forces in few coordinates, best-fit multipliers of active entries, and what remains with them."""
+    active = np.array([e.active for e in entries], dtype=bool)
+    fitted = np.zeros(len(entries))
+    base = found.objective + found.rest
+    folded = Balance(base, found.rows, at_lower, at_upper).folded()
+    fitted[active], _ = _fitted(folded, entries, active)
+    return folded, fitted, projected(base + fitted @ found.rows, at_lower, at_upper)
 
 
 def _with_slopes(
@@ -448,19 +465,21 @@ class _Stationarity:
             says nothing (0 / 0 at a minimum), and it is at most the absolute one.
         blocks: both per block of decisions of the user.
         balance: share of the objective's pull that constraints balance; NaN where it is none.
+        short: what slopes chosen near a kink, not at it, take from the bound of a convex problem.
     """
 
     absolute: float
     scaled: float
     blocks: dict[str, tuple[float, float]]
     balance: float
+    short: float
 
 
 def _stationarity(evaluator: Evaluator, forces: _Forces) -> _Stationarity:
     """The balance of forces; at kinks with the slopes that leave least."""
     g, ties = forces.gradients, forces.ties
     multipliers = np.array([e.multiplier for e in forces.entries])
-    _, residual = bounded_fit(
+    choice, residual = bounded_fit(
         g.lagrangian(forces.entries),
         ties.rows(multipliers),
         ties.limits,
@@ -491,7 +510,7 @@ def _stationarity(evaluator: Evaluator, forces: _Forces) -> _Stationarity:
     total, left = float(pull @ pull), float(residual @ residual)
     share = 1 - left / total if total > 0 else (1.0 if left == 0 else math.nan)
     balance = share if share >= 0 else math.nan  # no share: the constraints pull more than the objective
-    return _Stationarity(*sizes(slice(None)), blocks, balance)
+    return _Stationarity(*sizes(slice(None)), blocks, balance, ties.short(multipliers, choice))
 
 
 # ------------------------------------------------------------------------------------------- values

@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
     from constrain.diagnostics.watching import Bend, Largest
 
-__all__ = ["MOST", "NEAR", "Bundle", "Place", "bent", "reached"]
+__all__ = ["FINE", "MOST", "NEAR", "Bundle", "Place", "bent", "reached"]
 
 NEAR = 1e-6
-"""Arguments of kinks this small count as zero: relative to the largest of their tensor, or to their gradient,
-which then is a step of this size in the decisions (as `jacobian.NEAR_BOUND` is for bounds)."""
+"""Arguments of kinks count as zero where a step of this size in the decisions reaches the kink (as
+`jacobian.NEAR_BOUND` is for bounds)."""
+
+FINE = 1e-9
+"""The same, relative to the size of each decision: the noise of solvers whose decisions are large."""
 
 MOST = 400
 """Kinks whose slopes are chosen."""
@@ -39,7 +42,10 @@ class Place:
         k: its entry.
         lower: least d.
         upper: largest d.
-        size: how far the point is from the kink, in units of the argument; 0 where it counts as at it.
+        size: how far the point is from the kink, in units of the argument; 0 where it is at it for certain.
+        room: by how much the convex function falls short of its linear piece per unit of d: the same size,
+            but for a multiplier the room of its constraint.
+        rising: the largest d is the slope where the argument is positive.
     """
 
     argument: Tensor | None
@@ -47,6 +53,8 @@ class Place:
     lower: float
     upper: float
     size: float = 0.0
+    room: float = 0.0
+    rising: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,13 +77,14 @@ class Bundle:
 def bent(bend: Bend) -> list[Bundle]:
     """Entries whose argument may count as zero."""
     argument = array_of(bend.argument).reshape(-1)
-    distance = _distance(np.abs(argument), np.abs(argument))
+    size = np.abs(argument)
     low, high = sorted((bend.before, bend.after))
     taken = np.where(argument > 0, bend.after, np.where(argument < 0, bend.before, bend.at_zero))
     found: list[Bundle] = []
-    for k in np.flatnonzero(np.isfinite(distance)).tolist():
-        own, size = float(taken[k]), float(distance[k])
-        place = Place(bend.argument, k, low - own, high - own, size)
+    for k in _candidates(size, size).tolist():
+        own, off = float(taken[k]), float(size[k])
+        rising = bend.after >= bend.before
+        place = Place(bend.argument, k, low - own, high - own, off, off, rising)
         found.append(Bundle(bend.output, k, (place,), np.zeros((0, 1))))
     return found
 
@@ -85,31 +94,26 @@ def reached(found: Largest) -> list[Bundle]:
     values = array_of(found.argument)
     top: NDArray[np.float64] = (np.min if found.least else np.max)(values, axis=found.axes, keepdims=True)
     off = np.abs(top - values)
-    distance = _distance(off, np.abs(values))
-    several = np.isfinite(distance).sum(axis=found.axes, keepdims=True) > 1
     if found.index is None:  # equal entries share the slope
         taken = (off == 0) / np.maximum((off == 0).sum(axis=found.axes, keepdims=True), 1)
     else:
         taken = np.zeros(values.shape)
         np.put_along_axis(taken, found.index.detach().cpu().numpy(), 1.0, axis=found.axes[0])
     owner = np.broadcast_to(np.arange(top.size).reshape(top.shape), values.shape).reshape(-1)
-    near = np.flatnonzero(np.isfinite(distance) & several)
-    flat, weight = distance.reshape(-1), taken.reshape(-1)
+    flat, weight = off.reshape(-1), taken.reshape(-1)
     members: dict[int, list[Place]] = {}
-    for k in near.tolist():
-        own = float(weight[k])
-        members.setdefault(int(owner[k]), []).append(
-            Place(found.argument, k, -own, 1.0 - own, float(flat[k]))
-        )
-    return [Bundle(found.output, at, tuple(own), np.ones((1, len(own)))) for at, own in members.items()]
+    for k in _candidates(off.reshape(-1), np.abs(values)).tolist():
+        own, size = float(weight[k]), float(flat[k])
+        members.setdefault(int(owner[k]), []).append(Place(found.argument, k, -own, 1.0 - own, size, size))
+    several = [(at, tuple(own)) for at, own in members.items() if len(own) > 1]
+    return [Bundle(found.output, at, own, np.ones((1, len(own)))) for at, own in several]
 
 
-def _distance(size: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distances from a kink: 0 where they are one beside the largest value, inf where the kink is far.
+def _candidates(size: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Entries that may be at a kink, in order: whether they are, their own gradient tells.
 
-    Between the two it depends on the gradient of the argument; with many candidates such ones are far.
+    The largest value of a tensor only limits for how many a gradient is formed; it decides nothing.
     """
     largest = float(np.max(values, initial=0.0, where=np.isfinite(values)))
-    near = size <= NEAR * max(1.0, largest)
-    rest = np.where(near & (int(near.sum()) <= MOST), size, np.inf)
-    return np.where(size <= NEAR * largest, 0.0, rest)
+    found = np.flatnonzero(size <= NEAR * max(1.0, largest))
+    return np.sort(found[np.argsort(size[found], kind="stable")[: MOST + 1]])

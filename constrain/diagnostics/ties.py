@@ -3,10 +3,18 @@
 At a kink (|a| or max(a, 0) at a = 0, a norm where entries vanish, a largest value that several entries reach,
 the threshold of a CVaR at a row, an optimal value with several multipliers) autograd returns one slope of a
 set. A point is stationary when *some* choice of slopes balances (0 in Clarke's subdifferential), so the
-choice that leaves the least gradient is the one to judge by. An argument a that is zero within `NEAR` counts
-as zero: solvers return 1e-9 for 0.
+choice that leaves the least gradient is the one to judge by.
 
-Source: Clarke, Optimization and Nonsmooth Analysis (1983), chapter 2.
+An argument a counts as zero where a step of `NEAR` in the decisions makes it zero, by its own gradient:
+solvers return 1e-9 for 0. Other arguments have no say, however large. The slope s of a kink at |a| > 0 is
+an epsilon-subgradient of a convex function: |b| >= |a| + s (b - a) - epsilon, epsilon = |s - sign(a)| |a|.
+So the sum of these (`Ties.short`) belongs to the gap that such slopes certify.
+
+Functions with the same kink (max(u, 0) - max(-u, 0) is u) do not choose their slopes apart: where they bend
+to opposite sides, they are joined to one kink whose slopes are those of the sum on either side.
+
+Source: Clarke, Optimization and Nonsmooth Analysis (1983), chapter 2; Hiriart-Urruty and Lemarechal, Convex
+Analysis and Minimization Algorithms II (1993), chapter XI, for epsilon-subgradients.
 """
 
 from __future__ import annotations
@@ -18,7 +26,7 @@ import numpy as np
 import torch
 
 from constrain.diagnostics.inner_ties import of_value
-from constrain.diagnostics.places import MOST, NEAR, Bundle, bent, reached
+from constrain.diagnostics.places import FINE, MOST, NEAR, Bundle, Place, bent, reached
 from constrain.diagnostics.point import array_of
 from constrain.diagnostics.watching import Watch
 from constrain.inner.watching import values_seen
@@ -31,7 +39,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from constrain.diagnostics.jacobian import Entry
-    from constrain.diagnostics.places import Place
     from constrain.runtime.evaluator import Evaluator
 
 __all__ = ["WORK", "Ties", "find_ties", "fits_at_once", "no_ties"]
@@ -51,6 +58,8 @@ class Ties:
         upper: (ties,) largest one.
         held: (conditions, ties) sums of the numbers that must be 0: the slopes of a largest value are
             averages of those of the entries that reach it.
+        room: (ties,) what a number takes from the bound that slopes prove, per unit of it.
+        shift: (1 + entries, decisions) what joined kinks add to the gradients that autograd took.
         count: number of kinks.
         note: why kinks were not resolved; empty when they were.
     """
@@ -60,6 +69,8 @@ class Ties:
     lower: NDArray[np.float64]
     upper: NDArray[np.float64]
     held: NDArray[np.float64]
+    room: NDArray[np.float64]
+    shift: NDArray[np.float64]
     count: int = 0
     note: str = ""
 
@@ -77,12 +88,18 @@ class Ties:
         change = (self.slopes * choice) @ self.gradients
         return change[0], change[1:]
 
+    def short(self, multipliers: NDArray[np.float64], choice: NDArray[np.float64]) -> float:
+        """By how much a convex Lagrangian may lie below the plane of the chosen slopes: the epsilon of it."""
+        weight = np.abs(self.slopes[0] + multipliers @ self.slopes[1:])
+        return float(np.sum(weight * np.abs(choice) * self.room))
+
 
 def no_ties(evaluator: Evaluator, entries: Sequence[Entry], note: str = "") -> Ties:
     """A point without kinks, or one whose kinks are not resolved for a reason."""
     none = np.zeros(0)
-    gradients = np.zeros((0, evaluator.decisions.size))
-    return Ties(gradients, np.zeros((1 + len(entries), 0)), none, none, np.zeros((0, 0)), note=note)
+    gradients, scalars = np.zeros((0, evaluator.decisions.size)), 1 + len(entries)
+    shift = np.zeros((scalars, evaluator.decisions.size))
+    return Ties(gradients, np.zeros((scalars, 0)), none, none, np.zeros((0, 0)), none, shift, note=note)
 
 
 # ------------------------------------------------------------------------------------------- finding
@@ -118,10 +135,24 @@ def find_ties(evaluator: Evaluator, entries: Sequence[Entry]) -> Ties:
         return no_ties(evaluator, entries, note)
     slopes = np.array([_picked(s, bundles) for s in scalars])
     used = np.flatnonzero(np.abs(slopes).max(axis=0) > 0).tolist()
-    count = sum(len(bundles[i].places) for i in used)
-    if count > MOST:
+    kept, left = _nearest([bundles[i] for i in used])
+    chosen = [_Kink.of(evaluator, bundles[used[i]], slopes[:, used[i]]) for i in kept]
+    if left and all(kink is not None for kink in chosen[-1:]):
+        count = sum(len(bundles[i].places) for i in used)
         return no_ties(evaluator, entries, f"{count} slopes meet there, more than are chosen ({MOST})")
-    return replace(_joined(evaluator, [bundles[i] for i in used], slopes[:, used]), note=note)
+    note = note or _nested([bundles[used[i]] for i in kept], chosen, bundles)
+    found = [kink for kink in chosen if kink is not None]
+    return replace(_joined(evaluator, found, len(scalars)), count=len(found), note=note)
+
+
+def _nearest(bundles: Sequence[Bundle]) -> tuple[list[int], bool]:
+    """The kinks that are nearest, nearest first, as many as are chosen; and whether there are others."""
+    sizes = [max((place.size for place in bundle.places), default=0.0) for bundle in bundles]
+    order = np.argsort(sizes, kind="stable")
+    total = np.cumsum([len(bundles[i].places) for i in order])
+    if len(total) and total[-1] <= MOST:
+        return list(range(len(bundles))), False
+    return order[total <= MOST].tolist(), bool(len(total))
 
 
 def _round(norms: Sequence[Tensor], scalars: Sequence[Tensor]) -> str:
@@ -135,32 +166,112 @@ def _round(norms: Sequence[Tensor], scalars: Sequence[Tensor]) -> str:
     return "a norm is 0, whose slopes there are not chosen (those of order 1 and inf are)" if moving else ""
 
 
-def _joined(evaluator: Evaluator, bundles: Sequence[Bundle], slopes: NDArray[np.float64]) -> Ties:
-    """The ties of bundles with these slopes, (1 + entries, bundles); bundles off their kink are left out."""
-    gradients: list[NDArray[np.float64]] = []
-    kept: list[tuple[int, Place]] = []
-    held: list[NDArray[np.float64]] = []
-    for i, bundle in enumerate(bundles):
-        rows = [_gradient(evaluator, place) for place in bundle.places]
-        near = [
-            place.size <= NEAR * float(np.abs(row).max(initial=0.0))
-            for place, row in zip(bundle.places, rows, strict=True)
-        ]
-        if sum(near) < min(2, len(near)) or not any(
-            row.any() for row, at in zip(rows, near, strict=True) if at
-        ):
-            continue
-        gradients += [row for row, at in zip(rows, near, strict=True) if at]
-        kept += [(i, place) for place, at in zip(bundle.places, near, strict=True) if at]
-        held.append(bundle.held[:, near])
+@dataclass(frozen=True)
+class _Kink:
+    """A kink that the point sits on.
+
+    Attributes:
+        places: numbers of those arguments that are zero.
+        gradients: (places, decisions) of these.
+        held: (conditions, places) sums that are 0.
+        slopes: (1 + entries,) of the objective and of entries in its output.
+    """
+
+    places: tuple[Place, ...]
+    gradients: NDArray[np.float64]
+    held: NDArray[np.float64]
+    slopes: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, evaluator: Evaluator, bundle: Bundle, slopes: NDArray[np.float64]) -> _Kink | None:
+        """The kink of a bundle; None where the point is off it."""
+        rows = np.array([_gradient(evaluator, place) for place in bundle.places])
+        sizes = np.array([place.size for place in bundle.places])
+        apart = rows - rows[int(np.argmin(sizes))] if len(rows) > 1 else rows
+        unit = NEAR + FINE * np.abs(
+            np.concatenate([array_of(t).ravel() for t in evaluator.decisions.tensors])
+        )
+        near = sizes <= np.linalg.norm(apart * unit, axis=1)
+        if near.sum() < min(2, len(near)) or not rows[near].any():
+            return None
+        places = tuple(place for place, at in zip(bundle.places, near, strict=True) if at)
+        return cls(places, rows[near], bundle.held[:, near], slopes)
+
+    @property
+    def sides(self) -> tuple[float, float]:
+        """Of a kink of one argument: its numbers where the argument is negative, and where it is positive."""
+        (place,) = self.places
+        return (place.lower, place.upper) if place.rising else (place.upper, place.lower)
+
+
+def _joined(evaluator: Evaluator, kinks: Sequence[_Kink], scalars: int) -> Ties:
+    """The numbers of all kinks; those of the same kink that bend to opposite sides are joined."""
+    size = evaluator.decisions.size
+    shift = np.zeros((scalars, size))
+    joined: list[_Kink] = []
+    for group in _same(kinks):
+        one, moved = _opposed(group)
+        joined += group if one is None else [one]
+        shift += moved
+    places = [place for kink in joined for place in kink.places]
     return Ties(
-        np.array(gradients).reshape(-1, evaluator.decisions.size),
-        slopes[:, [i for i, _ in kept]],
-        np.array([place.lower for _, place in kept]),
-        np.array([place.upper for _, place in kept]),
-        _diagonal(held),
-        len(held),
+        np.array([row for kink in joined for row in kink.gradients]).reshape(-1, size),
+        np.array([kink.slopes for kink in joined for _ in kink.places]).reshape(-1, scalars).T,
+        np.array([place.lower for place in places]),
+        np.array([place.upper for place in places]),
+        _diagonal([kink.held for kink in joined]),
+        np.array([place.room for place in places]),
+        shift,
     )
+
+
+def _same(kinks: Sequence[_Kink]) -> list[list[_Kink]]:
+    """Groups of kinks of one argument whose gradients are parallel; each other kink is alone."""
+    groups: dict[bytes, list[_Kink]] = {}
+    for i, kink in enumerate(kinks):
+        key = str(i).encode()
+        if len(kink.places) == 1 and np.isfinite(kink.sides).all():
+            row = kink.gradients[0]
+            key = (np.round(row / row[int(np.argmax(np.abs(row)))], 9) + 0.0).tobytes()  # -0.0 is 0.0
+        groups.setdefault(key, []).append(kink)
+    return list(groups.values())
+
+
+def _opposed(group: Sequence[_Kink]) -> tuple[_Kink | None, NDArray[np.float64]]:
+    """Kinks with parallel gradients as one, and what it adds to the gradients that autograd took.
+
+    None where they bend to the same side: then their slopes may be chosen apart, and add up to the same.
+    """
+    scalars, size = len(group[0].slopes), group[0].gradients.shape[1]
+    if len(group) < 2:
+        return None, np.zeros((scalars, size))
+    unit = group[0].gradients[0]
+    factors = [float(kink.gradients[0] @ unit) / float(unit @ unit) for kink in group]
+    below, above, apart = np.zeros(scalars), np.zeros(scalars), np.zeros(scalars)
+    for kink, factor in zip(group, factors, strict=True):
+        before, after = kink.sides if factor > 0 else kink.sides[::-1]
+        below += factor * before * kink.slopes
+        above += factor * after * kink.slopes
+        apart += abs(factor * (after - before)) * np.abs(kink.slopes)
+    if (np.abs(above - below) >= (1 - 1e-9) * apart).all():
+        return None, np.zeros((scalars, size))
+    room = max(kink.places[0].room / abs(factor) for kink, factor in zip(group, factors, strict=True))
+    place = Place(None, 0, 0.0, 1.0, room=room)
+    return _Kink((place,), unit[None], np.zeros((0, 1)), above - below), np.outer(below, unit)
+
+
+def _nested(near: Sequence[Bundle], chosen: Sequence[_Kink | None], bundles: Sequence[Bundle]) -> str:
+    """What is said where autograd returns no gradient of an argument, because that sits on a kink itself."""
+    for bundle, kink in zip(near, chosen, strict=True):
+        place = bundle.places[0] if len(bundle.places) == 1 else None
+        if kink is not None or place is None or place.argument is None or place.size > NEAR:
+            continue
+        inner = [b for b in bundles if b.output is not bundle.output]
+        if inner and any(_picked(place.argument.reshape(-1)[place.k], inner)):
+            return (
+                "a function with a kink is inside of another one at its own, and slopes there are not chosen"
+            )
+    return ""
 
 
 def _diagonal(blocks: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
