@@ -586,8 +586,9 @@ class Lagrangian(nn.Module):
             with torch.no_grad():
                 self.spread[places] = spread.to(self.spread)
                 self.scales[places] = scale.steps.to(self.scales)
-                self.crowd[places] = float(len(places))
-                self._crowded = max(self._crowded, len(places))
+                together = 1 if block.apart else len(places)
+                self.crowd[places] = float(together)
+                self._crowded = max(self._crowded, together)
                 self.limits[places] = scale.largest.to(self.limits)
                 if first in self.largest.parts:  # weights have no unit: only differences of values count
                     self.scales[places] = self.limits[places] = WEIGHT_STEP / float(scale.quietest[0])

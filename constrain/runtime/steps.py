@@ -42,6 +42,8 @@ SLOWER = 0.8
 """What it shrinks by when the sign has changed."""
 LEAST_PACE = 0.5
 """Least part of its measured scale that a step shrinks to."""
+MOST_SLOPES = 128
+"""Gradients that are measured of constraints of one block that are scaled apart."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Scale:
 
 @dataclass
 class Block:
-    """Parts whose entries are scaled together, like those of one vector.
+    """Parts whose entries are scaled together, like those of one vector; or each by itself.
 
     Attributes:
         keys: of the parts.
@@ -75,7 +77,9 @@ class Block:
         given: (parts,) the units that the user gave, NaN where there is none.
         terms: (entries,) places of the entries among all terms; none of a constraint per row.
         factors: (entries,) what each residual is divided by, so that all have one unit.
+        apart: whether each entry is a constraint that is scaled as if it were alone.
         slope: largest gradient so far, at most halved between calls.
+        slopes: (entries,) the same of each entry, where they are apart.
         common: that of the entries' mean.
         units: (entries,) spread of each entry so far.
         widest: largest spread over all entries so far.
@@ -87,7 +91,9 @@ class Block:
     given: NDArray[np.float64]
     terms: Tensor
     factors: Tensor
+    apart: bool = False
     slope: float = 0.0
+    slopes: Tensor | None = None
     common: float = 0.0
     units: Tensor | None = None
     widest: float = 0.0
@@ -111,10 +117,10 @@ class Scales:
     def measure(self, generator: torch.Generator | None, rows: int, batches: int) -> list[Scale]:
         """The scales of all parts, block by block, on a sample of the data.
 
-        The gradient of a block is that of one random combination of its entries; the spread is measured
-        between small batches. Of |grad f| the largest seen so far is used: it vanishes at an unconstrained
-        optimum, multipliers do not. |grad c| and the spreads at most halve from one call to the next: they
-        vanish where a rate's surrogate saturates, or an event holds for all rows.
+        The gradient of a block is that of one random combination of its entries, where these are not apart;
+        the spread is measured between small batches. Of |grad f| the largest seen so far is used: it vanishes
+        at an unconstrained optimum, multipliers do not. |grad c| and the spreads at most halve from one call
+        to the next: they vanish where a rate's surrogate saturates, or an event holds for all rows.
         """
         populations = self.evaluator.populations
         sample = {data.name: p.some(min(rows, p.rows), generator) for data, p in populations.items()}
@@ -123,14 +129,18 @@ class Scales:
             self._blocks = _joined(self.estimator)
         self._objective = max(self._objective, self._norm(self._minimized(estimate)))
         least = min((p.rows for p in populations.values()), default=rows)
-        gradients = self._gradients(self._blocks, estimate, generator)
+        signed = [self._signed(block, estimate, generator) for block in self._blocks]
         spreads = self._spreads(self._blocks, min(rows, least), batches, generator)
         rare = self.estimator.rarity()
         found: list[Scale] = []
-        for block, gradient, (spread, rounding) in zip(self._blocks, gradients, spreads, strict=True):
+        for block, entries, (spread, rounding) in zip(self._blocks, signed, spreads, strict=True):
+            if block.apart:
+                found.append(self._scaled_apart(block, entries, spread, rounding))
+                continue
             own = spread
             if block.first.rows is None:
                 own = _shrunk(spread, (rare[block.terms] / block.factors.square()).to(spread), rows)
+            gradient = self._norm(entries.sum() / max(entries.numel(), 1) ** 0.5)
             found.append(self._scaled(block, gradient, own, rounding, estimate))
         return found
 
@@ -144,12 +154,12 @@ class Scales:
         return scalar
 
     def _scaled(
-        self, block: Block, gradient: float, spread: Tensor, rounding: float, estimate: Estimate
+        self, block: Block, gradient: float, spread: Tensor, rounding: Tensor, estimate: Estimate
     ) -> Scale:
         objective = self._objective or 1.0
         block.slope = max(block.slope / 2, gradient)
         slope = block.slope if block.slope > torch.finfo(torch.float32).tiny else 1.0
-        units = _units(spread, rounding, slope)
+        units = _units(spread, rounding, spread.new_tensor(slope))
         units = block.units = units if block.units is None else torch.maximum(units, block.units / 2)
         pooled = float(units.square().mean().sqrt())
         units = units.clamp(min=LEAST_SPREAD * pooled)
@@ -165,6 +175,37 @@ class Scales:
         largest = objective / (slope * quietest) / factors.square()
         each = factors.cpu().numpy() if len(block.parts) > 1 else np.ones(1)
         return Scale(block, steps, largest, _given(block, pooled * each), quietest * each)
+
+    def _scaled_apart(self, block: Block, entries: Tensor, spread: Tensor, rounding: Tensor) -> Scale:
+        """The same for each entry as if its constraint were alone."""
+        slopes = self._slopes(entries, spread, rounding)
+        slopes = block.slopes = slopes if block.slopes is None else torch.maximum(slopes, block.slopes / 2)
+        slope = torch.where(slopes > torch.finfo(torch.float32).tiny, slopes, 1.0)
+        units = _units(spread, rounding, slope)
+        units = block.units = units if block.units is None else torch.maximum(units, block.units / 2)
+        steps = (self._objective or 1.0) / (slope * units)
+        each = units.cpu().numpy()
+        return Scale(block, steps, steps, _given(block, each), each)
+
+    def _slopes(self, entries: Tensor, spread: Tensor, rounding: Tensor) -> Tensor:
+        """(entries,) length of the gradient of each.
+
+        Of more than MOST_SLOPES those of random combinations are measured, of entries in units of their own
+        spread; entries without any are combined among themselves. Gradients may cancel in a combination:
+        none counts as shorter than their root mean square.
+        """
+        found = torch.zeros_like(spread)
+        wide = spread > rounding
+        for places, unit in ((wide, spread), (~wide, torch.ones_like(spread))):
+            own = places.nonzero().reshape(-1)
+            groups = own.tensor_split(min(max(len(own), 1), MOST_SLOPES))
+            signed = [(entries[g] / unit[g].to(entries)).sum() / max(len(g), 1) ** 0.5 for g in groups]
+            lengths = spread.new_tensor([self._norm(x) for x in signed])
+            if len(own) > MOST_SLOPES:
+                lengths = lengths.clamp(min=float(lengths.square().mean().sqrt()))
+            each = lengths.repeat_interleave(torch.tensor([len(g) for g in groups], device=spread.device))
+            found[own] = unit[own] * each
+        return found
 
     def _together(self, block: Block, steps: Tensor, units: Tensor, estimate: Estimate) -> Tensor:
         """Steps with which the entries together are not much faster than their mean would be by itself.
@@ -193,24 +234,19 @@ class Scales:
         )
         return sum(float(g.double().square().sum()) for g in found) ** 0.5
 
-    def _gradients(
-        self, blocks: Sequence[Block], estimate: Estimate, generator: torch.Generator | None
-    ) -> list[float]:
-        """Norms of the gradients of a random combination of every block's entries."""
-        norms: list[float] = []
-        for block in blocks:
-            if block.first.rows is not None:
-                entries = estimate.rows[int(block.parts[0])][0].reshape(-1)
-            else:
-                entries = estimate.terms[block.terms] / block.factors
-            signs = torch.randint(2, tuple(entries.shape), generator=generator).to(entries) * 2 - 1
-            norms.append(self._norm((signs * entries).sum() / max(entries.numel(), 1) ** 0.5))
-        return norms
+    def _signed(self, block: Block, estimate: Estimate, generator: torch.Generator | None) -> Tensor:
+        """The entries of a block with random signs."""
+        if block.first.rows is not None:
+            entries = estimate.rows[int(block.parts[0])][0].reshape(-1)
+        else:
+            entries = estimate.terms[block.terms] / block.factors
+        signs = torch.randint(2, tuple(entries.shape), generator=generator).to(entries) * 2 - 1
+        return signs * entries
 
     @torch.no_grad()
     def _spreads(
         self, blocks: Sequence[Block], rows: int, batches: int, generator: torch.Generator | None
-    ) -> list[tuple[Tensor, float]]:
+    ) -> list[tuple[Tensor, Tensor]]:
         """Per block the spread of a row's contribution to each entry, and what of it may be rounding."""
         size = max(rows // batches, 2)
         terms: list[Tensor] = []
@@ -221,7 +257,7 @@ class Scales:
             terms.append(estimate.exact_terms.double())
             for i, (_, exact, _) in estimate.rows.items():
                 per_row.setdefault(i, []).append(exact.double())
-        result: list[tuple[Tensor, float]] = []
+        result: list[tuple[Tensor, Tensor]] = []
         every = torch.stack(terms)
         rounding = torch.finfo(torch.promote_types(self.evaluator.dtype, torch.float32)).eps ** 0.5
         for block in blocks:
@@ -231,14 +267,16 @@ class Scales:
             else:
                 values = every[:, block.terms] / block.factors
                 spread = values.std(0) * size**0.5
-            result.append((spread.reshape(-1), rounding * float(values.abs().mean())))
+            sizes = values.abs()
+            result.append((spread.reshape(-1), rounding * (sizes.mean(0) if block.apart else sizes.mean())))
         return result
 
 
 def _joined(estimator: Estimator) -> list[Block]:
     """Scalar constraints on the levels of one average are a block, as if they had been written as one.
 
-    So are the others of a family, and the entries of every other part.
+    So are the entries of every other part. The others of a family are different averages, and functions of
+    several: they are evaluated as one vector, but each is scaled as if it were alone.
     """
     layout, one = estimator.layout, estimator.single_averages()
     equal = np.array([stack.part.kind == "==" for stack in layout.stacks], dtype=bool)[one.stacks]
@@ -263,7 +301,8 @@ def _joined(estimator: Estimator) -> list[Block]:
         own = alone[terms]
         if own.any() or not len(own):
             parts = stack.places if stack.names is None else stack.places[own]
-            rest.append(make(terms[own], parts, np.ones(int(own.sum()))))
+            apart = stack.names is not None
+            rest.append(make(terms[own], parts, np.ones(int(own.sum())), apart=apart))
     return found + sorted(rest, key=lambda block: int(block.parts[0]))
 
 
@@ -294,7 +333,12 @@ class _Maker:
                 self.units[stack.places] = stack.part.scale
 
     def __call__(
-        self, terms: NDArray[np.int64], parts: NDArray[np.int64], factors: NDArray[np.float64]
+        self,
+        terms: NDArray[np.int64],
+        parts: NDArray[np.int64],
+        factors: NDArray[np.float64],
+        *,
+        apart: bool = False,
     ) -> Block:
         """A block of these parts, with their terms and what they are divided by."""
         return Block(
@@ -304,6 +348,7 @@ class _Maker:
             self.units[parts],
             torch.from_numpy(terms).to(self.device),
             torch.from_numpy(factors).to(device=self.device, dtype=self.dtype),
+            apart,
         )
 
 
@@ -332,10 +377,10 @@ def _shrunk(spread: Tensor, rare: Tensor, rows: int) -> Tensor:
     return torch.lerp(prior, squares, own).sqrt()
 
 
-def _units(spread: Tensor, rounding: float, slope: float) -> Tensor:
+def _units(spread: Tensor, rounding: Tensor, slope: Tensor) -> Tensor:
     """What residuals are measured in, per entry.
 
     Where rows do not differ there is no spread but rounding: the unit is then the length of the gradient.
     """
-    least = max(rounding, torch.finfo(torch.float32).eps * slope)
-    return torch.where(spread > least, spread, torch.full_like(spread, slope))
+    least = torch.maximum(rounding, torch.finfo(torch.float32).eps * slope)
+    return torch.where(spread > least, spread, slope)

@@ -86,7 +86,12 @@ GROUPS = {  # name: (one by one, by groups, the sides of a part)
 @pytest.mark.parametrize("name", GROUPS)
 def test_one_by_one_is_by_groups(name):
     single, grouped, sides = GROUPS[name]
-    (a, own), (b, block) = (run(build(written).compile(seed=0)) for written in (single, grouped))
+    many, one = (build(written).compile(seed=0) for written in (single, grouped))
+    steps = {part.key: many.step(part) for part in many.parts}
+    for part in one.parts:  # different averages, written one by one, are scaled apart
+        side = part.key[1:]
+        one.steps(part).copy_(torch.stack([steps[f"g{k}{side}"] for k in KS]))
+    (a, own), (b, block) = run(many), run(one)
     torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
     for side in sides:
         joined = torch.stack([own[f"g{k}{side}"] for k in KS])
@@ -277,6 +282,91 @@ def test_intervals_are_those_of_the_rows(monkeypatch):
         )
     np.testing.assert_allclose(found[1], found[0], rtol=1e-10)
     np.testing.assert_allclose(found[2], found[0], rtol=1e-10)
+
+
+def scales_of(written, least, monkeypatch):
+    """What is measured of the steps of multipliers, with families from `least` constraints on."""
+    monkeypatch.setattr("constrain.lowering.alike.LEAST", least)
+    lagrangian = build(written).compile(seed=0)
+    lagrangian.calibrate(torch.Generator().manual_seed(1), batches=4)  # depends on the first one
+    return lagrangian
+
+
+ALONE = {  # constraints of different units, by the unit of the k-th
+    "differences": lambda D, s, u: {
+        f"g{k}": u(k) * abs(E(s, given=D.code == k) - E(s)) <= u(k) * 0.05 for k in KS},
+    "averages and a decision": lambda D, s, u: {
+        f"g{k}": u(k) * E(s, given=D.code == k) <= u(k) * room for k in KS} | {"r": room <= 1.0},
+    "curved": lambda D, s, u: {f"g{k}": u(k) * E(s, given=D.code == k) ** 2 <= u(k) * 0.1 for k in KS},
+    "copies": lambda D, s, u: {f"g{k}": u(k) * E(s, given=D.sex == 1) <= u(k) * 0.3 for k in KS},
+    "levels of one average": lambda D, s, u: {
+        f"g{k}": u(k) * E(s, given=D.code == k) <= u(k) * 0.1 for k in KS},
+    "rates": lambda D, s, u: {
+        f"g{k}": u(k) * (P(s > 0, given=D.code == k) - P(s > 0)) <= u(k) * 0.1 for k in KS},
+    "no data": lambda D, s, u: {f"g{k}": u(k) * room <= u(k) * (1 + k) for k in KS},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_scales_are_those_apart_in_any_units(name, monkeypatch):
+    """Steps and units of violations of a family: as if there were none, and in proportion to the units."""
+
+    def units(k):
+        return 1.0 if k < 17 else 1000.0
+
+    def written(unit):
+        return lambda D, s: ALONE[name](D, s, unit)
+
+    one, many = (scales_of(written(units), least, monkeypatch) for least in (16, 10**9))
+    assert [len(e.evaluator.program.forms.families) for e in (one, many)] == [1, 0]
+    for key in ("scales", "limits", "spread", "crowd"):
+        torch.testing.assert_close(getattr(one, key), getattr(many, key), atol=0, rtol=1e-12)
+    assert one.spreads == pytest.approx(many.spreads, rel=1e-12)
+    same = scales_of(written(lambda _: 1.0), 16, monkeypatch)
+    for a, b in zip(one.parts, same.parts, strict=True):
+        unit = units(int(a.constraint[1:])) if a.constraint != "r" else 1.0
+        assert one.spreads[a.key] == pytest.approx(unit * same.spreads[b.key], rel=1e-9)
+        assert float(one.step(a)) * unit**2 == pytest.approx(float(same.step(b)), rel=1e-9)
+
+
+def test_slopes_of_more_than_are_measured_one_by_one(monkeypatch):
+    """Then the random combinations have units of the entries: these cancel, and slopes are close to apart."""
+    monkeypatch.setattr("constrain.runtime.steps.MOST_SLOPES", 5)
+
+    def written(unit):
+        return lambda D, s: {
+            f"g{k}": unit(k) * (E(s, given=D.code == k) - E(s)) <= unit(k) * 0.05 for k in KS
+        }
+
+    mixed, same = written(lambda k: 10.0 ** (k % 7)), written(lambda _: 1.0)
+    found, equal, apart = (
+        scales_of(w, least, monkeypatch).units for w, least in ((mixed, 16), (same, 16), (same, 10**9))
+    )
+    units = torch.tensor([10.0 ** (k % 7) for k in KS], dtype=torch.float64)
+    torch.testing.assert_close(found * units, equal, atol=0, rtol=1e-9)
+    assert 0.2 < float((equal / apart).min()) < float((equal / apart).max()) < 3
+
+
+def test_families_of_different_units_are_trained_as_apart(monkeypatch):
+    """Differences of averages, of which some are in other units: the optimum by CVXPY, and the same apart."""
+    x = X + np.linspace(-1, 1, LEVELS)[CODE][:, None] * np.array([1.0, 0, 0])
+    y = x @ np.array([1.0, -1.0, 0.5]) + np.random.default_rng(1).normal(size=ROWS)
+    D, w = cn.Data("rows", x=torch.tensor(x), y=torch.tensor(y), g=CODE), cn.Variable(3, "w")
+    s, unit = D.x @ w, [1.0] * 17 + [1000.0] * 3
+    gaps = {k: unit[k] * (E(s, given=D.g == k) - E(s)) for k in KS}
+    bounds = {f"c{k}": gap <= 0.3 * unit[k] for k, gap in gaps.items()}
+    bounds |= {f"d{k}": -gap <= 0.3 * unit[k] for k, gap in gaps.items()}
+    problem = cn.minimize(E((s - D.y) ** 2)).subject_to(**bounds)
+    exact = problem.solve("cvxpy", progress=False).objective
+    found = []
+    for least in (16, 10**9):
+        monkeypatch.setattr("constrain.lowering.alike.LEAST", least)
+        w.value = np.zeros(3)
+        solution = problem.solve("lagrangian", epochs=100, lr=0.1, seed=0, progress=False)
+        assert solution.status == "feasible"
+        found.append(solution.objective)
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    assert exact - 1e-4 < found[0] < exact * 1.02
 
 
 # ------------------------------------------------------------------------------------------------- memory
