@@ -90,13 +90,23 @@ def rebind(program: Program, data: Data | Mapping[str, Data]) -> dict[str, Data]
     samples = {k: v.region if isinstance(v, Coordinate) else v for k, v in samples.items()}
     for name, sample in samples.items():
         if not isinstance(sample, Data):
+            own = f"; the samples of the problem: {', '.join(names)}" if names else ""
+            word = name if name in names else (names or ["test"])[0]
+            made = f'cn.Data("{word}", ...)'
+            if named:
+                made = f'data={{"{word}": {made}}}'
             raise ModelingError(
                 "E146",
-                f"data is given as a cn.Data, or as several by name, got a {type(sample).__name__}",
-                fix=f'cn.Data("{name or "test"}", ...), with columns of the same names',
+                "data is given as a cn.Data, or as a dict from names of samples to cn.Data, "
+                f"got a {type(sample).__name__}{f' for {name!r}' if named else ''}{own}",
+                fix=f"{made}, with columns of the same names",
             )
         if name not in names:
-            raise ModelingError("E146", f"the problem has no sample {name!r}{suggest(name, names)}")
+            raise ModelingError(
+                "E146",
+                f"the problem has no sample {name!r}{suggest(name, names)}",
+                fix=f"a dict with names of its samples: {', '.join(names)}" if names else None,
+            )
     return _fitting(program, samples)
 
 

@@ -163,7 +163,7 @@ def _check_alignment(node: n.Node, args: Sequence[n.Node], parts: Sequence[Type]
         if not part.lead and len(part.shape or ()) > rank:
             fix = "reduce the array to that shape, or add the axis with [..., None]"
             if what == "level" and not leading[0][1].shape:
-                fix = 'one bound for all levels, or a constraint for each: E(e, given=D.sex == "F") <= 0.1'
+                fix = _bound_per_level(leading[0][1].levels)
             raise ModelingError(
                 "E112",
                 f"{_show(arg)} has shape {part.shape} but the other side has only shape "
@@ -171,6 +171,25 @@ def _check_alignment(node: n.Node, args: Sequence[n.Node], parts: Sequence[Type]
                 at=node.loc,
                 fix=fix,
             )
+
+
+def _bound_per_level(levels: Level | None) -> str:
+    """What to write for an array of bounds on a statistic per level, with the user's own columns."""
+    fix = "one bound for all levels"
+    if levels is None or levels.data.streamed:
+        return fix
+    known = levels.data.levels(*levels.columns)
+    rows = known if len(levels.columns) > 1 else [(level,) for level in known]
+    events = [
+        " & ".join(
+            f"({levels.data.name}.{name} == {value!r})"
+            for name, value in zip(levels.columns, row, strict=True)
+        )
+        for row in rows
+    ]
+    each = [f"given={event[1:-1] if len(levels.columns) == 1 else event}" for event in events]
+    listed = ", ".join(each[:2]) + (", ..." if len(each) > 2 else "")
+    return f"{fix}, or a constraint for each of the {len(each)}: E(e, given=...) <= ..., with {listed}"
 
 
 def _infer(node: n.Node, parts: list[Type]) -> Type:
