@@ -278,7 +278,7 @@ class Training:
         """Epochs that are judged together: several where these are single steps on all rows."""
         asked = (self.options.memory, self.options.rate, self.options.gain, self.options.dual)
         own = type(self.scheme).observe is not Scheme.observe or any(value is not None for value in asked)
-        if own or self.evaluator.program.feasibility or not self.sampler.whole:
+        if own or self.functions or self.evaluator.program.feasibility or not self.sampler.whole:
             return 1
         return epochs_together(self.epochs, self.sampler.per_epoch)
 
