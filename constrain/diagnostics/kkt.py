@@ -315,9 +315,7 @@ def _balance(
     if unbalanced or not convex:
         seen = find_ties(evaluator, entries)
         if seen.shift.any():  # autograd's slopes are those of no side
-            found = replace(
-                found, objective=found.objective + seen.shift[0], rows=found.rows + seen.shift[1:]
-            )
+            found = seen.joined(found)
             folded, fitted, rest = _best(found, entries, at_lower, at_upper)
         if unbalanced or seen.shift.any():
             ties = seen
@@ -345,8 +343,7 @@ def _best(
     found: Gradients, entries: Sequence[Entry], at_lower: NDArray[np.bool_], at_upper: NDArray[np.bool_]
 ) -> tuple[Balance, NDArray[np.float64], NDArray[np.float64]]:
     """The forces in few coordinates, best-fit multipliers of active entries, and what remains with them."""
-    active = np.array([e.active for e in entries], dtype=bool)
-    fitted = np.zeros(len(entries))
+    active, fitted = np.array([e.active for e in entries], dtype=bool), np.zeros(len(entries))
     base = found.objective + found.rest
     folded = Balance(base, found.rows, at_lower, at_upper).folded()
     fitted[active], _ = _fitted(folded, entries, active)

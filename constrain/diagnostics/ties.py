@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from constrain.diagnostics.jacobian import Entry
+    from constrain.diagnostics.jacobian import Entry, Gradients
     from constrain.runtime.evaluator import Evaluator
 
 __all__ = ["WORK", "Ties", "find_ties", "fits_at_once", "no_ties"]
@@ -87,6 +87,10 @@ class Ties:
         """What a choice of slopes adds to the gradients of the objective and of the entries."""
         change = (self.slopes * choice) @ self.gradients
         return change[0], change[1:]
+
+    def joined(self, found: Gradients) -> Gradients:
+        """Gradients where joined kinks take the slope of one side, in the place of autograd's."""
+        return replace(found, objective=found.objective + self.shift[0], rows=found.rows + self.shift[1:])
 
     def short(self, multipliers: NDArray[np.float64], choice: NDArray[np.float64]) -> float:
         """By how much a convex Lagrangian may lie below the plane of the chosen slopes: the epsilon of it."""
@@ -148,11 +152,10 @@ def find_ties(evaluator: Evaluator, entries: Sequence[Entry]) -> Ties:
 def _nearest(bundles: Sequence[Bundle]) -> tuple[list[int], bool]:
     """The kinks that are nearest, nearest first, as many as are chosen; and whether there are others."""
     sizes = [max((place.size for place in bundle.places), default=0.0) for bundle in bundles]
-    order = np.argsort(sizes, kind="stable")
-    total = np.cumsum([len(bundles[i].places) for i in order])
-    if len(total) and total[-1] <= MOST:
-        return list(range(len(bundles))), False
-    return order[total <= MOST].tolist(), bool(len(total))
+    order: list[int] = np.argsort(sizes, kind="stable").tolist()
+    total = np.cumsum([len(bundles[i].places) for i in order], dtype=np.int64)
+    fitting = int((total <= MOST).sum())
+    return order[:fitting], fitting < len(order)
 
 
 def _round(norms: Sequence[Tensor], scalars: Sequence[Tensor]) -> str:
@@ -231,8 +234,9 @@ def _same(kinks: Sequence[_Kink]) -> list[list[_Kink]]:
     for i, kink in enumerate(kinks):
         key = str(i).encode()
         if len(kink.places) == 1 and np.isfinite(kink.sides).all():
-            row = kink.gradients[0]
-            key = (np.round(row / row[int(np.argmax(np.abs(row)))], 9) + 0.0).tobytes()  # -0.0 is 0.0
+            row: NDArray[np.float64] = kink.gradients[0]
+            direction = row / float(row[int(np.argmax(np.abs(row)))])
+            key = (direction.round(9) + 0.0).tobytes()  # -0.0 is 0.0
         groups.setdefault(key, []).append(kink)
     return list(groups.values())
 
@@ -257,7 +261,7 @@ def _opposed(group: Sequence[_Kink]) -> tuple[_Kink | None, NDArray[np.float64]]
         return None, np.zeros((scalars, size))
     room = max(kink.places[0].room / abs(factor) for kink, factor in zip(group, factors, strict=True))
     place = Place(None, 0, 0.0, 1.0, room=room)
-    return _Kink((place,), unit[None], np.zeros((0, 1)), above - below), np.outer(below, unit)
+    return _Kink((place,), unit[None], np.zeros((0, 1)), above - below), below[:, None] * unit
 
 
 def _nested(near: Sequence[Bundle], chosen: Sequence[_Kink | None], bundles: Sequence[Bundle]) -> str:
@@ -268,9 +272,7 @@ def _nested(near: Sequence[Bundle], chosen: Sequence[_Kink | None], bundles: Seq
             continue
         inner = [b for b in bundles if b.output is not bundle.output]
         if inner and any(_picked(place.argument.reshape(-1)[place.k], inner)):
-            return (
-                "a function with a kink is inside of another one at its own, and slopes there are not chosen"
-            )
+            return "kinks sit inside of kinks, and slopes there are not chosen"
     return ""
 
 

@@ -202,7 +202,8 @@ class KKT:
         complementarity: largest |multiplier * residual| of an inequality.
         complementarity_scaled: the same over 1 + |objective|.
         products: largest |multiplier * residual| per constraint.
-        gap: |f - bound| where a bound is proven, else |sum_i multiplier_i * residual_i|.
+        gap: |f - bound| where a bound is proven, else |sum_i multiplier_i * residual_i|, plus what slopes
+            take from it that are chosen near a kink, not at it (their epsilon as epsilon-subgradients).
         gap_scaled: the same over 1 + |objective|.
         gap_kind: `certified`, or `estimate, not a bound`.
         multipliers: per part key, those that were judged.
