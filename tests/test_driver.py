@@ -379,3 +379,31 @@ def test_networks_are_not_left_to_second_derivatives(hidden, method):
     f = cn.Model(torch.nn.Sequential(*layers, last, torch.nn.Flatten(0)).double(), "f")
     problem = cn.minimize(E((f(D.x) - D.y) ** 2)).subject_to(level=E(f(D.x)) ** 2 == 0.25)
     assert problem.explain().method == method
+
+
+def test_a_problem_that_diverged_leaves_its_decisions_at_their_start():
+    v, f = cn.Variable(2, "v"), cn.Model(torch.nn.Linear(2, 1).double(), "f")
+    v.value = np.array([0.5, -0.25])
+    before = {name: t.clone() for name, t in f.module.state_dict().items()}
+    D = cn.Data("d", x=np.eye(2))
+    falls = cn.minimize(cn.sum(v) ** 3 + E(f(D.x)[..., 0]))
+    found = falls.solve("augmented", progress=False)
+    assert found.status == "diverged"
+    assert not np.allclose(found.variables["v"], v.value)
+    assert v.value == pytest.approx([0.5, -0.25])
+    assert all(torch.equal(t, before[name]) for name, t in f.module.state_dict().items())
+    bowl = cn.minimize(cn.sum_squares(v - 1)).solve(progress=False)
+    assert bowl.status == "optimal"
+
+
+def test_training_needs_no_constraint():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 2))
+    y = x @ [1.0, -2.0] + 0.1 * rng.normal(size=200)
+    w = cn.Variable(2, "w")
+    D = cn.Data("d", x=x, y=y)
+    found = cn.minimize(E((D.x @ w - D.y) ** 2)).solve("lagrangian", epochs=30, lr=0.05, progress=False)
+    least = np.linalg.lstsq(x, y, rcond=None)[0]
+    assert found.status in ("feasible", "stationary", "optimal")
+    assert found.variables["w"] == pytest.approx(least, abs=0.02)
+    assert found.names == ()

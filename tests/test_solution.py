@@ -1,7 +1,9 @@
 """The solution record: signs against finite differences, names, storage, reports."""
 
+import copy
 import json
 import math
+import pickle
 import subprocess
 import sys
 
@@ -397,3 +399,15 @@ def test_the_record_is_imported_when_it_is_asked_for():
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError):
         cn.Solutoin  # noqa: B018
+
+
+def test_a_solution_can_be_pickled_without_its_problem():
+    w = cn.Variable(2, "w")
+    found = cn.minimize(cn.sum_squares(w)).subject_to(low=cn.sum(w) >= 1).solve(progress=False)
+    again = pickle.loads(pickle.dumps(found))
+    assert str(again.to_dict()) == str(found.to_dict())  # NaN is there as well
+    assert again.variables["w"] == pytest.approx(found.variables["w"])
+    assert str(again) == str(found)
+    with pytest.raises(cn.ModelingError, match="E129"):
+        again.evaluate(cn.Data("d", x=np.ones(3)))
+    assert copy.copy(found).live is found.live is not None

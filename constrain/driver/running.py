@@ -179,8 +179,13 @@ class Run:
             return self._judge(setup, raw, _options_of(solver))
         with self._precise():
             setup = self._prepare(self._double())
+            start = setup.decisions.snapshot()
             raw = self._with(bar, solver, setup, multipliers)
-            return self._judge(setup, raw, _options_of(solver))
+            found = self._judge(setup, raw, _options_of(solver))
+            if found.status is Status.DIVERGED:  # the next solve does not start far out
+                setup.decisions.restore(start)
+                setup.decisions.write_back()
+            return found
 
     def formula(self, form: ClosedForm, multipliers: Mapping[str, Any] | None) -> Solution:
         """A problem that was recognized."""

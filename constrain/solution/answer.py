@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from constrain._lazy import attribute, diagnostics_report, driver, reports
@@ -397,6 +397,14 @@ class Solution:
     def to_dict(self) -> dict[str, Any]:
         """Everything but the decisions, as plain Python values (arrays become lists)."""
         return storage.plain_dict(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle: what `save` keeps, without the problem, which `save` and `cn.load` can bring back."""
+        mixture = None if self.mixture is None else replace(self.mixture, live=None)
+        return {**vars(self), "live": None, "diagnosis": None, "mixture": mixture}
+
+    def __copy__(self) -> Solution:
+        return replace(self)
 
     def save(self, folder: str | Path) -> Path:
         """Writes `solution.json` and `arrays.npz` (no pickle) into a folder, which is made when needed."""

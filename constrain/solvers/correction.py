@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from constrain.runtime.evaluator import Evaluator, Outer
 
-__all__ = ["MOST_ENTRIES", "correction"]
+__all__ = ["MOST_ENTRIES", "correction", "descent"]
 
 MOST_ENTRIES = 200
 """Constraints, each of which needs a gradient on all rows, that a correction takes at most."""
@@ -67,6 +67,55 @@ def correction(
     step = _step(jacobian, np.array([c for *_, c in entries]), [equal for _, _, equal, _ in entries])
     if not np.isfinite(step).all() or not step.any():
         return None
+    return _mover(evaluator, own, step)
+
+
+def descent(
+    evaluator: Evaluator, tensors: Sequence[Tensor], positions: Sequence[int], worth: float
+) -> Callable[[float], None] | None:
+    """A projected gradient step of the objective: the constraints on averages hold after it to first order.
+
+    With g the gradient of the objective and t = worth / |g|^2, it is the d that minimizes |d + t g|^2 subject
+    to c + J d <= 0 (Bertsekas, 1999, "Nonlinear Programming", section 2.3, with linearized constraints).
+
+    Args:
+        evaluator: a program with data.
+        tensors: the decisions that may move.
+        positions: of the parts on averages.
+        worth: by how much a whole step without constraints lowers the objective, to first order.
+
+    Returns:
+        Moves by a share of the step, as `correction`; None where there is none, or it is too much to hold.
+    """
+    with torch.no_grad():
+        residuals = evaluator.outer(evaluator.moments("exact"), "exact").residuals
+    entries: list[tuple[int, int, bool, float]] = []
+    for i in positions:
+        residual = residuals[i]
+        if residual is not None:
+            equal = evaluator.program.parts[i].kind == "=="
+            values = cast("list[float]", residual.detach().double().reshape(-1).tolist())
+            entries += [(i, k, equal, c) for k, c in enumerate(values)]
+    size = sum(t.numel() for t in tensors)
+    if len(entries) > MOST_ENTRIES or (len(entries) + 1) * size > MOST_NUMBERS:
+        return None
+    own = [i for i, t in enumerate(evaluator.decisions.tensors) if any(t is moved for moved in tensors)]
+    found = evaluator.pull([lambda outer: outer.objective, *(_entry(i, k) for i, k, _, _ in entries)])
+    rows = [
+        torch.cat([gradients[i].double().reshape(-1) for i in own]).cpu().numpy() for _, gradients in found
+    ]
+    square = float(rows[0] @ rows[0])
+    if not (math.isfinite(square) and square > 0):
+        return None
+    down = -worth / square * rows[0]
+    jacobian = np.stack(rows[1:])
+    equal = [same for _, _, same, _ in entries]
+    step = down + _step(jacobian, np.array([c for *_, c in entries]) + jacobian @ down, equal)
+    return _mover(evaluator, own, step) if np.isfinite(step).all() and step.any() else None
+
+
+def _mover(evaluator: Evaluator, own: Sequence[int], step: NDArray[np.float64]) -> Callable[[float], None]:
+    """Moves these decisions to a share of a step from where they are now, within their bounds."""
     starts = [evaluator.decisions.tensors[i].detach().clone() for i in own]
     low, high = (torch.as_tensor(side) for side in evaluator.decisions.bounds())
     places = np.cumsum([0, *(t.numel() for t in evaluator.decisions.tensors)])

@@ -9,6 +9,9 @@ of surrogates, is searched along for the shortest part or multiple of it at whic
 none does, the next step aims within the bounds by what was missed, then by twice that, and so on. It starts
 from the iterate that was kept, and also from the last one, where that has the better objective: which iterate
 happens to hold its rates, of those that cross a bound from epoch to epoch, is chance.
+
+A point that holds them may lie far within a bound that has a multiplier: that was bought with the objective.
+Steps down the objective lead back to the bounds, as far as everything still holds exactly.
 """
 
 from __future__ import annotations
@@ -19,12 +22,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from constrain.language import nodes as n
 from constrain.lowering.lower import EPIGRAPH
-from constrain.solvers.correction import correction
+from constrain.solvers.correction import correction, descent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from torch import Tensor
+
     from constrain.lowering.program import Part
+    from constrain.runtime.evaluator import Outer
     from constrain.solvers.training import IterateJudge, Method
 
 __all__ = ["bounds_on_rates", "finish"]
@@ -38,6 +44,11 @@ HALVINGS = 4
 ROUNDING = 1e-9
 """Violation of a bound on rates, in spreads, that is none."""
 MOVED = ", moved onto its constraints,"
+RETURNS, TRIALS = 4, 7
+"""Most steps from within the bounds on rates back to them, and multiples that are tried of each."""
+WORTHLESS = 1e-6
+"""Of the objective, what room at bounds on rates may be worth without being used."""
+RETURNED = ", moved back to its bounds on rates,"
 
 
 def bounds_on_rates(parts: Sequence[Part]) -> frozenset[int]:
@@ -69,7 +80,10 @@ def finish(judge: IterateJudge, method: Method) -> None:
     decisions.restore(last)
     if end.rates and end.promises():
         end.correct("the last iterate")
-        decisions.restore(last)
+    if end.rates and judge.kept.rank[0] < 0:
+        decisions.restore(judge.kept.state)
+        end.go_back(judge.kept.words)
+    decisions.restore(last)
 
 
 class _Point(NamedTuple):
@@ -141,16 +155,70 @@ class _End:
             here = here if found is None else found
             margin = max(2 * margin, here.excess)
 
+    def go_back(self, words: str) -> None:
+        """Steps down the objective from decisions within the bounds on rates, while everything holds exactly.
+
+        The first step is as long as what the room there is worth by the multipliers of the run.
+        """
+        words, here = words.removesuffix(",") + RETURNED, self.look()
+        for _ in range(RETURNS):
+            judge = self.judge
+            outer = judge.at_largest(self.evaluator.moments("exact"))
+            worth = self._worth(outer)
+            if not worth > WORTHLESS * max(1.0, abs(here.objective)):
+                return
+            with judge.slacks.settled(outer.residuals):
+                move = descent(self.evaluator, self._moved(), list(self._units()), worth)
+            found = None if move is None else self._down(move, here, words)
+            if found is None:
+                return
+            here = found
+
+    def _worth(self, outer: Outer) -> float:
+        """The room at bounds on rates, each times its multiplier."""
+        averaged, worth = self.judge.averaged(self.method), 0.0
+        for i in self.rates:
+            residual = outer.residuals[i]
+            price = averaged.get(self.judge.parts[i].key)
+            if residual is not None and price is not None:
+                room = -residual.detach().double().cpu().reshape(-1).numpy()
+                worth += float((room.clip(min=0.0) * price.reshape(-1)).sum())
+        return worth
+
+    def _down(self, move: Callable[[float], None], start: _Point, words: str) -> _Point | None:
+        """Goes to the share of a step with the least objective that violates no more, or None."""
+        best, low, high, share = start, 0.0, math.inf, 1.0
+        for _ in range(TRIALS):
+            move(share)
+            point = self.look()
+            holds = point.excess == 0 and point.violation <= max(start.violation, ROUNDING)
+            if holds and point.objective < best.objective:
+                best, low = point, share
+                self.judge.keep(point.rank, words)
+            else:
+                high = share
+            share = 2 * low if math.isinf(high) else (low + high) / 2
+        move(low)
+        return None if best is start else best
+
+    def _moved(self) -> list[Tensor]:
+        """The decisions that steps move: without slacks and bounds at largest values, which follow."""
+        judge = self.judge
+        return list(judge.largest.others(judge.slacks.others(self.evaluator.decisions.tensors)))
+
+    def _units(self) -> dict[int, float]:
+        """By position of the constraints on averages the unit of their violation."""
+        return {
+            i: self.method.spreads.get(part.key, 1.0)
+            for i, part in enumerate(self.judge.parts)
+            if part.rows is None and part.constraint != EPIGRAPH
+        }
+
     def _step(self, margin: float) -> Callable[[float], None] | None:
         """The shortest step onto the constraints, to first order; for rates this far within, in spreads."""
         judge = self.judge
         outer = judge.at_largest(self.evaluator.moments("exact"))
-        moved = judge.largest.others(judge.slacks.others(self.evaluator.decisions.tensors))
-        units = {
-            i: self.method.spreads.get(part.key, 1.0)
-            for i, part in enumerate(judge.parts)
-            if part.rows is None and part.constraint != EPIGRAPH
-        }
+        moved, units = self._moved(), self._units()
         room = {i: unit * (ROUNDING if i in self.rates else judge.tolerance) for i, unit in units.items()}
         with judge.slacks.settled(outer.residuals):
             return correction(

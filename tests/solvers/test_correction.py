@@ -10,7 +10,7 @@ from constrain import E, P
 from constrain.lowering.lower import lower
 from constrain.runtime.decisions import Decisions
 from constrain.runtime.evaluator import Evaluator
-from constrain.solvers.correction import correction
+from constrain.solvers.correction import correction, descent
 
 
 def setting(seed, equal):
@@ -44,6 +44,32 @@ def test_the_step_is_the_shortest_one_onto_the_constraints(seed, equal):
     assert decisions.tensors[0].detach().numpy() == pytest.approx((start + point.value) / 2, abs=1e-5)
     move(1.0)
     assert correction(evaluator, decisions.tensors, {0: 1e-6, 1: 1e-6}) is None  # nothing is violated now
+
+
+def test_a_step_down_the_objective_is_the_projection_of_a_gradient_step():
+    evaluator, decisions, means, mean = setting(0, False)
+    decisions.tensors[0].data.mul_(0.01)
+    start = decisions.tensors[0].detach().numpy().copy()
+    worth = 4 * float(start @ start)  # the objective is |w|^2: a whole step is minus its gradient
+    move = descent(evaluator, decisions.tensors, [0, 1], worth)
+    point = cp.Variable(7)
+    nearest = cp.Minimize(cp.sum_squares(point - start + 2 * start))
+    cp.Problem(nearest, [means @ point <= 0.2, mean @ point >= -0.5]).solve("CLARABEL")
+    assert move is not None
+    move(1.0)
+    assert decisions.tensors[0].detach().numpy() == pytest.approx(point.value, abs=1e-6)
+
+
+def test_a_run_that_ends_within_its_bounds_on_rates_comes_back_to_them(monkeypatch):
+    """Room at a bound with a multiplier costs: steps back lower the objective and violate nothing."""
+    options = {"epochs": 12, "batch": 64}
+    found = {True: decided(0, linear, options)}
+    monkeypatch.setattr("constrain.solvers.finishing._End.go_back", lambda *_: None)
+    found[False] = decided(0, linear, options)
+    assert "moved back to its bounds on rates" in found[True].message
+    assert found[True].objective < found[False].objective
+    for name in ("gap", "recall"):
+        assert np.max(found[True][name].violation) == pytest.approx(0.0, abs=1e-9)
 
 
 def test_a_run_that_ends_near_its_constraints_ends_on_them():
