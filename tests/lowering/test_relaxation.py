@@ -217,7 +217,7 @@ def test_a_loop_of_your_own_needs_no_step_of_the_slack():
 def test_the_program_of_the_solvers_and_of_the_judge():
     p = problem("rows between", cn.linear(1.0), 0.5)
     program = lower(p)
-    assert program.parts == ()
+    assert tuple(program.parts) == ()
     assert [part.key for part in program.judged.parts] == ["c:upper", "c:lower"]
     assert program.judged.judged is program.judged
     assert program.auxiliary == ()
