@@ -67,9 +67,8 @@ def solve(  # noqa: PLR0913  # the public options
 ) -> Solution:
     """Solves a problem and judges the result; `constrain.driver.request.Request` says more of some options.
 
-    After a run that diverged, models and variables are as they were at its start, so that the next solve does
-    not begin far out; `solution.variables` tells where it stopped. Training on minibatches leaves its last
-    good state.
+    After a run that diverged, models and variables are as they were at its start, and `solution.variables`
+    tells where it stopped. Training on minibatches leaves its last good state.
 
     Args:
         problem: what to solve. Models are trained in place, `Variable.value` is set.
