@@ -17,7 +17,7 @@ from torch import nn
 from constrain._lazy import backend
 from constrain.analysis.models import affine_model, refusal_of, trainable
 from constrain.diagnostics.anywhere import settle
-from constrain.driver.polish import violation
+from constrain.driver.polish import merit
 from constrain.driver.setup import lowered
 from constrain.lowering.classify import classify
 
@@ -101,14 +101,14 @@ def with_exact_block(
         found = package.solve(package.build(block, replaced, params), facts, time_limit=time_limit)
     if found.status not in ("optimal", "inaccurate") or found.multipliers is None:  # measured below
         return trained
-    kept, before = setup.decisions.snapshot(), _merit(setup, tolerance)
+    kept, before = setup.decisions.snapshot(), merit(setup.evaluator, tolerance)
     found.write_back()
     with torch.no_grad():
         for symbol, tensor in setup.decisions.variables.items():
             if symbol in found.values:
                 tensor.copy_(torch.as_tensor(found.values[symbol]).to(tensor).reshape(tensor.shape))
     settle(setup.evaluator)
-    after = _merit(setup, tolerance)
+    after = merit(setup.evaluator, tolerance)
     if after >= before:
         setup.decisions.restore(kept)
         setup.decisions.write_back()
@@ -121,9 +121,3 @@ def with_exact_block(
         seconds=trained.seconds + found.seconds,
         message=f"{trained.message}; {words}".lstrip("; "),
     )
-
-
-def _merit(setup: Setup, tolerance: float) -> tuple[float, float]:
-    """The violation beyond the tolerance, then the objective of the program: smaller is better."""
-    objective = float(setup.evaluator.full("exact").objective.detach())
-    return max(violation(setup.evaluator) - tolerance, 0.0), objective

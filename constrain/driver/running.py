@@ -225,15 +225,16 @@ class Run:
             )  # fmt: skip
             bar = self._bar("polish")
             try:
-                found = finish(
+                found, told = finish(
                     self.program, self.facts, setup, raw, progress=bar, time_limit=self.time_limit,
                     tolerance=CONVEX_TOLERANCE,
                 )  # fmt: skip
             finally:
                 bar.close()
-            if found.ending == "converged" and self.asked is None:
+            if not told and self.asked is None:
                 self.tolerance = CONVEX_TOLERANCE
-            return self._judge(setup, found, _options_of(solver))
+            solution = self._judge(setup, found, _options_of(solver))
+            return replace(solution, warnings=(*told, *solution.warnings))
 
     # --------------------------------------------------------------------------------------- pieces
     def _double(self) -> torch.dtype:

@@ -26,7 +26,7 @@ def test_training_and_polish_meet_the_exact_optimum():
     assert len(polished.history) > len(trained.history)
 
 
-def network(rate):
+def network(rate, least=0.6):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 3))
     y = (x[:, 0] * x[:, 1] + 0.3 * rng.normal(size=200) > 0).astype(float)
@@ -37,7 +37,7 @@ def network(rate):
     )
     f = cn.Model(net, "f")
     bce = torch.nn.functional.binary_cross_entropy_with_logits(f(D.x), D.y, reduction="none")
-    bound = P(f(D.x) > 0) >= 0.6 if rate else E(torch.sigmoid(f(D.x))) >= 0.6
+    bound = P(f(D.x) > 0) >= least if rate else E(torch.sigmoid(f(D.x))) >= least
     return cn.minimize(E(bce) + 1e-2 * cn.sum_squares(f)).subject_to(c=bound), net
 
 
@@ -50,21 +50,40 @@ def test_a_network_in_float32_is_polished_in_float64_and_stays_float32():
     assert all(p.dtype == torch.float32 for p in net.parameters())
 
 
-def test_a_polish_that_does_not_converge_leaves_the_trained_point(monkeypatch):
+@pytest.mark.parametrize(
+    ("ending", "bias", "failure"),
+    [
+        ("limit", 0.0, "came to its limit before it converged (no steps left)"),
+        ("converged", -20.0, "came to a point that violates a constraint by 0.1 more than "),
+        ("converged", 20.0, "came to a point of worse objective, "),
+    ],
+)
+def test_a_polish_that_finds_no_better_point_leaves_the_trained_one_and_the_report_says_so(
+    monkeypatch, ending, bias, failure
+):
     def stuck(self, evaluator, **_options):
         for tensor in evaluator.decisions.tensors:
-            tensor.data.add_(1.0)
-        return RawResult("limit", {}, "stuck", message="no steps left")
+            tensor.data.zero_()
+        evaluator.decisions.tensors[-1].data.fill_(bias)
+        return RawResult(ending, {}, "stuck", message="no steps left")
 
     monkeypatch.setattr(Newton, "solve", stuck)
     finals = []
     for polish in (False, True):
-        problem, net = network(rate=False)
+        problem, net = network(rate=False, least=0.1)
         solution = problem.solve("lagrangian", epochs=3, batch=50, polish=polish, progress=False)
         finals.append([p.detach().clone() for p in net.parameters()])
-    assert solution.message.endswith("polish ended limit; no steps left")
+        assert ("W225" in str(solution)) is polish
     for trained, kept in zip(*finals, strict=True):
         assert torch.equal(trained, kept)
+    said = f"polish=True kept the trained point: stuck on all rows {failure}"
+    assert said in solution.message
+    (warning,) = [w for w in solution.warnings if w.code == "W225"]
+    assert warning.message.startswith(said)
+    assert warning.message.endswith(
+        'solve("newton", start=solution) goes on from here, with options of its own'
+    )
+    assert all("W225" in text for text in (solution.report("markdown"), solution.report("html")))
 
 
 def test_rates_are_polished_by_shifted_surrogates(monkeypatch):
