@@ -83,7 +83,9 @@ def test_a_polish_that_finds_no_better_point_leaves_the_trained_one_and_the_repo
     assert warning.message.endswith(
         'solve("newton", start=solution) goes on from here, with options of its own'
     )
-    assert all("W225" in text for text in (solution.report("markdown"), solution.report("html")))
+    assert all(
+        "W225" in text for text in (solution.report(format="markdown"), solution.report(format="html"))
+    )
 
 
 def test_rates_are_polished_by_shifted_surrogates(monkeypatch):
