@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 
 from constrain._lazy import language_printing
 from constrain.errors import DataError, ModelingError
 from constrain.language import nodes as n
 from constrain.language.types import type_of
 from constrain.runtime.binding import as_array
-from constrain.runtime.codegen import generate
+from constrain.runtime.columns import reads_as_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,11 +21,10 @@ if TYPE_CHECKING:
 
     from constrain.language.data import Data
     from constrain.lowering.program import Program
-    from constrain.runtime.binding import Rows
-    from constrain.runtime.compiled import Job
+    from constrain.runtime.binding import Population
     from constrain.runtime.evaluator import Evaluator
 
-__all__ = ["check_labels", "check_left_out", "check_rows"]
+__all__ = ["check_labels", "check_left_out", "check_rows", "check_texts", "labels_of", "refuse_labels"]
 
 
 def check_left_out(evaluator: Evaluator) -> None:
@@ -40,7 +40,7 @@ def check_left_out(evaluator: Evaluator) -> None:
             continue
         with torch.no_grad():
             for rows in population.chunks(evaluator.chunk):
-                values = _values(evaluator, job, rows, "exact")
+                values = evaluator.rows(job, rows, "exact")
                 for i, stratum, value in zip(job.moments, strata, values, strict=False):
                     if stratum.event is not None:
                         _refuse_left_out(moments[i], value, ~stratum.event(rows.columns))
@@ -73,90 +73,115 @@ def check_rows(evaluator: Evaluator) -> None:
             continue
         size = min(population.rows, 6)
         with torch.no_grad():
-            whole = _values(evaluator, job, population.take(slice(0, size)), "primal")
-            part = _values(evaluator, job, population.take(slice(0, size // 2)), "primal")
+            whole = evaluator.rows(job, population.take(slice(0, size)), "primal")
+            part = evaluator.rows(job, population.take(slice(0, size // 2)), "primal")
         nodes = [program.moments[i].integrand for i in job.moments]
         nodes += [program.per_row[i].residual for i in job.parts]
         for node, a, b in zip(nodes, whole, part, strict=False):
             _compare_rows(node, a, b, size)
 
 
-def _roots(evaluator: Evaluator, job: Job) -> list[n.Node]:
-    """What a job computes for every row."""
-    program = evaluator.program
-    return [
-        *(program.moments[i].integrand for i in job.moments),
-        *(program.per_row[i].residual for i in job.parts),
-    ]
-
-
-def _values(evaluator: Evaluator, job: Job, rows: Rows, mode: str) -> list[Tensor]:
-    """The integrands on some rows; what torch refuses is said with the place where it was written (E112)."""
-    try:
-        return evaluator.rows(job, rows, mode)
-    except (DataError, ModelingError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        failing = _failing(evaluator, job, rows)
-        if failing is None:
-            raise
-        words = str(error).strip().split("\n", 1)[0] or type(error).__name__
-        raise ModelingError(
-            "E112",
-            f"{language_printing().text(failing, limit=80)} fails on rows of "
-            f"{job.data.name}: {type(error).__name__}: {words}",
-            at=failing.loc,
-            fix="arguments that the function takes, for every row",
-        ) from error
-
-
-def _failing(evaluator: Evaluator, job: Job, rows: Rows) -> n.Node | None:
-    """The innermost operation that cannot be computed on these rows."""
-    for node in n.postorder(*_roots(evaluator, job)):
-        if isinstance(node, n.Apply | n.Call | n.Opaque):
-            try:
-                alone = generate("alone", evaluator.tables, [(node, "exact")])
-                evaluator.compute(alone, rows, job.data)
-            except Exception:  # whatever a function of the user raises
-                return node
-    return None
-
-
 def check_labels(program: Program, data: Mapping[str, Data] | None = None) -> None:
-    """Refuses labels of a cross entropy that are no position of a score (E112), on all rows.
+    """Refuses labels of classes that are no position of a score (E112), on all rows in memory.
 
     Args:
         program: the moment form.
         data: replaces the samples of the problem, by name.
     """
     for node in program.nodes:
-        if not isinstance(node, n.Apply) or node.atom != "cross_entropy":
-            continue
-        scores, labels = node.args[:2]
-        shape, target = type_of(scores).shape, type_of(labels).shape
-        if not isinstance(labels, n.Column) or target != () or not shape or len(shape) != 1:
+        labels = labels_of(node)
+        if labels is None:
             continue
         sample = (data or {}).get(labels.data.name, labels.data)
         if sample.streamed or labels.name not in sample.columns:
             continue
         values = as_array(sample.values(labels.name))
-        if values.dtype.kind not in "biuf":
-            continue
-        low, high = int(values.min()), int(values.max())
-        if low >= 0 and high < shape[0]:
-            continue
-        told = f"go up to {high}" if high >= shape[0] else f"go down to {low}"
-        text = language_printing().text
-        outputs = "1 output" if shape[0] == 1 else f"{shape[0]} outputs"
-        many = f"as many outputs as classes ({high + 1})"
-        binary = 'F.binary_cross_entropy_with_logits(score[..., 0], label, reduction="none") for one logit'
-        raise ModelingError(
-            "E112",
-            f"the labels {text(labels, limit=40)} {told} while {text(scores, limit=60)} has {outputs}; "
-            "a label is the position of its class, from 0",
-            at=node.loc,
-            fix="labels from 0 on" if low < 0 else f"{binary}, or {many}" if shape[0] == 1 else many,
-        )
+        if values.dtype.kind in "biuf":
+            refuse_labels(node, values)
+
+
+def labels_of(node: n.Node) -> n.Column | None:
+    """The labels of a cross entropy, one score per class; None for other expressions and other targets."""
+    if isinstance(node, n.Apply) and node.atom == "cross_entropy":
+        scores, labels = node.args[:2]
+    elif isinstance(node, n.Opaque) and node.function is F.nll_loss and len(n.children(node)) == 2:
+        scores, labels = n.children(node)
+    else:
+        return None
+    shape = type_of(scores).shape
+    one_score_each = shape is not None and len(shape) == 1 and type_of(labels).shape == ()
+    return labels if isinstance(labels, n.Column) and one_score_each else None
+
+
+def refuse_labels(node: n.Node, values: Any, where: str = "") -> None:
+    """Refuses labels that are no position of a score.
+
+    Args:
+        node: with `labels_of(node)`.
+        values: the labels, numbers of any kind; those that the loss ignores are passed over.
+        where: which rows they are of.
+
+    Raises:
+        ModelingError: E112.
+    """
+    scores, labels = n.children(node)[:2]
+    outputs = (type_of(scores).shape or (0,))[0]
+    if isinstance(node, n.Opaque):
+        values = values[values != dict(node.keywords).get("ignore_index", -100)]
+    if len(values) == 0:
+        return
+    low, high = int(values.min()), int(values.max())
+    if low >= 0 and high < outputs:
+        return
+    told = f"go up to {high}" if high >= outputs else f"go down to {low}"
+    text = language_printing().text
+    shown = "1 output" if outputs == 1 else f"{outputs} outputs"
+    many = f"as many outputs as classes ({high + 1})"
+    binary = 'F.binary_cross_entropy_with_logits(score[..., 0], label, reduction="none") for one logit'
+    raise ModelingError(
+        "E112",
+        f"the labels {text(labels, limit=40)} {told} while {text(scores, limit=60)} has {shown}; "
+        f"a label is the position of its class, from 0{where}",
+        at=node.loc,
+        fix="labels from 0 on" if low < 0 else f"{binary}, or {many}" if outputs == 1 else many,
+    )
+
+
+def check_texts(program: Program, data: Data, population: Population) -> None:
+    """Text columns are groups or compared with a text.
+
+    Args:
+        program: the moment form.
+        data: a sample of the problem.
+        population: what is bound in its place.
+
+    Raises:
+        DataError: E106 for an unknown level, E147 for other uses.
+    """
+    for node in n.postorder(*program.roots):
+        match node:
+            case n.Comparison(op="==" | "!=", lhs=n.Column() as column, rhs=n.Array(symbol=symbol)) if (
+                isinstance(symbol.value, str)
+            ):
+                if column.data is data:
+                    population.level_code(column.name, symbol.value, node.loc)
+                used: tuple[n.Node, ...] = ()
+            case n.Moment(integrand=integrand, given=given):
+                used = (integrand,) if given is None else (integrand, given)
+            case _:
+                used = n.children(node)
+        for x in used:
+            if isinstance(x, n.Column) and x.data is data and x.name in population.levels:
+                fix = f'a comparison with one of its texts, {data.name}.{x.name} == "...", or by='
+                if reads_as_numbers(population.levels[x.name]):
+                    fix = f"a column of numbers: {x.name} holds their texts"
+                raise DataError(
+                    "E147",
+                    f"the text column {data.name}.{x.name} is used as a number in "
+                    f"{language_printing().text(node, limit=80)}",
+                    at=node.loc,
+                    fix=fix,
+                )
 
 
 def _compare_rows(node: n.Node, whole: Tensor, part: Tensor, size: int) -> None:

@@ -26,7 +26,7 @@ from constrain.lowering.dependence import depends_on_decisions
 from constrain.runtime import declared, rowwise, surrogates
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import CodeType
 
     from constrain.language.surrogates import Surrogate
@@ -85,11 +85,24 @@ class Tables:
 
 @dataclass(frozen=True)
 class Generated:
-    """A generated function and its source."""
+    """A generated function and its source.
+
+    Attributes:
+        function: takes what `generate` says.
+        source: of the function.
+        operations: number of its lines that compute something.
+        nodes: the expression of every name in it.
+    """
 
     function: Callable[..., list[Any]]
     source: str
     operations: int
+    nodes: Mapping[str, n.Node]
+
+    def node_at(self, line: int) -> n.Node | None:
+        """The expression that a line of the source, counted from 1, is part of."""
+        name = self.source.splitlines()[line - 1].partition(" = ")[0].strip()
+        return self.nodes.get(name)
 
 
 class _Writer:
@@ -99,6 +112,7 @@ class _Writer:
         self.tables = tables
         self.lines: list[str] = []
         self.names: dict[tuple[int, Mode], str] = {}
+        self.nodes: dict[str, n.Node] = {}
         self.scope: dict[str, Any] = {
             "torch": torch,
             "rowwise": rowwise,
@@ -151,7 +165,9 @@ class _Writer:
         self.kept.append(root)
         self.mark(root)
         for node in self._needed(root, mode):
+            written = len(self.lines)
             self.names[self._key(node, mode)] = self._line(node, mode)
+            self.nodes.update((f"t{i}", node) for i in range(written, len(self.lines)))
         return self.names[self._key(root, mode)]
 
     def _needed(self, root: n.Node, mode: Mode | None = None) -> list[n.Node]:
@@ -330,4 +346,4 @@ def generate(name: str, tables: Tables, outputs: Sequence[tuple[n.Node | None, M
     source = "\n".join([header, *body]) + "\n"
     namespace: dict[str, Any] = writer.scope
     exec(_compiled(source, f"<constrain:{name}>"), namespace)  # our own generated source
-    return Generated(namespace[name], source, len(lines))
+    return Generated(namespace[name], source, len(lines), writer.nodes)

@@ -26,10 +26,12 @@ from constrain.runtime.binding import (
     bind_population,
     parameter_values,
 )
+from constrain.runtime.checks import check_texts
 from constrain.runtime.codegen import generate
-from constrain.runtime.columns import reads_as_numbers
 from constrain.runtime.compiled import Functions, Job
 from constrain.runtime.derivatives import RowTerm, hessian, pull
+from constrain.runtime.failures import explain
+from constrain.runtime.functional import eager
 from constrain.runtime.pieces import Flattened, entries
 from constrain.runtime.surrogates import update_spreads
 from constrain.runtime.tails import set_thresholds
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
     from constrain.language.data import Data
     from constrain.lowering.program import Program
-    from constrain.runtime.binding import Stratum
+    from constrain.runtime.binding import Index, Stratum
     from constrain.runtime.codegen import Generated
     from constrain.runtime.decisions import Decisions
 
@@ -150,7 +152,7 @@ class Evaluator:
         population = bind_population(data, sorted(used), self.device, self.dtype, known)
         bind_codes(population, self.program.roots, job.data, known)
         self.populations[job.data] = population
-        self._check_texts(job, population)
+        check_texts(self.program, job.data, population)
         self._add_strata(population, [self.program.moments[i] for i in job.moments], known)
 
     def _add_strata(
@@ -164,33 +166,6 @@ class Evaluator:
                 shown = str(language_printing().text(moment, limit=80))
                 requests[key] = Request(moment.given, moment.by, shown, moment.loc, event)
         population.add_strata(list(requests.values()), self.chunk, known)
-
-    def _check_texts(self, job: Job, population: Population) -> None:
-        """Text columns are groups or compared with a text: E106 for an unknown level, E147 for other uses."""
-        for node in n.postorder(*self.program.roots):
-            match node:
-                case n.Comparison(op="==" | "!=", lhs=n.Column() as column, rhs=n.Array(symbol=symbol)) if (
-                    isinstance(symbol.value, str)
-                ):
-                    if column.data is job.data:
-                        population.level_code(column.name, symbol.value, node.loc)
-                    used: tuple[n.Node, ...] = ()
-                case n.Moment(integrand=integrand, given=given):
-                    used = (integrand,) if given is None else (integrand, given)
-                case _:
-                    used = n.children(node)
-            for x in used:
-                if isinstance(x, n.Column) and x.data is job.data and x.name in population.levels:
-                    fix = f'a comparison with one of its texts, {job.data.name}.{x.name} == "...", or by='
-                    if reads_as_numbers(population.levels[x.name]):
-                        fix = f"a column of numbers: {x.name} holds their texts"
-                    raise DataError(
-                        "E147",
-                        f"the text column {job.data.name}.{x.name} is used as a number in "
-                        f"{language_printing().text(node, limit=80)}",
-                        at=node.loc,
-                        fix=fix,
-                    )
 
     def per_row(self, node: n.Node, data: Data) -> Callable[[Mapping[str, Tensor]], Tensor]:
         """An expression per row of a sample of the problem, as a function of columns, with gradient.
@@ -209,22 +184,22 @@ class Evaluator:
                 at=node.loc,
                 fix=f"columns among {', '.join(population.columns)}",
             )
-        function = generate("per_row", self.tables, [(node, "exact")]).function
-        return lambda columns: self._run(function, columns, [], population)[0]
+        generated = generate("per_row", self.tables, [(node, "exact")])
+        return lambda columns: self._run(generated, columns, [], population)[0]
 
     @torch.no_grad()
     def free(self, node: n.Node) -> Tensor:
         """The value of an expression without rows and averages, as the decisions are now."""
-        (value,) = self._run(generate("free", self.tables, [(node, "exact")]).function, {}, [], None)
+        (value,) = self._run(generate("free", self.tables, [(node, "exact")]), {}, [], None)
         return value if isinstance(value, Tensor) else self.number(value)
 
     def _event(self, event: n.Node, population: Population) -> Callable[[Mapping[str, Tensor]], Tensor]:
         """Which of some rows satisfy an event of the data alone: columns -> (rows,) bool."""
-        function = generate("event", self.tables, [(event, "exact")]).function
+        generated = generate("event", self.tables, [(event, "exact")])
 
         def holds(columns: Mapping[str, Tensor]) -> Tensor:
             with torch.no_grad():
-                return self._run(function, columns, [], population)[0]
+                return self._run(generated, columns, [], population)[0]
 
         return holds
 
@@ -290,22 +265,28 @@ class Evaluator:
 
     def _run(
         self,
-        function: Callable[..., list[Any]],
+        generated: Generated,
         columns: Mapping[str, Tensor],
         moments: Sequence[Any],
-        population: Any,
+        population: Population | None,
+        index: Index | None = None,
     ) -> list[Any]:
         tables = self.tables
         size = (len(tables.variables), len(tables.models), len(tables.arrays), len(tables.parameters))
         if size != self._size or self._knob_tensors is None:
             self._knob_tensors = self._knobs()
             variables = [self.decisions.variables[s] for s in tables.variables]
-            modules = [model.module for model in tables.models]
+            modules = [eager(model.module) for model in tables.models]
             flat = Flattened(tables.models)
             self._named = (variables, modules, flat, self._knob_tensors, self._constants())
             self._size = size
         code = None if population is None else population.level_code
-        return function(columns, *self._named, moments, self.scales, self.dtype, self.number, code)
+        known = (*self._named, moments, self.scales, self.dtype, self.number, code)
+        try:
+            return generated.function(columns, *known)
+        except Exception as error:  # whatever torch or a module of the user raises
+            explain(error, generated, known, columns, population, index)
+            raise
 
     def held(self, symbol: n.ArraySymbol) -> Tensor | None:
         """The tensor that generated code reads for a constant, to be written to; None when it reads none."""
@@ -314,12 +295,11 @@ class Evaluator:
 
     def compute(self, generated: Generated, rows: Rows, data: Data) -> list[Any]:
         """Outputs of a generated function on some rows of a sample."""
-        return self._run(generated.function, rows.columns, [], self.populations[data])
+        return self._run(generated, rows.columns, [], self.populations[data], rows.index)
 
     def rows(self, job: Job, rows: Rows, mode: str) -> list[Any]:
         """Outputs of a sample's generated function on some rows."""
-        function = self.functions.rows(job, mode).function
-        return self._run(function, rows.columns, [], self.populations[job.data])
+        return self.compute(self.functions.rows(job, mode), rows, job.data)
 
     def outer(self, moments: Sequence[Tensor], mode: str) -> Outer:
         """The outer functions at given moments."""
@@ -339,7 +319,7 @@ class Evaluator:
 
         Position 0 is the objective, i + 1 stack i (`Program.stacks`); a constraint per row has none.
         """
-        values = self._run(self.functions.outer(mode, which).function, {}, moments, None)
+        values = self._run(self.functions.outer(mode, which), {}, moments, None)
         return [self.number(v) if isinstance(v, (int, float)) else v for v in values]
 
     def reduce(self, i: int, integrand: Tensor, rows: Rows, over: float) -> Tensor:
@@ -500,7 +480,7 @@ class Evaluator:
 
     def sides_at(self, moments: Sequence[Tensor]) -> list[tuple[Tensor, ...] | None]:
         """(lhs, rhs, ...) of every form at given moments, differentiable; None for per-row forms."""
-        values = iter(self._run(self.functions.sides().function, {}, moments, None))
+        values = iter(self._run(self.functions.sides(), {}, moments, None))
 
         def sides(count: int) -> list[Tensor]:
             found = [v for _, v in zip(range(count), values, strict=False) if v is not None]
@@ -517,11 +497,10 @@ class Evaluator:
         return known.each(alone, members)
 
     def _row_sides(self, data: Data, nodes: tuple[n.Node, ...]) -> list[Any]:
-        function = generate("row_sides", self.tables, [(x, "exact") for x in nodes]).function
-        population = self.populations[data]
+        generated = generate("row_sides", self.tables, [(x, "exact") for x in nodes])
         with torch.no_grad():
-            chunks = population.chunks(self.chunk)
-            pieces = [self._run(function, rows.columns, [], population) for rows in chunks]
+            chunks = self.populations[data].chunks(self.chunk)
+            pieces = [self.compute(generated, rows, data) for rows in chunks]
         columns = zip(nodes, zip(*pieces, strict=True), strict=True)
         return [torch.cat(list(c)) if type_of(x).rows is not None else c[0] for x, c in columns]
 
@@ -561,9 +540,7 @@ class Evaluator:
             self._widest = torch.zeros_like(self.scales)
         with torch.no_grad():
             for data, generated in self.functions.margins.items():
-                population = self.populations[data]
-                columns = population.spread(rows).columns
-                margins = self._run(generated.function, columns, [], population)
+                margins = self.compute(generated, self.populations[data].spread(rows), data)
                 update_spreads(self.scales, self._widest, margins)
 
 
