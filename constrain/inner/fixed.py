@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, jacrev, vmap
+from torch.func import jacrev, vmap
 
 from constrain.errors import ModelingWarning, RouteError
 from constrain.inner.gradients import gradients, several
@@ -27,6 +27,7 @@ from constrain.inner.linalg import linalg
 from constrain.language import nodes as n
 from constrain.runtime.binding import as_array
 from constrain.runtime.codegen import Tables, generate
+from constrain.runtime.functional import call_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -404,7 +405,7 @@ def _applied(module: torch.nn.Module, model: Model, flat: Tensor | None) -> Call
             start += p.numel()
 
     def apply(*args: Tensor) -> Tensor:
-        return cast("Tensor", functional_call(module, named, args))
+        return cast("Tensor", call_with(module, named, args))
 
     return apply
 

@@ -22,24 +22,23 @@ from torch.utils._pytree import tree_leaves
 
 from constrain.errors import ModelingError
 from constrain.runtime.limits import check_optimizer
+from constrain.runtime.trace import NotRecorded, record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
     from constrain.runtime.binding import Rows
     from constrain.runtime.lagrangian import Batches, Lagrangian
-    from constrain.runtime.trace import Replay
+    from constrain.runtime.trace import Graph, Recording, Replay
 
 __all__ = ["Mode", "NotRecorded", "RecordedStep", "TrainingStep", "cannot_be"]
 
 Mode = Literal["recorded", "compiled"]
 
+CHECKS = 2
+"""Batches on which a replay is compared with the step in Python."""
 LOOK = 64
 """Calls of a loop of one's own after which a recorded step is looked at whether it still holds."""
-
-
-class NotRecorded(Exception):
-    """A step cannot be one graph; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,10 @@ class RecordedStep:
         self.strict = strict
         self.state = state
         self._key: tuple[Any, ...] = ()
+        self._recording: Recording | None = None
         self._replay: Replay | None = None
+        self._compiled: Replay | None = None
+        self._confirmations = 0
         self._held: list[tuple[Tensor, int]] = []
         self._constants: list[Any] = []
         self._parameters: object = None
@@ -108,18 +110,27 @@ class RecordedStep:
             NotRecorded: when the step cannot be recorded; nothing has been changed then.
         """
         packed = _Packed.of(batch)
-        if self._replay is None or self._parameters is not self.lagrangian.evaluator.parameter_version:
-            self._record(batch, packed)
-        if packed.key != self._key:  # the end of a stream may be a smaller batch
+        if self._parameters is not self.lagrangian.evaluator.parameter_version:
+            self._drop()
+        if self._replay is not None and packed.key != self._key:  # the end of a stream may be a smaller batch
             return self.step(batch)
-        assert self._replay is not None  # recorded above
-        return self._replay([self._rates(), *packed.tensors])
+        arguments = [self._rates(), *packed.tensors]
+        if self._replay is None or self._recording is not None:
+            self._confirm(batch, packed, arguments)
+        replay = self._compiled or self._replay
+        assert replay is not None  # made by _confirm
+        return replay(arguments)
 
     def look(self) -> None:
         """Has the step recorded anew where tensors have moved (a state was loaded) or numbers changed."""
         moved = any(t.data_ptr() != place for t, place in self._held)
         if moved or self._constants != self._numbers():
-            self._replay = None
+            self._drop()
+
+    def _drop(self) -> None:
+        """Forgets the graph, so that the next step is recorded anew."""
+        self._recording = self._replay = self._compiled = None
+        self._held = []
 
     def _rates(self) -> Tensor:
         """What changes from step to step: the multipliers' rate and the learning rates."""
@@ -139,45 +150,64 @@ class RecordedStep:
         return [*found, self.lagrangian.gain, self.lagrangian.memory]
 
     # -------------------------------------------------------------------------------------- recording
-    def _record(self, batch: Mapping[str, Rows], packed: _Packed) -> None:
-        from constrain.runtime.trace import trace  # noqa: PLC0415  # torch's tracer takes a second to import
+    def _confirm(self, batch: Mapping[str, Rows], packed: _Packed, arguments: list[Tensor]) -> None:
+        """Records the step if it is not recorded yet, and sees that a replay does what Python does."""
+        step = self._in_python(batch)
+        try:
+            self._check()
+            self.lagrangian.warm(batch)  # what is made on first use is no part of a step
+            self.lagrangian.evaluator.decisions.project()
+            with self._untouched():
+                recording, replay = self._recording, self._replay
+                if recording is None or replay is None:
+                    recording, replay = self._use(record(step, arguments), packed)
+                recording.confirm(replay, step, arguments)
+            self._confirmations += 1
+            if self.mode == "compiled" and self._compiled is None:
+                self._compile(recording.graph, arguments)
+        except Exception as problem:  # torch's compiler and models have no common class of errors
+            self._drop()
+            raise NotRecorded(_first_line(problem)) from problem
+        if self._confirmations == CHECKS:
+            self._recording = None  # what it has copied is needed no more
 
+    def _compile(self, graph: Graph, arguments: list[Tensor]) -> None:
+        """Machine code for the step, or its replay where there can be none and it was not asked for."""
+        try:
+            if graph.random and not self.strict:
+                raise NotRecorded("the model draws random numbers, and compiled code draws others")
+            self._compiled = graph.compile(arguments)
+        except Exception:
+            if self.strict:
+                raise
+            self.mode = "recorded"
+
+    def _use(self, recording: Recording, packed: _Packed) -> tuple[Recording, Replay]:
+        """Makes a graph the one of this step."""
+        replay = recording.graph.replay()
+        self._recording, self._replay, self._key, self._confirmations = recording, replay, packed.key, 0
+        self._held = [(t, t.data_ptr()) for t in recording.graph.reads]
+        self._constants = self._numbers()
+        self._parameters = self.lagrangian.evaluator.parameter_version
+        return recording, replay
+
+    def _in_python(self, batch: Mapping[str, Rows]) -> Callable[..., Any]:
+        """The step in Python as a function of rates, and of tensors in the place of those of a batch."""
         # a compiler joins the operations of an optimizer better than its own kernels do
         plain = ("foreach", "fused") if self.mode == "compiled" else ("foreach",)
 
         def step(rates: Tensor, *tensors: Tensor) -> Any:
+            remembered = self._remembered()
             self.lagrangian.forget()
             self.lagrangian.rate = rates[0]
             for i, group in enumerate(self.optimizer.param_groups):
                 group.update({k: False for k in plain if k in group}, lr=rates[i + 1])
             found = self.step(self._rows(batch, list(tensors)))
             self.optimizer.zero_grad(set_to_none=True)
+            self._in_place(remembered)
             return found
 
-        arguments = [self._rates(), *packed.tensors]
-        remembered = self._remembered()
-        try:
-            self._check()
-            self.lagrangian.warm(batch)  # nothing may be made first while stand-ins are used
-            self.lagrangian.evaluator.decisions.project()
-            with self._untouched():
-                try:
-                    graph = trace(step, arguments)
-                finally:
-                    self._in_place(remembered)
-            if self.mode == "compiled" and graph.random and not self.strict:
-                raise NotRecorded("the model draws random numbers, and compiled code draws others")
-            self._replay = graph.compile(arguments) if self.mode == "compiled" else graph.replay()
-        except Exception as problem:  # torch's tracer and compiler have no common class of errors
-            if self.mode == "compiled" and not self.strict:
-                self.mode = "recorded"
-                self._record(batch, packed)
-                return
-            raise NotRecorded(_first_line(problem)) from problem
-        self._key = packed.key
-        self._held = [(t, t.data_ptr()) for t in graph.reads]
-        self._constants = self._numbers()
-        self._parameters = self.lagrangian.evaluator.parameter_version
+        return step
 
     def _check(self) -> None:
         if self.lagrangian.functions:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
 from constrain.errors import ModelingError
@@ -27,6 +26,7 @@ from constrain.language import nodes as n
 from constrain.language.frames import as_series
 from constrain.language.types import type_of
 from constrain.runtime import rowwise
+from constrain.runtime.functional import call_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -84,7 +84,7 @@ def call_shape(node: n.Call, shapes: Sequence[Shape | None], leads: Sequence[int
         fresh = {name: _meta_copy(t) for name, t in state.items()}
 
         def run(*given: Tensor) -> Any:
-            return functional_call(module, fresh, given)
+            return call_with(module, fresh, given)
 
         with _untouched(module):
             return rowwise.on_features(run, *inputs, dtype=floating) if node.features else run(*inputs)

@@ -1,10 +1,13 @@
-"""Functions of tensors as one graph of torch operations, to be replayed in a straight line, or compiled.
+"""Functions of tensors as a list of torch operations, to be replayed one after the other, or compiled.
 
-A function that reads and changes tensors wherever they are held (buffers, columns, the state of an optimizer)
-is run twice on stand-ins without data: once to see which tensors it meets, and once to record its operations,
-with those tensors as inputs beside its arguments. Gradients that it takes are recorded like everything else,
-so that a whole training step is one graph. Python runs only while it is recorded: numbers that it reads
-become constants of the graph, and everything that changes between calls has to be a tensor.
+A function that reads and changes tensors wherever they are held (buffers, columns, an optimizer's state) is
+run once while torch tells of every operation, and everything that it changed is put back. Tensors that no
+operation made are the inputs, beside the arguments. Gradients that it takes are recorded as well, so that a
+whole training step is one graph. Python runs only while it is recorded: numbers that it reads become
+constants of the graph, and everything that changes between calls has to be a tensor.
+
+What cannot be told from the operations, such as a kernel that torch does not see or a number that is another
+one in every call, shows when a replay is compared with the function: `Recording.agrees`.
 """
 
 from __future__ import annotations
@@ -15,24 +18,49 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, fx
-from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-
-try:
-    from torch._inductor import standalone_compile
-except ImportError:  # torch before 2.8
-    standalone_compile = None
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from torch import fx
+    from torch._ops import OpOverload
 
     Replay = Callable[[Sequence[Tensor]], Any]
 
-__all__ = ["Graph", "trace"]
+__all__ = ["Graph", "NotRecorded", "Recording", "record"]
+
+
+class NotRecorded(Exception):
+    """A function is no graph of operations; the message says why."""
+
+
+# ------------------------------------------------------------------------------------------------- graphs
+class _Value(int):
+    """A tensor of a recording, by number."""
+
+
+@dataclass(frozen=True)
+class _Operation:
+    """A call of a torch operation; `made` is its result, or for several results a tuple."""
+
+    function: OpOverload
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    made: _Value | tuple[_Value | None, ...] | None
+
+    @property
+    def results(self) -> tuple[_Value | None, ...]:
+        return self.made if isinstance(self.made, tuple) else (self.made,)
+
+    @property
+    def changes(self) -> bool:
+        """Whether it writes to a tensor that it was given."""
+        return self.function._schema.is_mutable  # pyright: ignore[reportPrivateUsage]
 
 
 @dataclass(frozen=True)
@@ -40,33 +68,40 @@ class Graph:
     """A recorded function.
 
     Attributes:
-        module: takes the tensors of `reads`, then the arguments; changes them in place like the function.
+        operations: in order.
+        inputs: the arguments, then the tensors of `reads`.
+        result: what the function returns, with values for tensors.
         reads: every tensor that the function met beside its arguments.
     """
 
-    module: fx.GraphModule
+    operations: list[_Operation]
+    inputs: list[_Value]
+    result: Any
     reads: list[Tensor]
 
     @property
     def random(self) -> bool:
         """Whether it draws random numbers (dropout): compiled code draws others than torch."""
-        targets = (node.target for node in self.module.graph.nodes)
-        return any(torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()) for target in targets)
+        return any(torch.Tag.nondeterministic_seeded in x.function.tags for x in self.operations)
 
     def replay(self) -> Replay:
         """The operations one after the other, as a function of the arguments alone."""
-        return self._of_arguments(_straight(self.module))
+        return self._of_arguments(_straight(self))
 
     def compile(self, arguments: Sequence[Tensor]) -> Replay:
         """Machine code for it, as a function of arguments like these. Takes seconds to a minute."""
+        try:
+            from torch._inductor import standalone_compile  # noqa: PLC0415  # takes a second to import
+        except ImportError:  # torch before 2.8
+            standalone_compile = None
+        module = _module(self)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own modules
             if standalone_compile is None:
-                return self._of_arguments(torch.compile(self.module, fullgraph=True, dynamic=False))
-            reads = [t.detach() for t in self.reads]
+                return self._of_arguments(torch.compile(module, fullgraph=True, dynamic=False))
             compiled = standalone_compile(  # has no look at every argument at each call like torch.compile
-                self.module,
-                [*reads, *arguments],
+                module,
+                [*arguments, *(t.detach() for t in self.reads)],
                 dynamic_shapes="from_example_inputs",
                 options={"config_patches": {"size_asserts": False}},
             )
@@ -77,100 +112,31 @@ class Graph:
 
         def run(arguments: Sequence[Tensor]) -> Any:
             with torch.no_grad():
-                return function(*reads, *arguments)
+                return function(*arguments, *reads)
 
         return run
 
 
-# ---------------------------------------------------------------------------------------------- recording
-_QUOTIENTS = (Tensor.addcdiv_, Tensor.addcdiv, torch.addcdiv)
+def _values(given: Any) -> Iterator[_Value]:
+    """The values in the arguments of an operation."""
+    match given:
+        case _Value():
+            yield given
+        case list() | tuple():
+            for x in cast("Sequence[Any]", given):
+                yield from _values(x)
+        case dict():
+            yield from _values(list(cast("dict[str, Any]", given).values()))
+        case _:
+            pass
 
 
-class _Replaced(TorchFunctionMode):
-    """Puts other tensors in the place of those that a function meets, and keeps its numbers tensors."""
-
-    def __init__(self, stand_in: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.stand_in = stand_in
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        found = pytree.tree_map_only(Tensor, self.stand_in, (list(args), dict(kwargs or {})))
-        given: list[Any] = found[0]
-        options: dict[str, Any] = found[1]
-        if func is Tensor.item:  # what optimizers compute with, such as the number of steps
-            return given[0].double()
-        for name in ("alpha", "value"):  # ... and use as the factor of a product that is added
-            if isinstance(options.get(name), Tensor):
-                first = len(given) - (func in _QUOTIENTS) - 1
-                given[first] = given[first] * options.pop(name)
-        return func(*given, **options)
-
-
-def trace(function: Callable[..., Any], arguments: Sequence[Tensor]) -> Graph:
-    """Records a function.
-
-    Args:
-        function: takes the arguments; it may read, differentiate and change in place any other tensor.
-        arguments: examples; a graph holds for arguments of these shapes only.
-
-    Raises:
-        Exception: whatever torch raises for what cannot be recorded, such as a branch that depends on the
-            value of a tensor.
-    """
-    found = _met(function, arguments)
-
-    def replaced(*inputs: Tensor) -> Any:
-        stand_ins = {id(t): own for t, own in zip(found, inputs, strict=False)}
-        with _Replaced(lambda t: stand_ins.get(id(t), t)):
-            return function(*inputs[len(found) :])
-
-    module = make_fx(replaced, tracing_mode="fake")(*found, *arguments)
-    _tidy(module)
-    return Graph(module, found)
-
-
-def _met(function: Callable[..., Any], arguments: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors that a function meets beside its arguments, none of which it changes here."""
-    mode = FakeTensorMode()
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def stand_in(t: Tensor) -> Tensor:
-        if isinstance(t, FakeTensor):
-            return t
-        if id(t) not in found:
-            found[id(t)] = (t, mode.from_tensor(t))
-        return found[id(t)][1]
-
-    with mode, _Replaced(stand_in):
-        function(*(mode.from_tensor(t) for t in arguments))
-    return [t for t, _ in found.values()]
-
-
-def _tidy(module: fx.GraphModule) -> None:
-    """Takes out what is there for autograd and the profiler only."""
-    for node in reversed(list(module.graph.nodes)):
-        if node.target is torch.ops.aten.detach.default:
-            node.replace_all_uses_with(node.args[0])
-            module.graph.erase_node(node)
-        elif isinstance(node.target, OpOverload) and node.target.namespace == "profiler" and not node.users:
-            module.graph.erase_node(node)
-    module.graph.eliminate_dead_code()
-    module.recompile()
-
-
-# ----------------------------------------------------------------------------------------------- replaying
-def _straight(module: fx.GraphModule) -> Callable[..., Any]:
-    """The graph as one Python function that calls the operations directly.
-
-    `GraphModule.forward` goes through torch's attribute lookups and a Python frame for every operation, which
-    is a third of the time of a small model's step.
-    """
+def _straight(graph: Graph) -> Callable[..., Any]:
+    """A graph as one Python function that calls the operations directly."""
     scope: dict[str, Any] = {}
-    inputs: list[str] = []
     lines: list[str] = []
-    last = {source: node for node in module.graph.nodes for source in node.all_input_nodes}
+    last = {v: x for x in graph.operations for v in _values([x.args, x.kwargs])}
+    kept = {*graph.inputs, *_values(graph.result)}
 
     def bound(value: Any) -> str:
         name = f"c{len(scope)}"
@@ -179,33 +145,321 @@ def _straight(module: fx.GraphModule) -> Callable[..., Any]:
 
     def shown(value: Any) -> str:
         match value:
-            case fx.Node():
-                return value.name
+            case _Value():
+                return f"v{int(value)}"
             case list() | tuple():
-                items = "".join(f"{shown(x)}, " for x in cast("list[Any]", value))
+                items = "".join(f"{shown(x)}, " for x in cast("Sequence[Any]", value))
                 return f"[{items}]" if isinstance(value, list) else f"({items})"
             case bool() | int() | None:
                 return repr(value)
             case _:
                 return bound(value)
 
-    for node in module.graph.nodes:
-        match node.op:
-            case "placeholder":
-                inputs.append(node.name)
-            case "get_attr":
-                lines.append(f"{node.name} = {bound(operator.attrgetter(node.target)(module))}")
-            case "output":
-                lines.append(f"return {shown(node.args[0])}")
-            case _:
-                function = node.target
-                if isinstance(function, OpOverload):
-                    function = function._op  # pyright: ignore[reportPrivateUsage]
-                given = [shown(x) for x in node.args] + [f"{k}={shown(v)}" for k, v in node.kwargs.items()]
-                lines.append(f"{node.name} = {bound(function)}({', '.join(given)})")
-                done = [x.name for x in node.all_input_nodes if last[x] is node and x.op != "placeholder"]
-                if done:
-                    lines.append(f"del {', '.join(done)}")
-    source = f"def replayed({', '.join(inputs)}):\n" + "".join(f"    {line}\n" for line in lines)
+    for x in graph.operations:
+        given = [shown(a) for a in x.args] + [f"{k}={shown(v)}" for k, v in x.kwargs.items()]
+        call = f"{bound(x.function._op)}({', '.join(given)})"  # pyright: ignore[reportPrivateUsage]
+        names = ["_" if v is None else shown(v) for v in x.results]
+        comma = "," if isinstance(x.made, tuple) else ""
+        lines.append(f"{', '.join(names)}{comma} = {call}" if x.made else call)
+        done = {v for v in _values([x.args, x.kwargs, x.made]) if last.get(v, x) is x} - kept
+        if done:
+            lines.append("del " + ", ".join(map(shown, sorted(done))))
+    lines.append(f"return {shown(graph.result)}")
+    inputs = ", ".join(map(shown, graph.inputs))
+    source = f"def replayed({inputs}):\n" + "".join(f"    {line}\n" for line in lines)
     exec(compile(source, "<recorded step>", "exec"), scope)  # of the graph's own names and numbers
     return scope["replayed"]
+
+
+def _module(graph: Graph) -> fx.GraphModule:
+    """A graph in the form that torch's compiler takes."""
+    from torch import fx  # noqa: PLC0415  # needed here only
+
+    made = fx.Graph()
+    nodes = {v: made.placeholder(f"v{int(v)}") for v in graph.inputs}
+
+    def shown(given: Any) -> Any:
+        return pytree.tree_map_only(_Value, nodes.__getitem__, given)
+
+    for x in graph.operations:
+        node = made.call_function(x.function, shown(x.args), shown(x.kwargs))
+        for k, v in enumerate(x.results):
+            if v is not None:
+                several = isinstance(x.made, tuple)
+                nodes[v] = made.call_function(operator.getitem, (node, k)) if several else node
+    made.output(shown(graph.result))
+    return fx.GraphModule(torch.nn.Module(), made)
+
+
+# --------------------------------------------------------------------------------------------- recordings
+class _Before:
+    """What was in memory that a function changes, and the state of random numbers.
+
+    Attributes:
+        tensors: by memory, the whole of it as a tensor, and a copy of what was in it.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: dict[int, tuple[Tensor, Tensor]] = {}
+        self._generators: dict[torch.Generator, Tensor] = {}
+        self._seed = torch.get_rng_state()
+        self._seeds = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+
+    def now(self) -> _Before:
+        """The same memory and generators as they are now."""
+        found = _Before()
+        found.tensors = {at: (whole, whole.clone()) for at, (whole, _) in self.tensors.items()}
+        found._generators = {generator: generator.get_state() for generator in self._generators}
+        return found
+
+    def keep(self, t: Tensor) -> None:
+        """Keeps what is in the memory of a tensor, unless this has been done."""
+        at = _memory(t)
+        if at not in self.tensors:
+            memory = t.untyped_storage()
+            whole: Any = torch.empty(0, dtype=t.dtype, device=t.device)
+            whole.set_(memory, 0, (memory.nbytes() // t.itemsize,))
+            self.tensors[at] = whole, whole.clone()
+
+    def keep_state(self, generator: torch.Generator) -> None:
+        """Keeps the state of a generator, unless this has been done."""
+        if generator not in self._generators:
+            self._generators[generator] = generator.get_state()
+
+    def outcome(self, result: Any) -> list[Tensor]:
+        """Copies of the tensors that were returned, then of what is in the memory now."""
+        returned = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
+        return [t.detach().clone() for t in returned + [whole for whole, _ in self.tensors.values()]]
+
+    def restore(self) -> None:
+        """Puts all of it back."""
+        for whole, copy in self.tensors.values():
+            whole.copy_(copy)
+        for generator, state in self._generators.items():
+            generator.set_state(state)
+        torch.set_rng_state(self._seed)
+        if self._seeds is not None:
+            torch.cuda.set_rng_state_all(self._seeds)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a run of a function did, which has been undone.
+
+    Attributes:
+        graph: its operations.
+        before: what it changed, as it was.
+    """
+
+    graph: Graph
+    before: _Before
+
+    def confirm(self, replay: Replay, function: Callable[..., Any], arguments: Sequence[Tensor]) -> None:
+        """Sees that a replay and the function do the same, and puts back what they have done.
+
+        The replay comes first, so that it finds what torch does not see as the last call has left it.
+
+        Raises:
+            NotRecorded: the function does something else.
+        """
+        before = self.before.now()
+        try:
+            found = before.outcome(replay(arguments))
+            before.restore()
+            with _Numbers():
+                expected = before.outcome(function(*arguments))
+        finally:
+            before.restore()
+        starts = [copy for _, copy in before.tensors.values()]
+        starts = [None] * (len(found) - len(starts)) + starts  # nothing was returned before
+        if not all(map(_close, expected, found, starts)):
+            raise NotRecorded(
+                "replayed, it does something else: it does more than operations of torch, or changes from "
+                "call to call"
+            )
+
+
+def _close(a: Tensor, b: Tensor, before: Tensor | None) -> bool:
+    """Whether two results are the same to a thousandth of how far they moved, and to rounding."""
+    if torch.equal(a, b):
+        return True
+    if not a.dtype.is_floating_point:
+        return False
+    error, size = _norm(a - b), max(_norm(a), _norm(b))
+    moved = 0.0 if before is None else _norm(a - before)
+    return not error > 1e-3 * moved + 16 * torch.finfo(a.dtype).eps * size  # nothing is said of NaN
+
+
+def _norm(t: Tensor) -> float:
+    return float(t.double().norm())  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+
+
+# ---------------------------------------------------------------------------------------------- recording
+def record(function: Callable[..., Any], arguments: Sequence[Tensor]) -> Recording:
+    """Records a function, and puts back every tensor that it changed and the state of random numbers.
+
+    Args:
+        function: takes the arguments; it may read, differentiate and change in place any other tensor.
+        arguments: examples; a graph holds for arguments of these shapes only.
+
+    Raises:
+        NotRecorded: the function reads the value of a tensor, or the sizes of its results depend on it.
+        Exception: whatever the function raises.
+    """
+    recorder = _Recorder(arguments)
+    try:
+        with recorder, _Numbers(recorder):
+            result = function(*arguments)
+        return Recording(recorder.graph(result), recorder.before)
+    finally:
+        recorder.before.restore()
+
+
+_QUOTIENTS = (Tensor.addcdiv_, Tensor.addcdiv, torch.addcdiv)
+_MEMORY = cast(
+    "tuple[Any, ...]",
+    (Tensor.numpy, Tensor.tolist, Tensor.data_ptr, Tensor.__array__, Tensor.__dlpack__),
+)
+"""What hands the numbers of a tensor to something that is not torch."""
+_BY_VALUE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+_STATISTICS = ("running_mean", "running_var")
+"""Arguments that batch norms change without a word of it in their schema."""
+
+
+class _Numbers(TorchFunctionMode):
+    """Keeps the numbers that a function makes of tensors tensors, and tells of those that leave torch."""
+
+    def __init__(self, recorder: _Recorder | None = None) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.item:  # what optimizers compute with, such as the number of steps
+            return args[0].double()
+        if func in _MEMORY and self._recorder is not None:
+            self._recorder.refuse(f"it reads the memory of a tensor ({func.__name__})")
+        given, options = list(args), dict(kwargs or {})
+        for name in ("alpha", "value"):  # ... and use as the factor of a product that is added
+            if isinstance(options.get(name), Tensor):
+                first = len(given) - (func in _QUOTIENTS) - 1
+                given[first] = given[first] * options.pop(name)
+        return func(*given, **options)
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down every operation of torch, and keeps what was in the tensors that they change.
+
+    Tensors are told apart by identity, and held no longer than the function holds them: autograd copies a
+    gradient that somebody else holds too.
+    """
+
+    def __init__(self, arguments: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.before = _Before()
+        self._operations: list[_Operation] = []
+        self._inputs: list[_Value] = []
+        self._reads: list[Tensor] = []
+        self._known: Any = WeakTensorKeyDictionary()
+        self._count = 0
+        self._outside: set[int] = set()  # memory that was there before
+        self._reason: str | None = None
+        for t in arguments:
+            self._input(t)
+
+    def refuse(self, reason: str) -> None:
+        """The function runs to its end, and is no graph."""
+        self._reason = self._reason or reason
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "profiler":
+            return func(*args, **kwargs)
+        given: tuple[Any, ...] = tuple(map(self._shown, args))
+        options = {k: self._shown(v) for k, v in kwargs.items()}
+        if any(tag in func.tags for tag in _BY_VALUE) and not _by_places(func, args):
+            self.refuse(f"it depends on the values of a tensor ({func})")
+        self._keep(func, args, kwargs)
+        result = func(*args, **kwargs)
+        if func is torch.ops.aten.detach.default:  # for autograd only
+            self._known[result] = given[0]
+        else:
+            self._operations.append(_Operation(func, given, options, self._named(result)))
+        return result
+
+    def _keep(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keeps what an operation is about to change, if it was there before."""
+        for i, argument in enumerate(func._schema.arguments):
+            given: Any = args[i] if i < len(args) else kwargs.get(argument.name)
+            alias = argument.alias_info
+            if (alias is not None and alias.is_write) or argument.name in _STATISTICS:
+                for t in pytree.tree_leaves(given):
+                    if isinstance(t, Tensor) and _memory(t) in self._outside:
+                        self.before.keep(t)
+            elif isinstance(given, torch.Generator):
+                self.before.keep_state(given)
+
+    def _shown(self, given: Any) -> Any:
+        """An argument with values in the place of tensors."""
+        match given:
+            case Tensor():
+                found = self._known.get(given)
+                if found is None:
+                    self._reads.append(given)
+                    found = self._input(given)
+                return found
+            case list() | tuple():
+                shown = [self._shown(x) for x in cast("Sequence[Any]", given)]
+                return shown if isinstance(given, list) else tuple(shown)
+            case _:
+                return given
+
+    def _input(self, t: Tensor) -> _Value:
+        """A tensor that no operation made."""
+        self._outside.add(_memory(t))
+        self._inputs.append(self._new(t))
+        return self._inputs[-1]
+
+    def _new(self, t: Tensor) -> _Value:
+        self._count += 1
+        self._known[t] = value = _Value(self._count)
+        return value
+
+    def _named(self, result: Any) -> _Value | tuple[_Value | None, ...] | None:
+        """Remembers which tensors an operation made; those that it was given and changed have a name."""
+        if isinstance(result, (list, tuple)):
+            made = [self._named(each) for each in cast("Sequence[Any]", result)]
+            return tuple(each for each in made if not isinstance(each, tuple))
+        return self._new(result) if isinstance(result, Tensor) and result not in self._known else None
+
+    def graph(self, result: Any) -> Graph:
+        """What was written down and is needed.
+
+        Raises:
+            NotRecorded: something was refused.
+        """
+        if self._reason is not None:
+            raise NotRecorded(self._reason)
+        shown = pytree.tree_map_only(Tensor, self._shown, result)
+        needed, kept = set(_values(pytree.tree_leaves(shown))), list[_Operation]()
+        for x in reversed(self._operations):
+            if x.changes or not needed.isdisjoint(x.results):
+                kept.append(x)
+                needed.update(_values([x.args, x.kwargs]))
+        return Graph(kept[::-1], self._inputs, shown, self._reads)
+
+
+def _memory(t: Tensor) -> int:
+    """Tells the memory of one tensor from that of others, as long as it lives."""
+    memory: Any = t.untyped_storage()
+    return memory._cdata
+
+
+def _by_places(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether it takes entries by their places, so that the values say nothing of the sizes."""
+    if func is not torch.ops.aten.index.Tensor:
+        return False
+    return not any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1])

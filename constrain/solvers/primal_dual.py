@@ -59,8 +59,10 @@ LR = 3e-3
 """Usual learning rate."""
 TRAVEL, LARGEST_LR = 60.0, 0.2
 """Learning rate times steps, and the largest rate, where gradients have no noise and models are affine."""
-RECORDED_STEPS = 600
-"""Steps of a run from which on its steps are recorded, which pays for itself within 100 to 400 of them."""
+RECORDED_STEPS = 100
+"""Steps of a run from which on its steps are recorded, which takes as long as some 15 to 30 of them."""
+RECORDED_SIZE = 50_000_000
+"""Numbers in the decisions up to which `auto` records: it copies them, and large models keep torch busy."""
 COMPILED_STEPS = 50_000
 """Steps from which on they are compiled, which takes as long as about 20 000 of a small model."""
 SMALL = 1_000_000
@@ -115,7 +117,7 @@ class PrimalDual:
             the place of the half cosine; the steps of the multipliers follow the learning rate.
         graph: "off" makes every step in Python; "recorded" replays one that was recorded, "compiled" compiles
             it, with the same results but for rounding (`constrain.runtime.graph`). "auto" records where a run
-            has 600 steps, and compiles where it has 50 000, the model is small, and time has no limit.
+            has 100 steps, and compiles where it has 50 000, the model is small, and time has no limit.
     """
 
     epochs: int | None = None
@@ -341,7 +343,8 @@ class Training:
         strict = mode != "auto"
         if mode == "auto":
             size, device = self.evaluator.decisions.size, self.evaluator.device.type
-            long = self.scheme.recordable and self.total >= RECORDED_STEPS and device in ("cpu", "cuda")
+            long = self.total >= RECORDED_STEPS and size <= RECORDED_SIZE
+            long = long and self.scheme.recordable and device in ("cpu", "cuda")
             compiled = self.total >= COMPILED_STEPS and size <= SMALL and not self.timed
             mode = ("compiled" if compiled else "recorded") if long else "off"
         if mode == "off":

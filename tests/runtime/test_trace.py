@@ -1,0 +1,213 @@
+"""Recorded functions do what the functions do, and recording leaves nothing behind."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from constrain.runtime.trace import NotRecorded, record
+
+
+class Step:
+    """A training step on a batch, with all that it changes; each subclass does something more."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(4, 5), *self.layers(), nn.Linear(5, 1)).double()
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=0.05)
+        self.numbers = torch.Generator().manual_seed(3)
+        self.count = torch.zeros((), dtype=torch.int64)
+        self(torch.ones(6, 4, dtype=torch.float64))  # the optimizer has its state
+
+    def layers(self):
+        return [nn.Tanh()]
+
+    def score(self, x):
+        return self.net(x).squeeze(-1)
+
+    def __call__(self, x):
+        loss = (self.score(x) - x[:, 0]).square().mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.count += 1
+        return loss.detach()
+
+    def state(self):
+        found = {**self.net.state_dict(), "count": self.count, "numbers": self.numbers.get_state()}
+        found["global"] = torch.get_rng_state()
+        for i, p in enumerate(self.net.parameters()):
+            found |= {f"{name}{i}": t for name, t in self.optimizer.state[p].items()}
+        return {k: v.detach().clone() for k, v in found.items()}
+
+
+class Dropped(Step):
+    def layers(self):
+        return [nn.Dropout(0.4), nn.Tanh()]
+
+
+class Normed(Step):
+    """Batch norms change their averages without a word in the schema."""
+
+    def layers(self):
+        return [nn.Tanh(), nn.BatchNorm1d(5)]
+
+
+class Noisy(Step):
+    """Random numbers of a generator of its own."""
+
+    def score(self, x):
+        return super().score(x + 0.1 * torch.rand(x.shape, generator=self.numbers, dtype=x.dtype))
+
+
+class Viewed(Step):
+    """Changes a part of a tensor by a view of it, and reads it again."""
+
+    def score(self, x):
+        with torch.no_grad():
+            self.net[0].weight[1:3].view(-1)[::2].mul_(0.99)
+        return super().score(x)
+
+
+class Curved(Step):
+    """A derivative inside the loss."""
+
+    def score(self, x):
+        x = x.clone().requires_grad_()
+        found = super().score(x)
+        (slope,) = torch.autograd.grad(found.sum(), x, create_graph=True)
+        return found + 0.1 * slope.square().sum(-1)
+
+
+class Mapped(Step):
+    """Functional transforms."""
+
+    def score(self, x):
+        def f(row):
+            return torch.func.functional_call(self.net, dict(self.net.named_parameters()), (row,)).squeeze()
+
+        return torch.func.vmap(f)(x) + 0.1 * torch.func.vmap(torch.func.grad(f))(x).square().sum(-1)
+
+
+class Several(Step):
+    """Operations with several results, some of them not used, and constants made on the way."""
+
+    def score(self, x):
+        top, _ = torch.topk(super().score(x), len(x))
+        low, high = torch.aminmax(top.detach())
+        return top * torch.tensor(0.5, dtype=x.dtype) + low + 0.0 * high + torch.stack(x.unbind(1))[0]
+
+
+STEPS = [Step, Dropped, Normed, Noisy, Viewed, Curved, Mapped, Several]
+
+
+def batches(count):
+    return list(torch.randn(count, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        torch.testing.assert_close(value, b[key], rtol=1e-12, atol=1e-12, msg=key)
+
+
+@pytest.mark.parametrize("make", STEPS)
+def test_a_replay_does_what_the_function_does(make):
+    torch.manual_seed(0)
+    plain = make()
+    seed = torch.get_rng_state()
+    own = make()
+    found = [plain(x) for x in batches(4)]
+    end = plain.state()
+
+    torch.set_rng_state(seed)
+    first, *others = batches(4)
+    before = own.state()
+    recording = record(own, [first])
+    assert_same(before, own.state())
+    replay = recording.graph.replay()
+    results = [replay([first])]
+    for x in others:
+        recording.confirm(replay, own, [x])
+        results.append(replay([x]))
+    torch.testing.assert_close(results, found, rtol=1e-12, atol=1e-12)
+    assert_same(end, own.state())
+
+
+def test_recording_copies_no_gradient():
+    """Autograd takes a gradient over where nobody else holds it."""
+    own = Step()
+    names = [str(x.function) for x in record(own, batches(1)).graph.operations]
+    assert not [name for name in names if "clone" in name]
+
+
+class Hidden(Step):
+    """Writes to a tensor where torch does not see it."""
+
+    def __init__(self):
+        self.shift = torch.zeros((), dtype=torch.float64)
+        self.door = self.shift.numpy()
+        super().__init__()
+
+    def score(self, x):
+        self.door[...] = self.door + 1.0
+        return super().score(x) + self.shift
+
+
+class Counted(Step):
+    """A number that is another one in every call."""
+
+    def __init__(self):
+        self.calls = 0
+        super().__init__()
+
+    def score(self, x):
+        self.calls += 1
+        return super().score(x) / self.calls
+
+
+@pytest.mark.parametrize("make", [Hidden, Counted])
+def test_what_torch_does_not_see_makes_a_difference(make):
+    own = make()
+    first, second = batches(2)
+    recording = record(own, [first])
+    before = own.state()
+    with pytest.raises(NotRecorded, match="replayed, it does something else"):
+        recording.confirm(recording.graph.replay(), own, [second])
+    assert_same(before, own.state())
+
+
+REFUSED = {
+    "float": lambda t: t + float(t.detach().sum()),
+    "branch": lambda t: t if t.sum() > 0 else -t,
+    "rows": lambda t: t[t > 0].sum() + t,
+    "nonzero": lambda t: t + len(torch.nonzero(t)),
+    "list": lambda t: t + t.tolist()[0],
+    "numpy": lambda t: t + torch.from_numpy(t.detach().numpy() * 2.0),
+    "array": lambda t: t + float(__import__("numpy").asarray(t.detach())[0]),
+    "pointer": lambda t: t + 0.0 * t.data_ptr(),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_depends_on_values_is_refused(name):
+    own = Step()
+    score = own.score
+    own.score = lambda x: REFUSED[name](score(x))
+    before = copy.deepcopy(own.state())
+    with pytest.raises(NotRecorded, match=r"it depends on the values|it reads the memory"):
+        record(own, batches(1))
+    assert_same(before, own.state())
+
+
+def test_errors_of_the_function_are_its_own():
+    own = Step()
+    own.score = lambda x: x @ x
+    before = own.state()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        record(own, batches(1))
+    assert_same(before, own.state())
