@@ -5,6 +5,12 @@ text columns (`census.Census`); the second counts conditions and groups (`census
 for what only needs an impression of the sample: scales of surrogates and steps. Every later full pass reads
 all rows once, in the memory of a batch, and is compared with the first: a sample is a set of rows, which a
 pass may permute and must not change.
+
+One pass would not do. A condition is computed on encoded rows, and only all rows tell how to encode one:
+codes are places among all levels of a text column, which may first occur in the last batch, and a column of
+whole numbers is floating-point where one batch has a fraction. Evenly spread rows are a stride apart that
+follows from their number. And a sample that cannot be read again is refused before anything is trained on it:
+iterators by E170, other loaders that do not start again by E171 at the end of the second pass.
 """
 
 from __future__ import annotations
