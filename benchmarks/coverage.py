@@ -8,6 +8,7 @@ population problem is solved from its known second moments.
 
 from __future__ import annotations
 
+import argparse
 import copy
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,8 @@ from constrain import E, P
 from constrain.diagnostics.binomial import wilson
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from constrain.solution.noise import RunError
 
 SHARE, SHIFT, LEVEL = 0.3, 0.5, 0.9
@@ -286,25 +289,55 @@ def runs(epochs: int = 1200, replications: int = 32) -> tuple[Coverage, float, f
     return _share(hits, replications), float(np.std(values, ddof=1)), error
 
 
-def main() -> None:
-    """Prints the table of docs/how-to/kkt.md."""
+def _print_statistics() -> None:
     for name, found in statistics().items():
         print(f"  {name:<34} {found}")
+
+
+def _print_few() -> None:
     for rows in (10, 20, 39):
         for name, (exact, score, wider) in few(rows).items():
-            print(
-                f"  {f'rate, {rows} rows, {name}':<34} {exact}; Wilson's {score}, {wider:.2f} times as wide"
-            )
+            label = f"rate, {rows} rows, {name}"
+            print(f"  {label:<34} {exact}; Wilson's {score}, {wider:.2f} times as wide")
+
+
+def _print_fitted() -> None:
     held, own = fitted()
     print(f"  {'loss of a fitted model, held out':<34} {held}")
     print(f"  {'the same on its training rows':<34} {own}")
+
+
+def _print_multipliers() -> None:
     for bound in (0.45, 0.5, 0.55):
         found, truth, spread, error = multipliers(bound)
         label = f"multiplier {truth:.3f}"
         print(f"  {label:<34} {found}; spread {spread:.3f}, mean standard error {error:.3f}")
+
+
+def _print_runs() -> None:
     found, spread, error = runs()
     label = "multiplier of a run, trained on"
     print(f"  {label:<34} {found}; spread {spread:.5f}, mean error {error:.5f}")
+
+
+PARTS: dict[str, Callable[[], None]] = {
+    "statistics": _print_statistics,
+    "few": _print_few,
+    "fitted": _print_fitted,
+    "multipliers": _print_multipliers,
+    "runs": _print_runs,
+}
+
+
+def main() -> None:
+    """Prints the table of docs/how-to/kkt.md, or the parts of it that are asked for."""
+    parser = argparse.ArgumentParser(description="Do 95 % intervals cover the truth 95 % of the time?")
+    parser.add_argument("part", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}; all by default")
+    chosen: list[str] = parser.parse_args().part
+    if unknown := [name for name in chosen if name not in PARTS]:
+        parser.error(f"there is no part {unknown[0]!r}: one of {', '.join(PARTS)}")
+    for name in chosen:
+        PARTS[name]()
 
 
 if __name__ == "__main__":
