@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
-__all__ = ["Balance", "best_fit", "bounded_fit", "projected"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from constrain.diagnostics.jacobian import Entry, Gradients
+    from constrain.diagnostics.ties import Ties
+
+__all__ = ["Balance", "best_fit", "bounded_fit", "fit_with_slopes", "projected"]
+
+STEPS = 30
+"""Gauss-Newton steps of multipliers and slopes at kinks."""
 
 HEAVY = 1e5
 """Weight of equations that must hold beside those that are balanced as well as possible."""
@@ -191,6 +200,44 @@ def bounded_fit(
     found = np.clip(np.zeros(rows.shape[0]), *limits)
     found[usable] = best[1] / lengths[usable]
     return found, projected(gradient + found @ rows, at_lower, at_upper)
+
+
+def fit_with_slopes(
+    found: Gradients,
+    entries: Sequence[Entry],
+    ties: Ties,
+    first: tuple[Vector, Vector],
+    at_lower: Mask,
+    at_upper: Mask,
+) -> tuple[Vector, Vector]:
+    """Best-fit multipliers when the slopes at kinks may be chosen as well, and what remains.
+
+    What remains is linear in the multipliers and in the slopes, and bilinear in both where a constraint has
+    a kink: Gauss-Newton steps, each a bounded least-squares problem, as long as they help.
+    """
+    if not len(ties.lower):
+        return first
+    active = np.array([e.active for e in entries], dtype=bool)
+    caps = np.array([e.cap for e in entries])[active]
+    least = np.where([e.equality for e in entries if e.active], -caps, 0.0)
+    limits = (np.concatenate([least, ties.lower]), np.concatenate([caps, ties.upper]))
+    count, best = int(active.sum()), (first[0], first[1])
+    slopes = np.clip(np.zeros(len(ties.lower)), ties.lower, ties.upper)
+    held = np.hstack([np.zeros((len(ties.held), count)), ties.held])
+    for _ in range(STEPS):
+        turned = ties.rows(best[0])
+        own, others = ties.moved(slopes)
+        base = found.objective + found.rest + own - slopes @ turned
+        rows = np.vstack([(found.rows + others)[active], turned])
+        step, _ = bounded_fit(base, rows, limits, at_lower, at_upper, held)
+        fitted = best[0].copy()
+        fitted[active], slopes = step[:count], step[count:]
+        force = found.objective + found.rest + fitted @ found.rows
+        _, rest = bounded_fit(force, ties.rows(fitted), ties.limits, at_lower, at_upper, ties.held)
+        if not float(rest @ rest) < float(best[1] @ best[1]):
+            break
+        best = (fitted, rest)
+    return best
 
 
 def _bounded(rows: NDArray[np.float64], target: Vector, lower: Vector, upper: Vector) -> Vector:

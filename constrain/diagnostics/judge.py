@@ -81,7 +81,8 @@ def judge_status(
         return Status.OPTIMAL
     if record.surrogate:  # a rate has no gradient: that of its surrogate certifies nothing
         return Status.FEASIBLE
-    return Status.STATIONARY if balanced else Status.FEASIBLE
+    certain = balanced and not (record.fritz_john or record.jumps)
+    return Status.STATIONARY if certain else Status.FEASIBLE
 
 
 def _uncertified(program: Program, status: Status, record: KKT) -> str:
@@ -96,6 +97,10 @@ def _uncertified(program: Program, status: Status, record: KKT) -> str:
         return "gradients of rates are those of surrogates"
     if record.nonsmooth:
         return record.nonsmooth
+    if record.jumps:
+        return "a piece of cn.where ends at the point, and the one beyond is lower"
+    if record.fritz_john:
+        return "no multipliers balance the objective at the point"
     if not record.stationary:
         size = min(record.stationarity, record.stationarity_scaled)
         return f"the point is not stationary ({size:.1e}, tolerance {record.tolerance:.0e})"

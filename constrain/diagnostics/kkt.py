@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from constrain.diagnostics.fit import Balance, best_fit, bounded_fit, projected
+from constrain.diagnostics.fit import Balance, best_fit, bounded_fit, fit_with_slopes, projected
 from constrain.diagnostics.jacobian import (
     Entry,
     Gradients,
@@ -31,7 +31,7 @@ from constrain.diagnostics.jacobian import (
 )
 from constrain.diagnostics.noise import BATCHES, boundless, gradient_noise
 from constrain.diagnostics.point import Point, align, bound_scale, read_point, user_objective
-from constrain.diagnostics.regularity import mangasarian_fromovitz
+from constrain.diagnostics.regularity import alone, mangasarian_fromovitz
 from constrain.diagnostics.relaxed import judged, row_prices
 from constrain.diagnostics.sandwich import multiplier_errors
 from constrain.diagnostics.second_order import second_order
@@ -53,9 +53,6 @@ if TYPE_CHECKING:
     from constrain.solution.noise import GradientNoise
 
 __all__ = ["CERTIFIED", "ESTIMATE", "kkt", "largest_violation", "system_at"]
-
-STEPS = 30
-"""Gauss-Newton steps of multipliers and slopes at kinks."""
 
 NOTHING = 1e-9
 """Forces below this are rounding: nothing pulls."""
@@ -205,13 +202,15 @@ def _record(
         truncated=forces.truncated,
         strict_complementarity=values.strict,
         surrogate=view.program.has_rates,
-        warnings=tuple(recognize(view, point, independence, forces.entries, tolerance)),
+        warnings=tuple(recognize(view, point, independence, forces.entries, tolerance, forces.alone)),
         tolerance=tolerance,
         kinks=forces.ties.count,
+        jumps=forces.ties.jumps,
         nonsmooth="" if certified else forces.ties.note,  # a slope that balances was found
         qualified=mangasarian_fromovitz(
             forces.entries, forces.gradients.rows, forces.at_lower, forces.at_upper, independence
         ),
+        fritz_john=forces.alone,
     )
 
 
@@ -233,6 +232,7 @@ class _Forces:
         ties: kinks at the point, none where the gradients that autograd returns balance already.
         truncated: active entries left out.
         scales: per part the unit of each entry: the one the user gave, else 1 + |bound|.
+        alone: weights of gradients that balance without the objective, where no multipliers exist.
     """
 
     entries: list[Entry]
@@ -247,6 +247,7 @@ class _Forces:
     ties: Ties
     truncated: int
     scales: list[NDArray[np.float64]]
+    alone: dict[str, float]
 
     @property
     def free(self) -> NDArray[np.bool_]:
@@ -314,12 +315,17 @@ def _balance(
     unbalanced = max(float(np.max(np.abs(x), initial=0.0)) for x in (rest, pull)) > 0.1 * tolerance
     if unbalanced or not convex:
         seen = find_ties(evaluator, entries)
+        ties = replace(ties, jumps=seen.jumps)
         if seen.shift.any():  # autograd's slopes are those of no side
             found = seen.joined(found)
             folded, fitted, rest = _best(found, entries, at_lower, at_upper)
         if unbalanced or seen.shift.any():
             ties = seen
-            fitted, rest = _with_slopes(found, entries, ties, (fitted, rest), at_lower, at_upper)
+            fitted, rest = fit_with_slopes(found, entries, ties, (fitted, rest), at_lower, at_upper)
+    ends, smooth = (at_lower, at_upper), not (len(ties.lower) or ties.note or evaluator.program.has_rates)
+    none = alone(evaluator, entries, found, ends, (fitted, rest), tolerance) if smooth else None
+    if none is not None:
+        fitted, rest = none.fitted, none.rest
     fit = _scatter(entries, fitted, actives, priced)
     origin = "given" if own or len(priced) == len(parts) > 0 else "best fit" if entries else "none"
     if origin == "best fit":
@@ -335,7 +341,19 @@ def _balance(
     left = float(np.max(np.abs(rest), initial=0.0))
     truncated = sum(int(active.sum()) for active in actives) - sum(e.active for e in entries)
     return _Forces(
-        entries, found, folded, aligned, origin, fit, left, at_lower, at_upper, ties, truncated, scales
+        entries,
+        found,
+        folded,
+        aligned,
+        origin,
+        fit,
+        left,
+        at_lower,
+        at_upper,
+        ties,
+        truncated,
+        scales,
+        {} if none is None else none.weights,
     )
 
 
@@ -348,44 +366,6 @@ def _best(
     folded = Balance(base, found.rows, at_lower, at_upper).folded()
     fitted[active], _ = _fitted(folded, entries, active)
     return folded, fitted, projected(base + fitted @ found.rows, at_lower, at_upper)
-
-
-def _with_slopes(
-    found: Gradients,
-    entries: Sequence[Entry],
-    ties: Ties,
-    first: tuple[NDArray[np.float64], NDArray[np.float64]],
-    at_lower: NDArray[np.bool_],
-    at_upper: NDArray[np.bool_],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Best-fit multipliers when the slopes at kinks may be chosen as well, and what remains.
-
-    What remains is linear in the multipliers and in the slopes, and bilinear in both where a constraint has
-    a kink: Gauss-Newton steps, each a bounded least-squares problem, as long as they help.
-    """
-    if not len(ties.lower):
-        return first
-    active = np.array([e.active for e in entries], dtype=bool)
-    caps = np.array([e.cap for e in entries])[active]
-    least = np.where([e.equality for e in entries if e.active], -caps, 0.0)
-    limits = (np.concatenate([least, ties.lower]), np.concatenate([caps, ties.upper]))
-    count, best = int(active.sum()), (first[0], first[1])
-    slopes = np.clip(np.zeros(len(ties.lower)), ties.lower, ties.upper)
-    held = np.hstack([np.zeros((len(ties.held), count)), ties.held])
-    for _ in range(STEPS):
-        turned = ties.rows(best[0])
-        own, others = ties.moved(slopes)
-        base = found.objective + found.rest + own - slopes @ turned
-        rows = np.vstack([(found.rows + others)[active], turned])
-        step, _ = bounded_fit(base, rows, limits, at_lower, at_upper, held)
-        fitted = best[0].copy()
-        fitted[active], slopes = step[:count], step[count:]
-        force = found.objective + found.rest + fitted @ found.rows
-        _, rest = bounded_fit(force, ties.rows(fitted), ties.limits, at_lower, at_upper, ties.held)
-        if not float(rest @ rest) < float(best[1] @ best[1]):
-            break
-        best = (fitted, rest)
-    return best
 
 
 def _fitted(

@@ -208,10 +208,14 @@ def _kkt_lines(k: KKT) -> list[str]:
     dual = "ok" if k.dual_feasibility >= -k.tolerance else short(k.dual_feasibility)
     second = f"gap {short(k.gap)} ({k.gap_kind})  rank {k.rank} of {k.active}"
     second += f"  dual feasibility {dual}  force balance {number(k.force_balance, 3) or NO_SHARE}"
-    if k.origin == "best fit":
+    if k.fritz_john:
+        second += "  multipliers: none"
+    elif k.origin == "best fit":
         second += "  multipliers: best fit"
     if k.nonsmooth:
         second += "  nonsmooth point"
+    if k.jumps:
+        second += "  at a jump"
     if k.surrogate:
         second += "  gradients of rates: surrogates"
     return [first, second, *([] if k.noise is None else [f"on batches: {k.noise}"])]
@@ -226,7 +230,7 @@ def status_text(s: Solution) -> str:
     open_ones = [c for c in held if c.verdict in ("violated", "undecided", "not judged")]
     if open_ones:
         words.append(f"on the hold-out {len(open_ones)} of {len(held)} constraints not confirmed")
-    if not s.status.solved and s.message:
+    if s.message and (not s.status.solved or s.record.fritz_john):
         words.append(s.message)
     relaxed = _relaxed_words(s)
     if relaxed:
@@ -469,6 +473,9 @@ def kkt_text(k: KKT) -> str:
         )
     if k.qualified is False:
         rows.append(("qualification", "fails (Mangasarian-Fromovitz): multipliers need not be bounded"))
+    if k.fritz_john:
+        weights = ", ".join(f"{name} {weight:.2f}" for name, weight in _heaviest(k.fritz_john))
+        rows.append(("Fritz John", f"gradients balance without the objective: {weights}"))
     rows.append(("multipliers", _origin(k)))
     if k.noise is not None:
         rows.append(("on batches", str(k.noise)))
@@ -483,6 +490,8 @@ def kkt_text(k: KKT) -> str:
         rows.append(("strictness", short(k.strict_complementarity)))
     if k.kinks:
         rows.append(("kinks", f"{k.kinks}; slopes there are the ones that balance best"))
+    if k.jumps:
+        rows.append(("jumps", f"{k.jumps}: a piece of cn.where ends here, and the one beyond is lower"))
     if k.nonsmooth:
         rows.append(("nonsmooth point", k.nonsmooth))
     if k.surrogate:
@@ -496,6 +505,10 @@ def kkt_text(k: KKT) -> str:
     for warning in k.warnings:
         lines += wrapped("warning", str(warning), indent=18)
     return "\n".join(lines)
+
+
+def _heaviest(weights: dict[str, float]) -> Sequence[tuple[str, float]]:
+    return sorted(weights.items(), key=lambda item: -abs(item[1]))[:SHOWN]
 
 
 def _largest(blocks: dict[str, tuple[float, float]]) -> Sequence[tuple[str, tuple[float, float]]]:
@@ -516,6 +529,8 @@ def _errors(k: KKT) -> list[str]:
 
 
 def _origin(k: KKT) -> str:
+    if k.fritz_john:
+        return f"none exist; those that pull no more than the objective leave {short(k.fit_stationarity)}"
     if k.origin != "given":
         return f"{k.origin}; stationarity {short(k.fit_stationarity)}"
     return (

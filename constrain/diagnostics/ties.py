@@ -20,16 +20,18 @@ Analysis and Minimization Algorithms II (1993), chapter XI, for epsilon-subgradi
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from constrain.diagnostics.inner_ties import of_value
+from constrain.diagnostics.jumps import lower_beyond
 from constrain.diagnostics.places import FINE, MOST, NEAR, Bundle, Place, bent, reached
 from constrain.diagnostics.point import array_of
 from constrain.diagnostics.watching import Watch
-from constrain.inner.watching import values_seen
+from constrain.inner.watching import Valued, values_seen
 from constrain.runtime.derivatives import whole
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ class Ties:
         room: (ties,) what a number takes from the bound that slopes prove, per unit of it.
         shift: (1 + entries, decisions) what joined kinks add to the gradients that autograd took.
         count: number of kinks.
+        jumps: entries of `cn.where` whose piece ends at the point, with a lower one beyond.
         note: why kinks were not resolved; empty when they were.
     """
 
@@ -72,6 +75,7 @@ class Ties:
     room: NDArray[np.float64]
     shift: NDArray[np.float64]
     count: int = 0
+    jumps: int = 0
     note: str = ""
 
     @property
@@ -127,6 +131,18 @@ def find_ties(evaluator: Evaluator, entries: Sequence[Entry]) -> Ties:
         return no_ties(evaluator, entries, what if tails else "")
     with Watch() as watch, values_seen() as values:
         scalars = _scalars(evaluator, entries)
+    jumps = lower_beyond(watch.events.jumps, scalars, partial(_at_zero, evaluator))
+    return replace(_kinks(evaluator, entries, watch, values, scalars), jumps=jumps)
+
+
+def _kinks(
+    evaluator: Evaluator,
+    entries: Sequence[Entry],
+    watch: Watch,
+    values: Sequence[Valued],
+    scalars: Sequence[Tensor],
+) -> Ties:
+    """The kinks among what was recorded."""
     bundles = [bundle for bend in watch.bends for bundle in bent(bend)]
     bundles += [bundle for largest in watch.largest for bundle in reached(largest)]
     for seen in values:
@@ -191,10 +207,7 @@ class _Kink:
         rows = np.array([_gradient(evaluator, place) for place in bundle.places])
         sizes = np.array([place.size for place in bundle.places])
         apart = rows - rows[int(np.argmin(sizes))] if len(rows) > 1 else rows
-        unit = NEAR + FINE * np.abs(
-            np.concatenate([array_of(t).ravel() for t in evaluator.decisions.tensors])
-        )
-        near = sizes <= np.linalg.norm(apart * unit, axis=1)
+        near = sizes <= np.linalg.norm(apart * _unit(evaluator), axis=1)
         if near.sum() < min(2, len(near)) or not rows[near].any():
             return None
         places = tuple(place for place, at in zip(bundle.places, near, strict=True) if at)
@@ -313,6 +326,21 @@ def _picked(scalar: Tensor, bundles: Sequence[Bundle]) -> list[float]:
     )
     flat = {key: array_of(g).reshape(-1) for key, g in zip(outputs, grads, strict=True)}
     return [float(flat[id(b.output)][b.at]) for b in bundles]
+
+
+def _at_zero(evaluator: Evaluator, argument: Tensor) -> NDArray[np.bool_]:
+    """Entries of an argument that a step of `NEAR` in the decisions makes zero, by their own gradients."""
+    size = np.abs(array_of(argument))
+    near = np.zeros(size.shape, dtype=bool)
+    for k in np.flatnonzero(size <= NEAR * max(1.0, float(size.max(initial=0.0))))[:MOST].tolist():
+        slope = _gradient(evaluator, Place(argument, k, 0.0, 0.0))
+        near.flat[k] = size.flat[k] <= float(np.linalg.norm(slope * _unit(evaluator)))
+    return near
+
+
+def _unit(evaluator: Evaluator) -> NDArray[np.float64]:
+    """(decisions,) steps that count as none."""
+    return NEAR + FINE * np.abs(np.concatenate([array_of(t).ravel() for t in evaluator.decisions.tensors]))
 
 
 def _gradient(evaluator: Evaluator, place: Place) -> NDArray[np.float64]:

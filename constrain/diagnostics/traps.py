@@ -11,7 +11,7 @@ from constrain.diagnostics.names import part_label
 from constrain.solution.records import Warn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from constrain.diagnostics.jacobian import Entry, Qualification
     from constrain.diagnostics.point import Point
@@ -28,8 +28,9 @@ def recognize(
     qualification: Qualification,
     entries: Sequence[Entry],
     tolerance: float,
+    alone: Mapping[str, float],
 ) -> list[Warn]:
-    """W203 redundant-constraints, W204 vanishing-gradient, W215 degenerate-duals, C301 surrogate-gap.
+    """W203 redundant-constraints, W204 vanishing-gradient, W215 degenerate-duals, W226 no-multipliers, C301.
 
     Args:
         evaluator: of the judged program, at the point.
@@ -37,9 +38,12 @@ def recognize(
         qualification: of the active gradients.
         entries: those whose gradients were formed, with the judged multipliers.
         tolerance: of the judgment.
+        alone: weights of gradients that balance without the objective, at a point without multipliers.
     """
     found: list[Warn] = []
-    if qualification.dependent:
+    if alone:
+        found.append(_no_multipliers(alone))
+    elif qualification.dependent:
         found.append(_redundant(qualification))
     found += _degenerate(evaluator.program, qualification, entries)
     if qualification.vanishing:
@@ -59,6 +63,18 @@ def _listed(names: Iterable[str], limit: int = 6) -> str:
     listed = list(names)
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more
+
+
+def _no_multipliers(alone: Mapping[str, float]) -> Warn:
+    heaviest = sorted(alone.items(), key=lambda item: -abs(item[1]))
+    weights = _listed(f"{weight:.2f} {name}" for name, weight in heaviest)
+    return Warn(
+        "W226",
+        "no-multipliers",
+        "no multipliers balance the objective at this point, which may be an optimum all the same: no "
+        "constraint qualification holds, and gradients balance each other without it (Fritz John: "
+        f"{weights}); there are no prices, as the best value changes ever faster towards these bounds",
+    )
 
 
 def _redundant(q: Qualification) -> Warn:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch.overrides import TorchFunctionMode
 
+from constrain.diagnostics.jumps import Events
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -68,11 +70,13 @@ class Watch(TorchFunctionMode):
         bends: functions of each entry.
         largest: largest and least entries.
         round: norms of other orders than 1 and infinity, whose slopes at 0 are no polyhedron.
+        events: comparisons of decisions, and the calls of `torch.where` that they decide.
     """
 
     bends: list[Bend] = field(default_factory=list["Bend"])
     largest: list[Largest] = field(default_factory=list["Largest"])
     round: list[Tensor] = field(default_factory=list["Tensor"])
+    events: Events = field(default_factory=Events)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -85,7 +89,7 @@ class Watch(TorchFunctionMode):
         order = _order(name, args, options)
         if order in (1, math.inf) and args[0].requires_grad:
             return self._norm(args, options, order)
-        output = func(*args, **options)
+        output = self.events.see(name, args, func(*args, **options))
         if order is not None and output.requires_grad:
             self.round.append(output)
         self._extreme(name, args, options, output)

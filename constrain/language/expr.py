@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from constrain._lazy import language, language_printing
@@ -14,6 +15,8 @@ from constrain.language.types import Type, type_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
+
+    from constrain.language.location import Location
 
 __all__ = [
     "Constraint",
@@ -68,7 +71,7 @@ def as_node(value: Any) -> n.Node:
         )
     number = _number(value)
     if number is not None:
-        return n.Constant(number, loc=here())
+        return _constant(repr(number), number, here())
     listed = _refusals().holds_expressions(value) if type(value) in (list, tuple) else None
     if listed is not None:
         raise listed
@@ -84,10 +87,16 @@ def as_node(value: Any) -> n.Node:
     if shape == ():
         number = _number(value.item()) if hasattr(value, "item") else None
         if number is not None:
-            return n.Constant(number, loc=here())
+            return _constant(repr(number), number, here())
     elif shape is not None:
         return n.Array(n.ArraySymbol.of(value, shape, name_in_caller(value)), loc=here())
     raise _refusals().no_expression(value)
+
+
+@lru_cache(maxsize=64)
+def _constant(_text: str, number: n.Scalar, loc: Location | None) -> n.Constant:
+    """The same object for the same number of a line; the text tells 1 from 1.0 and True, 0.0 from -0.0."""
+    return n.Constant(number, loc=loc)
 
 
 def _refusals() -> ModuleType:
@@ -129,9 +138,21 @@ def apply(atom: str, *args: Any, **options: Any) -> Expr:
 
 
 def choose(event: Any, a: Any, b: Any) -> Expr:
-    """Records `where`: its condition is an event, or an array of truth values."""
-    condition = as_event(event, "where()").node if isinstance(event, (Expr, Constraint)) else as_node(event)
+    """Records `where`: its condition is an event, a relation of decisions, or an array of truth values."""
+    if isinstance(event, Constraint) and _of_pieces(event.node):
+        condition = event.node
+    elif isinstance(event, (Expr, Constraint)):
+        condition = as_event(event, "where()").node
+    else:
+        condition = as_node(event)
     return Expr(n.Apply("where", (condition, as_number(a), as_number(b)), loc=here()))
+
+
+def _of_pieces(node: n.Node) -> bool:
+    """Whether a relation can tell the pieces of a function: a comparison of decisions, without averages."""
+    return isinstance(node, n.Comparison) and not any(
+        isinstance(x, (n.Mean, n.Rate, n.Statistic, n.Moment)) for x in n.postorder(node)
+    )
 
 
 def is_flag(value: Any) -> bool:

@@ -237,6 +237,9 @@ def _words(k: KKT) -> list[tuple[str, str]]:
         )
     if k.qualified is not None:
         found.append(("Qualification", "holds" if k.qualified else "fails: multipliers need not be bounded"))
+    if k.fritz_john:
+        weights = ", ".join(f"{name} {weight:.2f}" for name, weight in list(k.fritz_john.items())[:8])
+        found.append(("Fritz John", f"balanced without the objective, no multipliers exist: {weights}"))
     if k.noise is not None:
         seen = short(k.noise.norm) if k.noise.distinguishable else "not told from 0"
         found.append(("|∇L| on batches", seen))
@@ -249,6 +252,8 @@ def _words(k: KKT) -> list[tuple[str, str]]:
         found.append(("Second order", k.second_order))
     if k.kinks:
         found.append(("Kinks", f"{k.kinks}; slopes there balance best"))
+    if k.jumps:
+        found.append(("Jumps", f"{k.jumps}; a lower piece begins next to the point"))
     if k.nonsmooth:
         found.append(("Nonsmooth point", k.nonsmooth))
     if k.surrogate:

@@ -224,9 +224,13 @@ class KKT:
         tolerance: that of the judgment.
         kinks: entries at a kink of the objective or of a constraint; `stationarity` is that of the slopes
             there that leave least.
+        jumps: entries of `cn.where` whose piece ends at the point, while the one beyond has a lower value.
         nonsmooth: why such slopes could not be chosen, so that `stationarity` says little; else empty.
         qualified: whether the Mangasarian-Fromovitz qualification holds, so that multipliers are bounded;
             None where it was not checked.
+        fritz_john: where no multipliers balance the objective, weights by the names of constraints and bounds
+            with which their gradients balance each other, sizes adding up to 1: the conditions of Fritz John
+            with weight 0 of the objective. Empty where multipliers exist, or that is not known.
         second_order: with `order=2`, `second order sufficient`, `saddle direction`, `not decided (why)` or
             `not checked (why)`; else empty.
         curvature: with `order=2`, the least curvature of L along directions that keep what is active; NaN
@@ -268,8 +272,10 @@ class KKT:
     warnings: tuple[Warn, ...]
     tolerance: float
     kinks: int = 0
+    jumps: int = 0
     nonsmooth: str = ""
     qualified: bool | None = None
+    fritz_john: dict[str, float] = field(default_factory=dict[str, float])
     second_order: str = ""
     curvature: float = float("nan")
     standard_errors: dict[str, NDArray[np.float64]] = field(default_factory=dict[str, "NDArray[np.float64]"])

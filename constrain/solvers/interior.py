@@ -46,6 +46,8 @@ _FILTER = 1e-5
 _ARMIJO = 1e-4
 _CORRECTIONS = 4
 _RESTORATIONS = 12
+_GROWN, _CRAWL = 100.0, 10
+"""Size of multipliers that are watched, and the steps for which they grow while conditions gain no digit."""
 _STILL, _STILLS = 1e-14, 3
 """Relative length of a step that is none, and how many of them in a row leave no digit to gain."""
 
@@ -84,7 +86,7 @@ class InteriorResult:
         x: the point.
         y: multipliers of L = f + y . c, >= 0 for inequalities.
         ending: `converged`; `infeasible` when the violation is stationary and not zero; `unbounded`;
-            `limit`.
+            `growing` when multipliers grow while the conditions nearly hold; `limit`.
         error: largest scaled entry of the KKT conditions.
         iterations: Newton steps.
         message: in words.
@@ -92,7 +94,7 @@ class InteriorResult:
 
     x: Vector
     y: Vector
-    ending: Literal["converged", "infeasible", "unbounded", "limit"]
+    ending: Literal["converged", "infeasible", "unbounded", "growing", "limit"]
     error: float
     iterations: int
     message: str = ""
@@ -107,12 +109,14 @@ class InteriorPoint:
         iterations: most Newton steps.
         barrier: first barrier parameter.
         push: least distance of the start from the bounds, relative to the larger of 1 and the bound.
+        watchful: whether it ends where multipliers grow without bound.
     """
 
     tolerance: float = 1e-9
     iterations: int = 500
     barrier: float = 0.1
     push: float = 1e-2
+    watchful: bool = True
 
 
 def interior_point(
@@ -149,6 +153,7 @@ class _Run:
         self.shift = 0.0
         self.filter: list[tuple[float, float]] = []
         self.restorations = 0
+        self.trend: list[tuple[float, float]] = []
 
     # ------------------------------------------------------------------------------------- evaluation
     def values(self, v: Vector) -> tuple[float, Vector]:
@@ -260,6 +265,8 @@ class _Run:
                 self.record(k, state.f, c, state.y, error, self.mu)
             if error <= options.tolerance:
                 return self._end(state, "converged", k)
+            if options.watchful and self._growing(error, state.y):
+                return self._end(state, "growing", k, "multipliers grow without bound")
             if state.f < UNBOUNDED and self.violation(state.h) <= NEAR_BEST:
                 return self._end(state, "unbounded", k, "the objective falls without bound")
             self._lower_barrier(state)
@@ -290,6 +297,14 @@ class _Run:
         while self.mu > least and self._error(state, self.mu) <= _TARGET * self.mu:
             self.mu = max(least, min(_CENTER * self.mu, self.mu**_POWER))
             self.filter = []
+
+    def _growing(self, error: float, y: Vector) -> bool:
+        """Whether multipliers have grown for some steps at which the conditions nearly held."""
+        size = float(np.abs(y).max(initial=0.0))
+        if error > NEAR_BEST or size < _GROWN or (self.trend and size <= self.trend[-1][1]):
+            self.trend = []
+        self.trend.append((error, size))
+        return len(self.trend) > _CRAWL and error >= 0.1 * self.trend[-1 - _CRAWL][0]
 
     @staticmethod
     def violation(h: Vector) -> float:

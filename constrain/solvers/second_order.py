@@ -18,6 +18,7 @@ import torch
 from constrain.runtime.derivatives import hessian, linearize
 from constrain.runtime.result import Ending, RawResult
 from constrain.solvers.active import finish, least_multipliers
+from constrain.solvers.fritz_john import at_limit
 from constrain.solvers.interior import InteriorPoint, InteriorResult, interior_point
 from constrain.solvers.kinks import PREFIX, smoothed
 from constrain.solvers.records import entries_of
@@ -340,10 +341,11 @@ class _Run:
         self.y = np.zeros(len(problem.equal))
         self.good: _Good | None = None
         self.saddle = 0.0
-        message = ""
+        message, unqualified = "", False
         try:
             found = self._rounds(multipliers)
             ending, message = _ENDINGS[found.ending], found.message
+            unqualified = found.ending == "growing"
             self.best, self.y = found.x, found.y
         except Late:
             ending, message = "limit", "time limit"
@@ -354,10 +356,11 @@ class _Run:
             self._take_feasible()
         bound = problem.lower_bound(self.best, self.y) if ending == "converged" else None
         problem.place(self.best)
+        prices = None if unqualified else self._multipliers()
         if self.saddle and self.history:
             self.history[-1]["curvature"] = self.saddle
         return RawResult(
-            ending, self._multipliers(), "primal-dual interior point (Newton)",
+            ending, prices, "primal-dual interior point (Newton)",
             time.perf_counter() - start, self.done, self.history, message=message, bound_if_convex=bound,
         )  # fmt: skip
 
@@ -518,8 +521,16 @@ class _Run:
         return None
 
     def _once(self, x: Vector, y: Vector | None, settings: InteriorPoint) -> InteriorResult:
+        """One run; where multipliers grow it ends at their limit, and goes on where there is none."""
         self.best = x
-        return interior_point(self.problem, x, y, options=settings, record=self._record)
+        found = interior_point(self.problem, x, y, options=settings, record=self._record)
+        if found.ending != "growing":
+            return found
+        limit = at_limit(self.problem, found)
+        if limit is not None:
+            return limit
+        settings = replace(settings, barrier=_WARM, push=_WARM, watchful=False)
+        return interior_point(self.problem, found.x, found.y, options=settings, record=self._record)
 
     def _record(self, k: int, f: float, c: Vector, y: Vector, error: float, mu: float) -> None:
         problem = self.problem
@@ -559,5 +570,6 @@ _ENDINGS: dict[str, Ending] = {
     "converged": "converged",
     "infeasible": "likely_infeasible",
     "unbounded": "unbounded",
+    "growing": "limit",
     "limit": "limit",
 }

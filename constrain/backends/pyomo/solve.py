@@ -181,6 +181,8 @@ def _refusal(program: Program) -> str | None:
             own = refusal_of_declared(node)
             if own is not None:
                 return own
+            if node.atom == "where" and moving(node.args[0], memo):
+                return "it has no form of where with a condition on decisions"
             if node.atom not in LOWERINGS and ATOMS[node.atom].declared is None:
                 return ATOMS[node.atom].refusals.get("pyomo", f"it has no form of {node.atom}")
         elif isinstance(node, (n.Gradient, n.Opaque)):
