@@ -13,7 +13,6 @@ the step is recorded anew.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -22,43 +21,20 @@ from torch.utils._pytree import tree_leaves
 
 from constrain.errors import ModelingError
 from constrain.runtime.limits import check_optimizer
-from constrain.runtime.trace import NotRecorded, record
+from constrain.runtime.packed import Packed, unpacked
+from constrain.runtime.replayed import Mode, Replayed
+from constrain.runtime.trace import NotRecorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
     from constrain.runtime.binding import Rows
     from constrain.runtime.lagrangian import Batches, Lagrangian
-    from constrain.runtime.trace import Graph, Recording, Replay
 
 __all__ = ["Mode", "NotRecorded", "RecordedStep", "TrainingStep", "cannot_be"]
 
-Mode = Literal["recorded", "compiled"]
-
-CHECKS = 2
-"""Batches on which a replay is compared with the step in Python."""
 LOOK = 64
 """Calls of a loop of one's own after which a recorded step is looked at whether it still holds."""
-
-
-@dataclass(frozen=True)
-class _Packed:
-    """The rows of a batch as tensors, and what says how to make rows of them again."""
-
-    key: tuple[Any, ...]
-    tensors: list[Tensor]
-
-    @staticmethod
-    def of(batch: Mapping[str, Rows]) -> _Packed:
-        """The batch's positions, and its columns where these are not the sample's at the positions."""
-        key: list[Any] = []
-        tensors: list[Tensor] = []
-        for name, rows in batch.items():
-            own = [] if rows.gathered else list(rows.columns.values())
-            own += [t for t in (rows.index, rows.weight) if isinstance(t, Tensor)]
-            key += [name, str(rows.index) if isinstance(rows.index, slice) else len(own)]
-            tensors += own
-        return _Packed((*key, *(t.shape for t in tensors)), tensors)
 
 
 class RecordedStep:
@@ -86,22 +62,26 @@ class RecordedStep:
         self.lagrangian = lagrangian
         self.optimizer = optimizer
         self.step = step
-        self.mode: Mode = mode
-        self.strict = strict
         self.state = state
+        self.replayed = Replayed(mode, strict=strict)
         self._key: tuple[Any, ...] = ()
-        self._recording: Recording | None = None
-        self._replay: Replay | None = None
-        self._compiled: Replay | None = None
-        self._confirmations = 0
-        self._held: list[tuple[Tensor, int]] = []
         self._constants: list[Any] = []
         self._parameters: object = None
 
     @property
+    def mode(self) -> Mode:
+        """Whether steps are replayed or compiled."""
+        return self.replayed.mode
+
+    @property
+    def strict(self) -> bool:
+        """Whether the mode was asked for."""
+        return self.replayed.strict
+
+    @property
     def used(self) -> bool:
         """Whether a step is recorded."""
-        return self._replay is not None
+        return self.replayed.used
 
     def __call__(self, batch: Mapping[str, Rows]) -> Any:
         """One step: what `step` returns.
@@ -109,28 +89,24 @@ class RecordedStep:
         Raises:
             NotRecorded: when the step cannot be recorded; nothing has been changed then.
         """
-        packed = _Packed.of(batch)
+        packed = Packed.of(batch)
         if self._parameters is not self.lagrangian.evaluator.parameter_version:
-            self._drop()
-        if self._replay is not None and packed.key != self._key:  # the end of a stream may be a smaller batch
+            self.replayed.drop()
+        if self.used and packed.key != self._key:  # the end of a stream may be a smaller batch
             return self.step(batch)
         arguments = [self._rates(), *packed.tensors]
-        if self._replay is None or self._recording is not None:
+        if not self.replayed.ready:
             self._confirm(batch, packed, arguments)
-        replay = self._compiled or self._replay
-        assert replay is not None  # made by _confirm
-        return replay(arguments)
+        try:
+            return self.replayed(arguments)
+        except Exception:  # of torch, in the words of single operations
+            self.lagrangian.evaluate(batch, learn=False)  # says which expression fails on which rows
+            raise
 
     def look(self) -> None:
         """Has the step recorded anew where tensors have moved (a state was loaded) or numbers changed."""
-        moved = any(t.data_ptr() != place for t, place in self._held)
-        if moved or self._constants != self._numbers():
-            self._drop()
-
-    def _drop(self) -> None:
-        """Forgets the graph, so that the next step is recorded anew."""
-        self._recording = self._replay = self._compiled = None
-        self._held = []
+        if self.replayed.moved or self._constants != self._numbers():
+            self.replayed.drop()
 
     def _rates(self) -> Tensor:
         """What changes from step to step: the multipliers' rate and the learning rates."""
@@ -150,46 +126,20 @@ class RecordedStep:
         return [*found, self.lagrangian.gain, self.lagrangian.memory]
 
     # -------------------------------------------------------------------------------------- recording
-    def _confirm(self, batch: Mapping[str, Rows], packed: _Packed, arguments: list[Tensor]) -> None:
+    def _confirm(self, batch: Mapping[str, Rows], packed: Packed, arguments: list[Tensor]) -> None:
         """Records the step if it is not recorded yet, and sees that a replay does what Python does."""
-        step = self._in_python(batch)
+        step, evaluator = self._in_python(batch), self.lagrangian.evaluator
+        if not self.used:
+            self._key, self._constants = packed.key, self._numbers()
+            self._parameters = evaluator.parameter_version
         try:
             self._check()
             self.lagrangian.warm(batch)  # what is made on first use is no part of a step
-            self.lagrangian.evaluator.decisions.project()
+            evaluator.decisions.project()
             with self._untouched():
-                recording, replay = self._recording, self._replay
-                if recording is None or replay is None:
-                    recording, replay = self._use(record(step, arguments), packed)
-                recording.confirm(replay, step, arguments)
-            self._confirmations += 1
-            if self.mode == "compiled" and self._compiled is None:
-                self._compile(recording.graph, arguments)
+                self.replayed.confirm(step, arguments)
         except Exception as problem:  # torch's compiler and models have no common class of errors
-            self._drop()
             raise NotRecorded(_first_line(problem)) from problem
-        if self._confirmations == CHECKS:
-            self._recording = None  # what it has copied is needed no more
-
-    def _compile(self, graph: Graph, arguments: list[Tensor]) -> None:
-        """Machine code for the step, or its replay where there can be none and it was not asked for."""
-        try:
-            if graph.random and not self.strict:
-                raise NotRecorded("the model draws random numbers, and compiled code draws others")
-            self._compiled = graph.compile(arguments)
-        except Exception:
-            if self.strict:
-                raise
-            self.mode = "recorded"
-
-    def _use(self, recording: Recording, packed: _Packed) -> tuple[Recording, Replay]:
-        """Makes a graph the one of this step."""
-        replay = recording.graph.replay()
-        self._recording, self._replay, self._key, self._confirmations = recording, replay, packed.key, 0
-        self._held = [(t, t.data_ptr()) for t in recording.graph.reads]
-        self._constants = self._numbers()
-        self._parameters = self.lagrangian.evaluator.parameter_version
-        return recording, replay
 
     def _in_python(self, batch: Mapping[str, Rows]) -> Callable[..., Any]:
         """The step in Python as a function of rates, and of tensors in the place of those of a batch."""
@@ -202,7 +152,7 @@ class RecordedStep:
             self.lagrangian.rate = rates[0]
             for i, group in enumerate(self.optimizer.param_groups):
                 group.update({k: False for k in plain if k in group}, lr=rates[i + 1])
-            found = self.step(self._rows(batch, list(tensors)))
+            found = self.step(unpacked(self.lagrangian.evaluator, batch, tensors))
             self.optimizer.zero_grad(set_to_none=True)
             self._in_place(remembered)
             return found
@@ -247,21 +197,6 @@ class RecordedStep:
                 group.update(before)
             optimizer.state.clear()
             optimizer.state.update(held)
-
-    def _rows(self, batch: Mapping[str, Rows], tensors: list[Tensor]) -> dict[str, Rows]:
-        """Rows like those of a batch, of other tensors."""
-        found: dict[str, Rows] = {}
-        populations = {data.name: p for data, p in self.lagrangian.evaluator.populations.items()}
-        for name, rows in batch.items():
-            columns = None if rows.gathered else {column: tensors.pop(0) for column in rows.columns}
-            index = tensors.pop(0) if isinstance(rows.index, Tensor) else rows.index
-            weight = None if rows.weight is None else tensors.pop(0)
-            if columns is None:
-                assert index is not None  # the columns were gathered by it
-                found[name] = populations[name].take(index, weight)
-            else:
-                found[name] = replace(rows, columns=columns, index=index, weight=weight)
-        return found
 
 
 class TrainingStep:

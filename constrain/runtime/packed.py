@@ -1,0 +1,58 @@
+"""The rows of a batch as tensors, for functions of tensors alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from constrain.runtime.binding import Rows
+    from constrain.runtime.evaluator import Evaluator
+
+__all__ = ["Packed", "unpacked"]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The rows of a batch as tensors, and what says how to make rows of them again.
+
+    Attributes:
+        key: equal for batches whose rows are made in the same way of tensors of the same shapes.
+        tensors: the positions, and the columns where these are not the sample's at the positions.
+    """
+
+    key: tuple[Any, ...]
+    tensors: list[Tensor]
+
+    @staticmethod
+    def of(batch: Mapping[str, Rows]) -> Packed:
+        """The rows of each sample."""
+        key: list[Any] = []
+        tensors: list[Tensor] = []
+        for name, rows in batch.items():
+            own = [] if rows.gathered else list(rows.columns.values())
+            own += [t for t in (rows.index, rows.weight) if isinstance(t, Tensor)]
+            key += [name, str(rows.index) if isinstance(rows.index, slice) else len(own)]
+            tensors += own
+        return Packed((*key, *(t.shape for t in tensors)), tensors)
+
+
+def unpacked(evaluator: Evaluator, batch: Mapping[str, Rows], tensors: Sequence[Tensor]) -> dict[str, Rows]:
+    """Rows like those of a batch, of other tensors."""
+    left = list(tensors)
+    found: dict[str, Rows] = {}
+    populations = {data.name: p for data, p in evaluator.populations.items()}
+    for name, rows in batch.items():
+        columns = None if rows.gathered else {column: left.pop(0) for column in rows.columns}
+        index = left.pop(0) if isinstance(rows.index, Tensor) else rows.index
+        weight = None if rows.weight is None else left.pop(0)
+        if columns is None:
+            assert index is not None  # the columns were gathered by it
+            found[name] = populations[name].take(index, weight)
+        else:
+            found[name] = replace(rows, columns=columns, index=index, weight=weight)
+    return found

@@ -1,0 +1,102 @@
+"""Functions that are replayed or compiled once this has been seen to do what they do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from constrain.runtime.trace import NotRecorded, record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from constrain.runtime.trace import Graph, Recording, Replay
+
+__all__ = ["Mode", "Replayed"]
+
+Mode = Literal["recorded", "compiled"]
+
+CHECKS = 2
+"""Calls in which a replay is compared with the function in Python."""
+
+
+class Replayed:
+    """A function of tensors: recorded at its first call, compared with Python at the first two.
+
+    Args:
+        mode: "recorded" replays the operations, "compiled" joins them into few (which takes a while).
+        strict: what cannot be compiled is not to be replayed instead.
+    """
+
+    def __init__(self, mode: Mode = "recorded", *, strict: bool = True) -> None:
+        self.mode: Mode = mode
+        self.strict = strict
+        self._recording: Recording | None = None
+        self._replay: Replay | None = None
+        self._compiled: Replay | None = None
+        self._held: list[tuple[Tensor, int]] = []
+        self._confirmations = 0
+
+    @property
+    def used(self) -> bool:
+        """Whether it is recorded."""
+        return self._replay is not None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is recorded, and confirmed."""
+        return self._replay is not None and self._recording is None
+
+    @property
+    def moved(self) -> bool:
+        """Whether a tensor that it reads has other memory than it had: a state was loaded."""
+        return any(t.data_ptr() != place for t, place in self._held)
+
+    def __call__(self, arguments: Sequence[Tensor]) -> Any:
+        """What the function does, and returns."""
+        run = self._compiled or self._replay
+        assert run is not None  # after `confirm`
+        return run(arguments)
+
+    def drop(self) -> None:
+        """Forgets the function, which is recorded anew."""
+        self._recording = self._replay = self._compiled = None
+        self._held = []
+
+    def confirm(self, function: Callable[..., Any], arguments: Sequence[Tensor]) -> None:
+        """Records the function if it is not recorded yet, and sees that a replay does the same.
+
+        Nothing is changed: what it does is undone.
+
+        Raises:
+            NotRecorded: it cannot be.
+            Exception: whatever the function or torch's compiler raises.
+        """
+        try:
+            recording, replay = self._recording, self._replay
+            if recording is None or replay is None:
+                recording = record(function, arguments)
+                replay = recording.graph.replay()
+                self._recording, self._replay, self._confirmations = recording, replay, 0
+                self._held = [(t, t.data_ptr()) for t in recording.graph.reads]
+            recording.confirm(replay, function, arguments)
+            if self.mode == "compiled" and self._compiled is None:
+                self._compile(recording.graph, arguments)
+        except BaseException:
+            self.drop()
+            raise
+        self._confirmations += 1
+        if self._confirmations == CHECKS:
+            self._recording = None  # what it has copied is needed no more
+
+    def _compile(self, graph: Graph, arguments: Sequence[Tensor]) -> None:
+        """Machine code for it, or the replay where there can be none and it was not asked for."""
+        try:
+            if graph.random and not self.strict:
+                raise NotRecorded("the model draws random numbers, and compiled code draws others")
+            self._compiled = graph.compile(arguments)
+        except Exception:
+            if self.strict:
+                raise
+            self.mode = "recorded"
