@@ -154,7 +154,7 @@ def _digest(roots: Sequence[n.Node], moving: Collection[n.ArraySymbol]) -> str:
         digest.update(f"{type(node).__name__}({len(n.children(node))})".encode())
         for f in fields(node):
             value = getattr(node, f.name)
-            if f.name in ("loc", "_key", "_hash") or any(value is x for x in moving):
+            if f.name == "loc" or any(value is x for x in moving):
                 continue
             if isinstance(value, n.ArraySymbol) and not isinstance(value.value, str):
                 array = np.ascontiguousarray(as_array(value.value))

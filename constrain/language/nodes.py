@@ -12,6 +12,7 @@ from __future__ import annotations
 import weakref
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, cast
 
 from constrain._lazy import language_printing
@@ -133,30 +134,36 @@ class ArraySymbol:
 @cache
 def _compared(kind: type[Node]) -> tuple[str, ...]:
     """The fields that nodes of a class are compared by."""
-    return tuple(f.name for f in fields(kind) if f.name not in ("loc", "_hash"))
+    return tuple(f.name for f in fields(kind) if f.name != "loc")
 
 
 class _Found:
-    """What is found out about a node when it is first asked for."""
+    """What is found out about a node when it is first asked for: kept where that saves more than it takes."""
 
-    __slots__ = ("_children", "_type")
+    __slots__ = ("_hash", "_type")
+
+    _hash: int
 
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Node(_Found):
-    """Base of all nodes: structural equality with a cached hash, and a source location beside it."""
+    """Base of all nodes: structural equality with a hash, and a source location beside it."""
 
     loc: Location | None = field(default=None, kw_only=True)
-    _hash: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_hash", hash((type(self).__name__, self._key())))
 
     def _key(self) -> tuple[Any, ...]:
         """What the node is compared by."""
         return tuple([getattr(self, name) for name in _compared(type(self))])
 
     def __hash__(self) -> int:
+        stack: list[Node] = [] if hasattr(self, "_hash") else [self]
+        while stack:
+            missing = [child for child in children(stack[-1]) if not hasattr(child, "_hash")]
+            if missing:
+                stack += missing
+            else:
+                node = stack.pop()
+                object.__setattr__(node, "_hash", hash((type(node).__name__, node._key())))
         return self._hash
 
     def __eq__(self, other: object) -> bool:
@@ -171,7 +178,7 @@ class Node(_Found):
             if type(a) is not type(b):
                 return False
             if isinstance(a, Node):
-                if a._hash != b._hash:
+                if hash(a) != hash(b):
                     return False
                 seen.add((id(a), id(b)))
                 a, b = a._key(), cast("Node", b)._key()
@@ -413,7 +420,7 @@ class Scaled(Node):
     scale: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Among:
     """Some levels of one column, in the `by` of a `Moment`: those that `events` compare it with, in order.
 
@@ -421,6 +428,12 @@ class Among:
     """
 
     events: tuple[Comparison, ...]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Among) and (self.column, self.name) == (other.column, other.name)
+
+    def __hash__(self) -> int:
+        return hash((self.column, self.name))
 
     @property
     def column(self) -> Column:
@@ -433,7 +446,7 @@ class Among:
         """What strata and level axes know it by; no column is called so."""
         return f"{self.column.name} in ({', '.join(map(repr, self.values))})"
 
-    @cached_property
+    @property
     def values(self) -> tuple[Any, ...]:
         """The levels, numbers or texts."""
         sides = (event.rhs for event in self.events)
@@ -488,50 +501,44 @@ AnyNode: TypeAlias = (
 
 # ------------------------------------------------------------------------------------------- traversal
 def children(node: Node) -> tuple[Node, ...]:
-    """Direct sub-nodes in the user's order; found once and kept on the node."""
-    try:
-        return node._children  # type: ignore[attr-defined]  # a slot
-    except AttributeError:
-        object.__setattr__(node, "_children", _children(node))
-        return node._children  # type: ignore[attr-defined]
+    """Direct sub-nodes in the user's order."""
+    return _CHILDREN.get(type(node), _none)(node)
 
 
-def _children(node: Node) -> tuple[Node, ...]:
-    """`children`, from the fields."""
-    match node:
-        case Call(args=args) | Apply(args=args) | Logic(args=args):
-            return args
-        case Opaque(arguments=arguments, keywords=keywords):
-            found = [a for a in arguments if isinstance(a, Node)]
-            return (*found, *(v for _, v in keywords if isinstance(v, Node)))
-        case Comparison(lhs=lhs, rhs=rhs) | Gradient(arg=lhs, wrt=rhs):
-            return (lhs, rhs)
-        case Indicator(event=event):
-            return (event,)
-        case Between(lower=lower, arg=arg, upper=upper):
-            return (lower, arg, upper)
-        case ForAll(where=where, relation=relation):
-            return (relation,) if where is None else (where, relation)
-        case Relaxed(relation=relation, weight=weight):
-            return (relation, *weight)
-        case Scaled(relation=relation):
-            return (relation,)
-        case _:
-            return _averaged(node)
+def _none(_node: Node) -> tuple[Node, ...]:
+    return ()
 
 
-def _averaged(node: Node) -> tuple[Node, ...]:
-    """`children` of statistics; none of leaves."""
-    match node:
-        case Mean(arg=arg, given=given, by=by) | Rate(event=arg, given=given, by=by):
-            return (arg, *(() if given is None else (given,)), *by)
-        case Moment(integrand=arg, given=given, columns=columns):
-            return (arg, *(() if given is None else (given,)), *columns)
-        case Statistic(args=args, given=given, by=by, level=level):
-            named = (level,) if isinstance(level, Knob) else ()
-            return (*args, *(() if given is None else (given,)), *named, *by)
-        case _:
-            return ()
+def _given(node: Mean | Rate | Moment | Statistic) -> tuple[Node, ...]:
+    return () if node.given is None else (node.given,)
+
+
+def _of_opaque(node: Opaque) -> tuple[Node, ...]:
+    found = [a for a in node.arguments if isinstance(a, Node)]
+    return (*found, *(v for _, v in node.keywords if isinstance(v, Node)))
+
+
+def _of_statistic(node: Statistic) -> tuple[Node, ...]:
+    named = (node.level,) if isinstance(node.level, Knob) else ()
+    return (*node.args, *_given(node), *named, *node.by)
+
+
+_CHILDREN: dict[type[Node], Callable[[Any], tuple[Node, ...]]] = {
+    **dict.fromkeys((Call, Apply, Logic), attrgetter("args")),
+    Opaque: _of_opaque,
+    Gradient: attrgetter("arg", "wrt"),
+    Comparison: attrgetter("lhs", "rhs"),
+    Between: attrgetter("lower", "arg", "upper"),
+    Indicator: lambda x: (x.event,),
+    ForAll: lambda x: (x.relation,) if x.where is None else (x.where, x.relation),
+    Relaxed: lambda x: (x.relation, *x.weight),
+    Scaled: lambda x: (x.relation,),
+    Mean: lambda x: (x.arg, *_given(x), *x.by),
+    Rate: lambda x: (x.event, *_given(x), *x.by),
+    Statistic: _of_statistic,
+    Moment: lambda x: (x.integrand, *_given(x), *x.columns),
+}
+"""How the children of a node are found; the other kinds are leaves."""
 
 
 def _refill(items: Iterable[Any], new: Iterator[Node]) -> tuple[Any, ...]:

@@ -54,7 +54,6 @@ NODES: dict[str, type[n.Node]] = {kind.__name__: kind for kind in get_args(n.Any
 """The closed union of nodes by class name."""
 
 _DECLARED = ("variable", "parameter", "region")
-_OWN_FIELDS = frozenset(("loc", "_hash"))
 _CONTAINERS = {"torch": "torch", "numpy": "numpy", "builtins": "list"}
 
 _KINDS = ("nonneg", "boolean", "integer", "symmetric", "psd")
@@ -97,7 +96,7 @@ class _Writer:
                 written = {
                     f.name: self.value(getattr(node, f.name))
                     for f in fields(node)
-                    if f.name not in _OWN_FIELDS and not _derived(node, f.name)
+                    if f.name != "loc" and not _derived(node, f.name)
                 }
                 self._places[node] = len(self.nodes)
                 self.nodes.append({"node": type(node).__name__, **written})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, assert_never, cast
+from weakref import WeakValueDictionary
 
 from constrain._lazy import language, language_printing, loaded, probe
 from constrain.errors import ModelingError
@@ -35,7 +36,7 @@ class Level:
         return f"{self.data.name}.{names}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Type:
     """Type of an expression.
 
@@ -63,7 +64,9 @@ class Type:
 
 
 _COMMON = (Type(), Type(event=True))
-"""Types of deterministic numbers and constraints, of which there are many: one object serves all."""
+"""Types of deterministic numbers and constraints, of which there are many."""
+_USED: WeakValueDictionary[Type, Type] = WeakValueDictionary((kind, kind) for kind in _COMMON)
+"""Equal types are one object: those of 10 000 constraints are few."""
 
 
 def describe_shape(shape: tuple[int, ...] | None) -> str:
@@ -90,8 +93,7 @@ def type_of(node: n.Node) -> Type:
             continue
         if _known(top) is None:
             found = _infer(top, [kind for _, kind in parts if kind is not None])
-            same = (kind for kind in (*_COMMON, *(kind for _, kind in parts)) if kind == found)
-            object.__setattr__(top, "_type", next(same, found))
+            object.__setattr__(top, "_type", _USED.setdefault(found, found))
         stack.pop()
     return type_of(node)
 

@@ -13,6 +13,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from constrain.language import nodes as n
 from constrain.language.regions import Region
 from constrain.language.surrogates import Hinge
@@ -23,6 +25,8 @@ from constrain.lowering.rules import is_level, level_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from numpy.typing import NDArray
 
 __all__ = ["LEAST", "Alike", "alike"]
 
@@ -44,19 +48,45 @@ class Alike:
     Attributes:
         names: of them, in the user's order.
         relations: as the user wrote them.
-        places: positions among all constraints.
+        places: (members,) positions among all constraints.
         template: the first, with holes.
         numbers: per hole the nodes in its place: numbers, or events `column == level`.
     """
 
-    names: list[str]
-    relations: list[n.Node]
-    places: list[int]
+    names: tuple[str, ...]
+    relations: tuple[n.Node, ...]
+    places: NDArray[np.int64]
     template: n.Node
-    numbers: dict[Hole, Sequence[n.Node]]
+    numbers: dict[Hole, tuple[n.Node, ...]]
 
 
 @dataclass
+class _Group:
+    """Constraints with the same key.
+
+    Attributes:
+        means: per average the positions of its events among the holes.
+        places: of the members among all constraints.
+        holes: per hole the nodes in its place, one per member.
+    """
+
+    means: list[range]
+    places: list[int]
+    holes: list[list[n.Node]]
+
+    def add(self, place: int, holes: Sequence[n.Node]) -> None:
+        """One more member."""
+        self.places.append(place)
+        for column, node in zip(self.holes, holes, strict=True):
+            column.append(node)
+
+    def among(self, chosen: Sequence[int]) -> _Group:
+        """Some of the members."""
+        places = [self.places[i] for i in chosen]
+        return _Group(self.means, places, [[column[i] for i in chosen] for column in self.holes])
+
+
+@dataclass(slots=True)
 class _Read:
     """What one constraint consists of.
 
@@ -215,11 +245,14 @@ def alike(constraints: Mapping[str, n.Node]) -> list[Alike]:
     """
     if len(constraints) < LEAST:
         return []
-    reader, groups = _Reader(), dict[Hashable, list[tuple[int, _Read]]]()
+    reader, groups = _Reader(), dict[Hashable, _Group]()
     for place, relation in enumerate(constraints.values()):
         read = reader.read(relation)
         if read is not None:
-            groups.setdefault(tuple(read.key), []).append((place, read))
+            key = tuple(read.key)
+            if key not in groups:
+                groups[key] = _Group(read.means, [], [[] for _ in read.holes])
+            groups[key].add(place, read.holes)
     names, relations = list(constraints), list(constraints.values())
     found: list[Alike] = []
     for members in groups.values():
@@ -227,46 +260,45 @@ def alike(constraints: Mapping[str, n.Node]) -> list[Alike]:
             family = _family(own, names, relations)
             if family is not None:
                 found.append(family)
-    return sorted(found, key=lambda family: family.places[0])
+    return sorted(found, key=lambda family: int(family.places[0]))
 
 
-def _of_one_level(members: list[tuple[int, _Read]]) -> Iterator[list[tuple[int, _Read]]]:
+def _of_one_level(members: _Group) -> Iterator[_Group]:
     """Parts of a group in each of which the condition of every average differs in one level at most."""
-    if len(members) < LEAST:
+    if len(members.places) < LEAST:
         return
-    for events in members[0][1].means:
-        levels = {j: {level_of(read.holes[j]) for _, read in members} for j in events}
-        moving = sorted((j for j in events if len(levels[j]) > 1), key=lambda j: len(levels[j]))
+    for events in members.means:
+        levels = {j: len(set(map(level_of, members.holes[j]))) for j in events}
+        moving = sorted((j for j in events if levels[j] > 1), key=lambda j: levels[j])
         if len(moving) > 1:
-            split: dict[Hashable, list[tuple[int, _Read]]] = {}
-            for member in members:
-                split.setdefault(level_of(member[1].holes[moving[0]]), []).append(member)
-            for own in split.values():
-                yield from _of_one_level(own)
+            split: dict[Hashable, list[int]] = {}
+            for i, event in enumerate(members.holes[moving[0]]):
+                split.setdefault(level_of(event), []).append(i)
+            for chosen in split.values():
+                yield from _of_one_level(members.among(chosen))
             return
     yield members
 
 
-def _family(members: list[tuple[int, _Read]], names: list[str], relations: list[n.Node]) -> Alike | None:
+def _family(members: _Group, names: list[str], relations: list[n.Node]) -> Alike | None:
     """The family of a group; None where it has too few members, or where holes may change its rules."""
-    if len(members) < LEAST:
+    if len(members.places) < LEAST:
         return None
-    first = members[0][1]
     holes: dict[int, Hole] = {}
-    numbers: dict[Hole, Sequence[n.Node]] = {}
-    for j, node in enumerate(first.holes):
-        values = [read.holes[j] for _, read in members]
-        event = isinstance(node, n.Comparison)
-        if all(value == node for value in values) or (event and len(set(map(level_of, values))) == 1):
+    numbers: dict[Hole, tuple[n.Node, ...]] = {}
+    for j, nodes in enumerate(members.holes):
+        first = nodes[0]
+        event = isinstance(first, n.Comparison)
+        if all(node == first for node in nodes) or (event and len(set(map(level_of, nodes))) == 1):
             continue
-        value = float(node.value) if isinstance(node, n.Constant) else 0.0
+        value = float(first.value) if isinstance(first, n.Constant) else 0.0
         holes[j] = Hole(f"hole {j}", (), value)
-        numbers[holes[j]] = values
-    places = [place for place, _ in members]
-    template = _Filler(holes).relation(relations[places[0]])
+        numbers[holes[j]] = tuple(nodes)
+    places = np.array(members.places)
+    template = _Filler(holes).relation(relations[members.places[0]])
     if _may_turn(template, numbers):
         return None
-    own = [names[place] for place in places], [relations[place] for place in places]
+    own = tuple(names[i] for i in members.places), tuple(relations[i] for i in members.places)
     return Alike(*own, places, template, numbers)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
+from itertools import compress
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -59,8 +60,10 @@ class _Lowering:
         self.slopes: dict[n.Node, n.ArraySymbol] = {}
         self.trace = Trace()
         self.alike = alike(problem.constraints)
-        others = {name for family in self.alike for name in family.names[1:]}
-        self.single = {name: x for name, x in problem.constraints.items() if name not in others}
+        alone = np.ones(len(problem.constraints), dtype=bool)
+        for family in self.alike:
+            alone[family.places[1:]] = False
+        self.single = dict(compress(problem.constraints.items(), alone.tolist()))
         self.steps: list[tuple[int, tuple[Step, ...]]] = []
         self.picks: Mapping[n.Node, Picks] = {}
         self.tails = Tails(self.trace, self.bound)
@@ -153,9 +156,8 @@ class _Lowering:
         for own, form, (_, steps) in zip(self.alike, forms, self.steps, strict=True):
             nodes = n.postorder(form.lhs, *form.rhs, *(part.residual for part in form.parts))
             picks = {x: self.picks[x] for x in nodes if x in self.picks}
-            held = {hole: tuple(x) for hole, x in own.numbers.items() if isinstance(x[0], n.Constant)}
-            places = np.array(own.places)
-            found.append(Family(tuple(own.names), tuple(own.relations), places, form, held, picks, steps))
+            held = {hole: x for hole, x in own.numbers.items() if isinstance(x[0], n.Constant)}
+            found.append(Family(own.names, own.relations, own.places, form, held, picks, steps))
         return found
 
     def form(self, name: str, relation: n.Node) -> Form:
