@@ -188,7 +188,7 @@ def _combined(
     rows = gradients(evaluator, binding, none).rows
     decisions, (low, high) = evaluator.decisions, evaluator.decisions.bounds()
     x = decisions.get()
-    aside = np.random.default_rng(0).normal(size=len(x)) * ASIDE * (1 + np.abs(x))
+    aside = np.random.default_rng(0).choice([-1.0, 1.0], size=len(x)) * ASIDE * (1 + np.abs(x))
     aside = np.where(ends[0], np.abs(aside), np.where(ends[1], -np.abs(aside), aside))
     decisions.set(np.clip(x + aside, low, high))
     try:

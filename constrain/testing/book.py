@@ -173,8 +173,9 @@ def _stated(statement: Statement) -> KnownProblem:
     routes = {"newton": EXACT, **({"cvxpy": CONVEX} if convex else {})}
     refusals = {} if convex else {"cvxpy": "not certified convex"}
     return KnownProblem(
-        f"hs{statement.number}", statement.build, value, source, {}, {}, routes, refusals, local=not convex
-    )
+        f"hs{statement.number}", statement.build, value, source, {}, {}, routes, refusals,
+        "solved" if statement.qualified else "unqualified", local=not convex,
+    )  # fmt: skip
 
 
 def book_problems() -> list[KnownProblem]:

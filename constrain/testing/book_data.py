@@ -9,8 +9,11 @@ Functions, bounds, starts and optima are the book's, with these exceptions:
 - 67: what the book computes by iteration, y2 to y8, are decisions here, and its equations are constraints.
   The optimum is that of the exact equations; the book's has the tolerance 1e-3 of the iteration.
 - 58, 59, 85, 105, 109, 116: the optimum with more digits, or a lower one, by SLSQP on the same statement.
+- 87: the cost jumps, and the optimum is that of its piece, where x1 < 300 and 100 <= x2 < 200. Just below
+  x2 = 100 the cost tends to 8853.54, which no point has.
 
-Two of problems 6 to 119 are not here: the optimum of 13 is no KKT point (a cusp), and the cost of 87 jumps.
+These are all of problems 6 to 119 (the book has none of the numbers 82, 94 and 115). The optimum of 13, the
+tip of a cusp, has no multipliers.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from scipy import optimize
 
 from constrain.language.expr import Expr
 from constrain.language.functions import sum as total
-from constrain.testing.statements import Statement, cos, exp, log, sin
+from constrain.testing.statements import Statement, cos, exp, log, sin, where
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -138,6 +141,22 @@ def _heat(size: int) -> Statement:
 
     start = [0.5 * (-1.0) ** i for i in range(size)]
     return Statement(86 + size, 1.36265681, start, lambda *x: _add([e**2 for e in x]), residual)
+
+
+def _network_cost(a: Any, b: Any, *_x: Any) -> Any:
+    return where(a >= 300, 31 * a, 30 * a) + where(b >= 200, 30 * b, where(b >= 100, 29 * b, 28 * b))
+
+
+def _network_flows(*x: Any) -> list[Any]:
+    a, b, c, d, e, f = x
+    reactive, active = 0.90798 * math.cos(1.47588) / 131.078, 0.90798 * math.sin(1.47588) / 131.078
+    both = c * d / 131.078
+    return [
+        300 - both * cos(1.48477 - f) + reactive * c**2 - a,
+        -both * cos(1.48477 + f) + reactive * d**2 - b,
+        -both * sin(1.48477 + f) + active * d**2 - e,
+        200 - both * sin(1.48477 - f) + active * c**2,
+    ]
 
 
 _FORCES = (50, 50, 75, 75, 75, 100, 100)
@@ -415,6 +434,8 @@ WITH_DATA: tuple[Statement, ...] = (
     Statement(86, -32.34867897, (0, 0, 0, 0, 1),
               lambda *x: _dot(_E, x) + _quadratic(x) + _dot(_D, [e**3 for e in x]),
               lambda *x: [_dot(row, x) - b for row, b in zip(_A, _B, strict=True)], low=0),
+    Statement(87, 8927.5977, (390, 1000, 419.5, 340.5, 198.175, 0.5), _network_cost, zero=_network_flows,
+              low=(0, 0, 340, 340, -1000, 0), high=(400, 1000, 420, 420, 10000, 0.5236)),
     *(_heat(size) for size in range(2, 7)),
     Statement(99, -831079891.6, (0.5,) * 7, _speed, zero=_orbit, low=0, high=1.58),
     Statement(105, 1136.307304, (0.1, 0.2, 100, 125, 175, 11.2, 13.2, 15.8), _mixture,

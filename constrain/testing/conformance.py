@@ -81,6 +81,8 @@ def compare(known: KnownProblem, solution: Solution, allowed: Tolerance) -> list
     findings: list[Finding] = []
     if not solution.status.solved:
         findings.append(Finding(known.name, "status", "a solved one", status))
+    if known.outcome == "unqualified" and status != "feasible":
+        findings.append(Finding(known.name, "status", "feasible, as there are no multipliers", status))
     rows = [("objective", known.value, solution.objective, allowed.value)]
     rows += [
         (f"multiplier of {name}", value, _multiplier(solution, name), allowed.multiplier)

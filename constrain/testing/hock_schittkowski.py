@@ -29,6 +29,8 @@ _TWO = [
     Statement(9, -0.5, (0, 0), lambda a, b: sin(math.pi * a / 12) * cos(math.pi * b / 16),
               zero=lambda a, b: [4 * a - 3 * b]),
     Statement(11, -8.498464223, (4.9, 0.1), lambda a, b: (a - 5) ** 2 + b**2 - 25, lambda a, b: [b - a**2]),
+    Statement(13, 1, (-2, -2), lambda a, b: (a - 2) ** 2 + b**2, lambda a, b: [(1 - a) ** 3 - b], low=0,
+              qualified=False),
     Statement(14, 9 - 2.875 * math.sqrt(7), (2, 2), lambda a, b: (a - 2) ** 2 + (b - 1) ** 2,
               lambda a, b: [1 - 0.25 * a**2 - b**2], lambda a, b: [a - 2 * b + 1]),
     Statement(15, 306.5, (-2, 1), _banana, lambda a, b: [a * b - 1, a + b**2], high=(0.5, _INF)),

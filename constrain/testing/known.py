@@ -52,7 +52,8 @@ class KnownProblem:
         primal: by variable, where the optimum is unique and known.
         routes: methods that can take it, with the tolerance that they have to meet.
         refusals: methods that have to refuse it, with words that their reason has to contain.
-        outcome: `solved`, or `infeasible` when no point satisfies the constraints.
+        outcome: `solved`; `unqualified` when the optimum has no multipliers, so that the most that is known
+            of a solution is that it is `feasible`; or `infeasible` when no point satisfies the constraints.
         local: the value is that of the local optimum next to the start.
         needs: optional packages that `build` imports.
     """
@@ -65,7 +66,7 @@ class KnownProblem:
     primal: Mapping[str, Any] = field(default_factory=dict[str, Any])
     routes: Mapping[str, Tolerance] = field(default_factory=dict[str, Tolerance])
     refusals: Mapping[str, str] = field(default_factory=dict[str, str])
-    outcome: Literal["solved", "infeasible"] = "solved"
+    outcome: Literal["solved", "unqualified", "infeasible"] = "solved"
     local: bool = False
     needs: tuple[str, ...] = ()
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from constrain.language.expr import Expr
+from constrain.language.expr import Constraint, Expr
+from constrain.language.functions import where as choose
 from constrain.language.problem import minimize
 from constrain.language.symbols import Variable
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from constrain.language.problem import Problem
 
-__all__ = ["Statement", "cos", "exp", "log", "sin"]
+__all__ = ["Statement", "cos", "exp", "log", "sin", "where"]
 
 _INF = math.inf
 
@@ -44,6 +45,14 @@ def log(e: Any) -> Any:
     return torch.log(e) if isinstance(e, Expr) else np.log(e)  # type: ignore[arg-type]  # records an expression
 
 
+def where(event: Any, a: Any, b: Any) -> Any:
+    """`a` where the event holds, else `b`: of expressions, numbers or arrays."""
+    if isinstance(event, (Expr, Constraint)):
+        return choose(event, a, b)
+    values: Any = np.where(event, a, b)
+    return values
+
+
 def _none(*_x: Any) -> list[Any]:
     return []
 
@@ -62,6 +71,7 @@ class Statement:
         zero: expressions that must be 0.
         low: lower bounds, one number for all or one per entry.
         high: upper bounds.
+        qualified: whether the optimum has multipliers.
     """
 
     number: int
@@ -73,6 +83,7 @@ class Statement:
     low: float | Sequence[float] = -_INF
     high: float | Sequence[float] = _INF
     near: float | None = None
+    qualified: bool = True
 
     def bounds(self) -> tuple[Any, Any]:
         """Lower and upper bounds, one per entry."""
