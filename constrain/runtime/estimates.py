@@ -282,6 +282,13 @@ class Estimator(nn.Module):
             terms = self._put(terms, dict(zip(places, values, strict=True)))
         return terms, flat
 
+    @torch.no_grad()
+    def terms(self, moments: Sequence[Tensor]) -> Tensor:
+        """(terms,) objective and residuals at given averages, from exact events."""
+        if self._read is not self.evaluator.parameter_version:
+            self._read_affine()
+        return self._put(self._constant, dict(enumerate(self.evaluator.roots(moments, "exact"))))
+
     def _put(self, terms: Tensor, values: Mapping[int, Tensor | None]) -> Tensor:
         """The terms with these values in their places."""
         found = [(self._where[position], v) for position, v in values.items() if v is not None]

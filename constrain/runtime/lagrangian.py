@@ -207,7 +207,7 @@ class Lagrangian(MultiplierState):
     def _weights(self, estimate: Estimate) -> Tensor:
         """The weights of all terms: 1 for the objective, then the multipliers that the primal sees."""
         moved, low = self.values, self.low
-        if self.gain and len(self._vector):  # integral plus proportional part
+        if self.gain and len(self.values):  # integral plus proportional part
             part, error = self.gain / max(self._seen.weight, 1e-8), self.running
             if not self.memory:
                 part, error = self.gain, estimate.exact_terms[1:]
@@ -280,7 +280,7 @@ class Lagrangian(MultiplierState):
             raise ModelingError("E140", "ascend() without a forward before it", fix=fix)
         self._seen.estimate = None
         self._seen.weight = self._seen.weight * self.memory + 1 - self.memory
-        if len(self._vector):
+        if len(self.values):
             residual = estimate.exact_terms[1:]
             self.running.lerp_(residual, 1 - self.memory)
             self.move(residual, self._batch_rows())
@@ -344,18 +344,22 @@ class Lagrangian(MultiplierState):
     @torch.no_grad()
     def observe(self, residuals: Mapping[int, Tensor], moments: list[Tensor] | None = None) -> None:
         """Replaces running residuals (by part position) and averages by exact ones of the full data."""
+        averages = [residuals[i].reshape(-1) for i in range(len(self.parts)) if i not in self._tables]
+        self._replace(torch.cat(averages) if averages else self.running, moments)
+
+    def _replace(self, residuals: Tensor, moments: list[Tensor] | None) -> None:
+        """`observe`, of the residuals of averages as one vector."""
         self._seen.weight = 1.0
-        if len(self._vector):
-            found = torch.cat([residuals[i].reshape(-1) for i in self._vector.tolist()]).to(self.running)
-            self._adapt(found)
-            self.running.copy_(found)
+        found = residuals.to(self.running)
+        self._adapt(found)
+        self.running.copy_(found)
         if moments is not None:
             self.estimator.observe(moments)
 
     @torch.no_grad()
     def adapt(self) -> None:
         """What `observe` does for the steps, where running residuals have no memory: the last ones."""
-        if len(self._vector):
+        if len(self.values):
             self._adapt(self.running.clone())
 
     @torch.no_grad()
@@ -367,8 +371,7 @@ class Lagrangian(MultiplierState):
         """
         self.evaluator.refresh_scales()
         moments = self.evaluator.moments("exact")
-        outer = self.evaluator.outer(moments, "exact")
-        self.observe({i: r for i, r in enumerate(outer.residuals) if r is not None}, moments)
+        self._replace(self.estimator.terms(moments)[1:], moments)
 
     def follow(self, batches: Mapping[str, Rows]) -> None:
         """Counts the rows of a step; refreshes, where something follows the decisions, once per pass."""

@@ -134,7 +134,6 @@ class MultiplierState(nn.Module):
         per_row = self.evaluator.program.per_row
         self._tables: list[int] = list(per_row)
         self._row_parts = {part.key: part for part in per_row.values()}
-        self._vector = np.setdiff1d(np.arange(len(self.parts)), self._tables)  # parts in the vector
         for k, stack in enumerate(stacks, start=1):
             if k in places and stack.part.kind == "<=":
                 low[places[k] - 1] = 0.0

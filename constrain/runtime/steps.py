@@ -12,7 +12,7 @@ pass to the next the step grows, where the sign changes it shrinks (the delta-ba
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -280,15 +280,12 @@ def _joined(estimator: Estimator) -> list[Block]:
     """
     layout, one = estimator.layout, estimator.single_averages()
     equal = np.array([stack.part.kind == "==" for stack in layout.stacks], dtype=bool)[one.stacks]
-    groups: dict[object, list[int]] = {}
-    kinds = zip(one.moments.tolist(), (one.values > 0).tolist(), equal.tolist(), strict=True)
-    for i, kind in enumerate(kinds):
-        groups.setdefault(kind, []).append(i)
+    kinds = np.stack([one.moments, one.values > 0, equal], axis=1)
     make = _Maker(estimator)
     alone = np.ones(layout.size, dtype=bool)
     found: list[Block] = []
-    for members in groups.values():
-        if len(members) > 1 and len(set(one.columns[members].tolist())) == len(members):
+    for members in _equal(kinds):
+        if len(members) > 1 and len(np.unique(one.columns[members])) == len(members):
             terms = one.terms[members]
             alone[terms] = False
             found.append(make(terms, make.parts[terms], np.abs(one.values[members])))
@@ -304,6 +301,17 @@ def _joined(estimator: Estimator) -> list[Block]:
             apart = stack.names is not None
             rest.append(make(terms[own], parts, np.ones(int(own.sum())), apart=apart))
     return found + sorted(rest, key=lambda block: int(block.parts[0]))
+
+
+def _equal(rows: NDArray[Any]) -> list[NDArray[np.int64]]:
+    """Positions of equal rows, those of one kind together, in the order of the first of each."""
+    if not len(rows):
+        return []
+    _, kinds = np.unique(rows, axis=0, return_inverse=True)
+    kinds = kinds.reshape(-1)  # a column in numpy 2.0
+    order = np.argsort(kinds, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(kinds[order])) + 1)
+    return sorted(groups, key=lambda group: int(group[0]))
 
 
 class _Maker:
