@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["LARGE", "Answer", "Inner", "compiled"]
 
 LARGE = 3000
-"""Variables and constraints beyond which the optimality conditions are not made as a matrix."""
+"""Variables and constraints beyond which the optimality conditions are not made as a matrix at first."""
+NUMBERS = 20_000_000
+"""Most entries of the matrices of a batch that are made where products take as long as a factorization."""
 
 
 @lru_cache(maxsize=128)
@@ -146,7 +149,9 @@ class Inner:
             if self.structure.kind != "quadratic":
                 return self._solve_curved(parameters, batched, batch)
             if self.large and self.structure.facts.convex:
-                return self._solve_large(parameters, batched, batch)
+                split_up = self._solve_large(parameters, batched, batch)
+                if split_up is not None:
+                    return split_up
             qp = self._quadratic(parameters, batched, batch)
             if self.structure.integer:
                 qp = self._fixed(qp, parameters, batched, batch)
@@ -159,8 +164,17 @@ class Inner:
                 raise self._error("E192" if reason else "E193", i, reason or _SHORT, parameters, batched)
             return found
 
-    def _solve_large(self, parameters: Sequence[Tensor], batched: Sequence[bool], batch: int) -> Solved:
-        found, failures = split(self.functions, parameters, batched, batch)
+    def _solve_large(
+        self, parameters: Sequence[Tensor], batched: Sequence[bool], batch: int
+    ) -> Solved | None:
+        """Without matrices; None where that takes as many products as they have columns, and they fit."""
+        n = self.functions.size
+        size = n + self.functions.inequalities + self.functions.equalities
+        limit = size if batch * n * size <= NUMBERS else math.inf
+        answer = split(self.functions, parameters, batched, batch, limit=limit)
+        if answer is None:
+            return None
+        found, failures = answer
         for i, reason in failures.items():
             none = reason.startswith(("infeasible", "unbounded"))
             raise self._error("E192" if none else "E193", i, reason, parameters, batched)

@@ -50,6 +50,8 @@ class Quadratic:
     b: Tensor
     products: Tensor | None = None
     """Of shared rows of G, (m, n * n); made when needed."""
+    bounds: tuple[Tensor, Tensor, Tensor] | None = None
+    """Shared rows of G with one entry: where, in which column, its square; made when needed."""
 
     def take(self, rows: Tensor) -> Quadratic:
         """Some rows of the batch."""
@@ -109,10 +111,26 @@ def _weighted(qp: Quadratic, weight: Tensor) -> Tensor:
     if qp.G.shape[0] > 1:
         return qp.P + (qp.G * weight[..., None]).mT @ qp.G
     if m * n * n > _PRODUCTS:
-        return qp.P + (qp.G * weight[..., None]).mT @ qp.G[0]
+        return _with_bounds(qp, weight)
     if qp.products is None:
         qp.products = (qp.G[0, :, :, None] * qp.G[0, :, None, :]).reshape(m, n * n)
     return qp.P + (weight @ qp.products).reshape(-1, n, n)
+
+
+def _with_bounds(qp: Quadratic, weight: Tensor) -> Tensor:
+    """P + G'DG for shared rows of G, of which those with one entry add to the diagonal only."""
+    G = qp.G[0]
+    if qp.bounds is None:
+        single = (G != 0).sum(1) == 1
+        column = G[single].abs().argmax(1)
+        qp.bounds = single, column, G[single].square().sum(1)
+    single, column, square = qp.bounds
+    found = qp.P.expand(len(weight), -1, -1)
+    if not bool(single.all()):
+        rest = G[~single]
+        found = found + (rest * weight[:, ~single, None]).mT @ rest
+    diagonal = weight.new_zeros(len(weight), G.shape[1]).index_add(1, column, weight[:, single] * square)
+    return found + torch.diag_embed(diagonal)
 
 
 def _cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:

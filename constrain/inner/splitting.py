@@ -4,11 +4,13 @@
 
 The alternating direction method of multipliers in the form of OSQP (Stellato et al., Mathematical Programming
 Computation 12 (2020) 637), whose linear systems are solved by conjugate gradients. It runs until its active
-set passes the test of multipliers and slacks with the optimality conditions solved by MINRES.
+set passes the test of multipliers and slacks with the optimality conditions solved by MINRES. Where
+curvatures differ by many orders, conjugate gradients take long; it can be told to give up then.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,6 +34,8 @@ _SIGMA = 1e-6
 _CLOSE = 1e-2
 _EQUAL = 10.0
 _RELAX = 1.6
+_NEAR = 1e-2
+"""Residuals from which on the active set is tried, where the method may give up."""
 
 
 @dataclass
@@ -46,6 +50,7 @@ class _Data:
         high: (B, m + p).
         unit: (B, m + p) what rows of C were multiplied with.
         cost: (B, 1) what the objective was multiplied with.
+        products: of the linear systems so far.
     """
 
     forward: Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -55,6 +60,7 @@ class _Data:
     high: Tensor
     unit: Tensor
     cost: Tensor
+    products: int = 0
 
 
 @dataclass
@@ -69,12 +75,24 @@ class _Point:
 
 
 def split(
-    functions: Functions, parameters: Sequence[Tensor], batched: Sequence[bool], batch: int
-) -> tuple[Solved, dict[int, str]]:
+    functions: Functions,
+    parameters: Sequence[Tensor],
+    batched: Sequence[bool],
+    batch: int,
+    *,
+    limit: float = math.inf,
+) -> tuple[Solved, dict[int, str]] | None:
     """Solves the batch.
 
+    Args:
+        functions: of the inner problem.
+        parameters: float64, in the order of the problem's parameters.
+        batched: whether each has an axis of rows in front.
+        batch: number of rows.
+        limit: products with P and C after which it gives up.
+
     Returns:
-        The solutions, and for rows that have none the reason in words.
+        The solutions, and for rows that have none the reason in words; None where it gave up.
     """
     device = parameters[0].device if parameters else torch.device("cpu")
     n, m, p = functions.size, functions.inequalities, functions.equalities
@@ -89,7 +107,11 @@ def split(
     answer: Solved | None = None
     proofs: dict[int, str] = {}
     for steps in _STAGES:
-        point, rho, error = _run(data, point, rho, m, steps)
+        point, rho, error = _run(data, point, rho, m, steps, limit)
+        if data.products > limit:
+            return None
+        if limit < math.inf and float(error.max()) > _NEAR:
+            continue
         proofs = _proofs(data, point)
         if proofs and answer is not None:  # the first steps can look like a direction without end
             break
@@ -97,7 +119,8 @@ def split(
         if bool(answer.ok.all()):
             return answer, {}
         answer.ok = answer.ok | (error <= 1e-6)
-    assert answer is not None  # there are stages
+    if answer is None or (limit < math.inf and not proofs):
+        return None
     short = "the splitting method stopped short of its tolerance"
     left = {} if proofs else {i: short for i in places_of(~answer.ok)}
     return answer, {**left, **proofs}
@@ -128,31 +151,28 @@ def _data(products: Products) -> _Data:
 
     high = -torch.cat([below, equal], 1)
     low = torch.cat([torch.full_like(below, -torch.inf), high[:, m:]], 1)
-    return _Data(
-        forward,
-        back,
-        cost * q,
-        unit * low,
-        unit * high,
-        unit,
-        cost,
-    )
+    return _Data(forward, back, cost * q, unit * low, unit * high, unit, cost)
 
 
 def _inverse(size: Tensor) -> Tensor:
     return 1 / torch.where(size > 1e-12, size, 1.0)
 
 
-def _run(data: _Data, point: _Point, rho: Tensor, m: int, steps: int) -> tuple[_Point, Tensor, Tensor]:
+def _run(
+    data: _Data, point: _Point, rho: Tensor, m: int, steps: int, limit: float
+) -> tuple[_Point, Tensor, Tensor]:
     """Some steps, and the penalty that fits them; the point, the penalty and the residuals."""
     x, z, y = point.x, point.z, point.y
     dx, dy = point.dx, point.dy
     strength = _strength(rho, z, m)
     diagonal = _diagonal(data, strength, x)
     for _ in range(steps):
+        if data.products > limit:
+            break
         rhs = _SIGMA * x - data.q + data.back(strength * z - y)
 
         def matrix(v: Tensor, strength: Tensor = strength) -> Tensor:
+            data.products += 2
             bend, image = data.forward(v)
             return bend + _SIGMA * v + data.back(strength * image)
 

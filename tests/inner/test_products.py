@@ -21,9 +21,10 @@ def normal(*shape, seed=0):
 
 @pytest.fixture
 def products(monkeypatch):
-    """Every inner problem counts as a large one."""
+    """Every inner problem counts as a large one, whose matrices do not fit."""
     compiled.cache_clear()
     monkeypatch.setattr(program, "LARGE", 0)
+    monkeypatch.setattr(program, "NUMBERS", 0)
     yield
     compiled.cache_clear()
 
@@ -116,6 +117,7 @@ def test_answers_and_derivatives_are_those_of_matrices(make, monkeypatch):
         warnings.simplefilter("error")
         expected = answers(make)
         monkeypatch.setattr(program, "LARGE", 0)
+        monkeypatch.setattr(program, "NUMBERS", 0)
         compiled.cache_clear()
         found = answers(make)
     compiled.cache_clear()
@@ -195,3 +197,46 @@ def test_systems_of_condition_1e6_are_solved_by_their_matrix_made_from_products(
         torch.testing.assert_close(found, expected, atol=1e-6 * float(expected.abs().max()), rtol=0)
     first = minres(products, right, tolerance=1e-11, steps=n + p)  # as before, without the matrix
     assert bool((first.error > 1e-4).all())
+
+
+@pytest.mark.parametrize("kind", ["bounds", "rows", "budget"])
+def test_quadratic_programs_of_condition_1e6_are_solved_with_matrices_that_fit(kind, monkeypatch):
+    """Products alone take half a minute for n = 200; the oracle are the optimality conditions."""
+    monkeypatch.setattr(program, "LARGE", 0)
+    compiled.cache_clear()
+    n = 120
+    basis = torch.linalg.qr(normal(n, n, seed=8))[0]
+    P = (basis * torch.logspace(0, 6, n, dtype=F64)) @ basis.mT
+    x, q = cn.Variable(n, "x"), cn.Parameter("q", shape=n)
+    rows = normal(2 * n, n, seed=9)
+    held = {
+        "bounds": lambda: {"low": x >= -0.1, "high": x <= 0.1},
+        "rows": lambda: {"low": rows @ x <= 0.3},
+        "budget": lambda: {"low": x >= 0, "budget": cn.sum(x) == 1},
+    }[kind]()
+    layer = cn.layer(
+        cn.minimize(cn.quad_form(x, (P + P.mT) / 2) / 2 + q @ x).subject_to(**held), outputs=["x", *held]
+    )
+    assert "products in the place of matrices" in layer.route
+    at = normal(2, n, seed=3).requires_grad_(True)
+    solved = layer(at)
+    (gradient,) = torch.autograd.grad(solved[0].square().sum(), at)
+    found, *multipliers = (t.detach() for t in solved)
+    slope = found @ P + at.detach()
+    if kind == "bounds":
+        slacks, slope = [found + 0.1, 0.1 - found], slope - multipliers[0] + multipliers[1]
+    elif kind == "rows":
+        slacks, slope = [0.3 - found @ rows.mT], slope + multipliers[0] @ rows
+    else:
+        slacks, slope = [found], slope - multipliers[0] + multipliers[1][:, None]
+        torch.testing.assert_close(found.sum(1), torch.ones(2, dtype=F64), atol=1e-10, rtol=0)
+    assert float(slope.abs().max()) < 1e-10 * 1e6  # the curvature is as large
+    for slack, multiplier in zip(slacks, multipliers, strict=False):
+        assert float(slack.min()) > -1e-10
+        assert float(multiplier.min()) >= 0
+        assert float((slack * multiplier).abs().max()) < 1e-10
+    direction, step = normal(2, n, seed=4), 1e-5
+    ahead, behind = (layer(at.detach() + sign * step * direction)[0] for sign in (1, -1))
+    compiled.cache_clear()
+    change = (ahead.square().sum() - behind.square().sum()) / (2 * step)
+    torch.testing.assert_close((gradient * direction).sum(), change, atol=1e-7, rtol=1e-5)
