@@ -142,3 +142,20 @@ def test_a_function_of_averages_that_fails():
     assert "[E112] inv(mean[" in str(caught.value)
     assert " fails on the averages: " in str(caught.value)
     assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize("graph", ["off", "recorded"])
+def test_rows_that_fail_in_a_step_of_ones_own_loop(graph):
+    D, f = cn.Data("d", x=X, y=Y.clamp(max=2)), cn.Model(nn.Linear(4, 3), "f")
+    log_p = torch.log_softmax(f(D.x), -1)
+    problem = cn.minimize(-E(torch.gather(log_p, -1, D.y[..., None])[..., 0]))
+    lagrangian = problem.compile()
+    step = lagrangian.training_step(torch.optim.SGD(f.module.parameters(), lr=0.1), graph)
+    lagrangian.refresh()
+    for start in range(0, 320, 64):
+        step(D.rows({"x": X[start : start + 64], "y": Y[start : start + 64]}))
+    assert graph == "off" or step.graph.used
+    with pytest.raises(
+        cn.ModelingError, match=r"E112.*fails on row 60 of a batch of 64 rows of d \(y = 7\): "
+    ):
+        step(D.rows({"x": X[640:704], "y": Y[640:704]}))
