@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 
@@ -53,6 +54,7 @@ def weak_form():
     return problem.solve(tolerance=1e-3, progress=False), error(u)
 
 
+@cache
 def energy_form():
     """Minimize the energy; the multipliers are the fluxes."""
     x, u, f = setting()

@@ -75,7 +75,8 @@ def run():
 
 
 if __name__ == "__main__":
-    for name, value in run()[0].items():
+    measured, reference = run()
+    for name, value in measured.items():
         print(f"{name:24} {value:.7f}")
     _, limited, mu, _ = problems()
     print(limited.solve(progress=False))

@@ -10,6 +10,7 @@ instance FT06). Multipliers are those with the order of jobs fixed: the nonzero 
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -33,6 +34,7 @@ HORIZON = 60.0
 TOLERANCE = 1e-6
 
 
+@cache
 def problem():
     """Return the problem and its start times, one per job and visit."""
     jobs, visits = TIMES.shape
@@ -83,6 +85,5 @@ if __name__ == "__main__":
     measured, reference = run()
     for name, value in measured.items():
         print(f"{name:22} {value:8.3f}   published {reference[name]:.0f}")
-    shop.solve(progress=False)
     for job, times in enumerate(np.asarray(start.value).reshape(TIMES.shape)):
         print(f"job {job}", "  ".join(f"m{m} at {t:4.1f}" for m, t in zip(MACHINES[job], times, strict=True)))

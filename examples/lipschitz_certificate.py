@@ -150,5 +150,6 @@ def run():
 
 
 if __name__ == "__main__":
-    for name, value in run()[0].items():
+    measured, reference = run()
+    for name, value in measured.items():
         print(f"{name:27}", value)

@@ -75,7 +75,7 @@ def error(module):
 def run():
     """Solve with both models and compare with the closed form."""
     net, waves = network(), Waves(200)
-    problem(net, "residual", 10, 8).solve(tolerance=0.1, progress=False)
+    problem(net, "residual", 8, 8).solve(tolerance=1.0, progress=False)
     problem(waves, "residual", 16, 16).solve(progress=False)
     accurate = error(waves)
     solution = problem(waves, "energy", 16, 16).solve(progress=False)

@@ -51,6 +51,7 @@ def test_refusal(known, route):
 def test_adult_by_the_convex_route_and_on_the_full_data():
     train = adult_data.load().train
     known = adult_convex(train.x, train.y, train.sex)
+    assert known.build().explain().facts.problem_class == "cone"
     for route in known.routes:
         findings = check(known, route)
         assert not findings, "\n".join(map(str, findings))
