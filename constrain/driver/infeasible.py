@@ -9,7 +9,7 @@ that is evidence. Nothing of the user's is changed.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,6 +62,32 @@ CHEAP_ENTRIES, CHEAP_SIZE, CHEAP_SOLVES = 400, 20_000, 60
 """Scalar constraints, entries of the program and programs to solve up to which a report looks by itself."""
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What a proof works with.
+
+    Attributes:
+        data: replaces the samples of the problem.
+        params: values of parameters by name.
+        solves: most programs to solve.
+        tolerance: total violation that counts as none.
+        cheap: give up where the program is large.
+    """
+
+    data: Data | Mapping[str, Data] | None
+    params: Mapping[str, Any] | None
+    solves: int
+    tolerance: float
+    cheap: bool = False
+
+    def prepared(self, program: Program) -> Setup:
+        """The program with data, in float64."""
+        device = place(program, None)
+        return prepare(
+            program, device=device, dtype=torch.float64, data=self.data, params=self.params, check=False
+        )
+
+
 def diagnose_infeasible(  # noqa: PLR0913  # the public options
     problem: Problem,
     method: Any = "auto",
@@ -105,8 +131,8 @@ def diagnose_infeasible(  # noqa: PLR0913  # the public options
     check_options({"seed": seed, "tolerance": tolerance, "starts": starts, "solves": solves, **options})
     firm = _firm(problem)
     if method == "auto":
-        limits = solves or PROOF_SOLVES, tolerance or TOLERANCE
-        found = _by_proof(problem, firm, data, params, *limits)
+        proof = _Asked(data, params, solves or PROOF_SOLVES, tolerance or TOLERANCE)
+        found = _by_proof(problem, firm, proof)
         if found is not None:
             return found
     if not firm:
@@ -115,14 +141,7 @@ def diagnose_infeasible(  # noqa: PLR0913  # the public options
     return _by_search(firm, method, asked, starts, solves or TRAINING_SOLVES, solution)
 
 
-def _by_proof(
-    problem: Problem,
-    firm: Mapping[str, n.Node],
-    data: Data | Mapping[str, Data] | None,
-    params: Mapping[str, Any] | None,
-    solves: int,
-    tolerance: float,
-) -> Infeasibility | None:
+def _by_proof(problem: Problem, firm: Mapping[str, n.Node], asked: _Asked) -> Infeasibility | None:
     """What can be proved of constraints that are convex together, and of the domain of the objective.
 
     Returns:
@@ -130,13 +149,13 @@ def _by_proof(
     """
     found = None
     if firm:
-        program = lowered(Problem("find", None, dict(firm)), data)
-        check_parameters(program, params)
+        program = lowered(Problem("find", None, dict(firm)), asked.data)
+        check_parameters(program, asked.params)
         facts = classify(program)
-        found = _proved(program, facts, data, params, solves, tolerance) if facts.convex else None
+        found = _proved(program, facts, asked) if facts.convex else None
         if found is None or not found.feasible:
             return found
-    return _valued(problem, data, params, solves, tolerance) or found
+    return _valued(problem, asked) or found
 
 
 def _by_search(
@@ -169,14 +188,15 @@ def with_conflict(
 ) -> Solution:
     """An infeasible solution whose warning C305 names the smallest conflict, where that is cheap to find."""
     firm, found = _firm(problem), None
+    asked = _Asked(data, params, CHEAP_SOLVES, TOLERANCE, cheap=True)
     if firm:
         program = lowered(Problem("find", None, firm), data)
         facts = classify(program)
         if not facts.convex or facts.integer:
             return solution
-        found = _proved(program, facts, data, params, CHEAP_SOLVES, TOLERANCE, cheap=True)
+        found = _proved(program, facts, asked)
     if not firm or (found is not None and found.feasible):
-        found = _valued(problem, data, params, CHEAP_SOLVES, TOLERANCE, cheap=True) or found
+        found = _valued(problem, asked) or found
     if found is None:
         return solution
     words = f"{', '.join(found.conflict)} exclude each other" if len(found.conflict) > 1 else ""
@@ -193,15 +213,7 @@ def with_conflict(
     return replace(solution, warnings=tuple(told))
 
 
-def _valued(
-    problem: Problem,
-    data: Data | Mapping[str, Data] | None,
-    params: Mapping[str, Any] | None,
-    solves: int,
-    tolerance: float,
-    *,
-    cheap: bool = False,
-) -> Infeasibility | None:
+def _valued(problem: Problem, asked: _Asked) -> Infeasibility | None:
     """The diagnosis of constraints that can hold, but nowhere where the objective has a value.
 
     The objective becomes a constraint that every number satisfies, objective <= t with a free variable t:
@@ -216,14 +228,14 @@ def _valued(
     op = ">=" if problem.sense == "maximize" else "<="
     rules = {OBJECTIVE: n.Comparison(op, problem.objective, level), **_firm(problem)}
     try:
-        program = lowered(Problem("find", None, rules), data)
+        program = lowered(Problem("find", None, rules), asked.data)
     except ModelingError:  # an objective that cannot stand in a constraint
         return None
     facts = classify(program)
     if not facts.convex or facts.integer:
         return None
-    found = _proved(program, facts, data, params, solves, tolerance, cheap=cheap)
-    if found is None and data is None and not cheap and _empty(program, facts, params):
+    found = _proved(program, facts, asked)
+    if found is None and asked.data is None and not asked.cheap and _empty(program, facts, asked.params):
         why = "the objective has no value within the bounds of the variables"
         return Infeasibility("infeasible", why, conflict=(OBJECTIVE,), names=(OBJECTIVE,), solves=1)
     if found is None or OBJECTIVE not in found.names:
@@ -288,17 +300,10 @@ def _elastic(program: Program, facts: Facts, bound: Any, params: Mapping[str, An
         return None
 
 
-def _oracle(
-    program: Program,
-    facts: Facts,
-    setup: Setup,
-    data: Data | Mapping[str, Data] | None,
-    params: Mapping[str, Any] | None,
-    tolerance: float,
-) -> _Convex | None:
+def _oracle(program: Program, facts: Facts, setup: Setup, asked: _Asked) -> _Convex | None:
     """The oracle of a convex program; None where CVXPY cannot take it."""
     bound = {d: population.data for d, population in setup.evaluator.populations.items()}
-    elastic = _elastic(program, facts, bound if data is not None else None, params)
+    elastic = _elastic(program, facts, bound if asked.data is not None else None, asked.params)
     if elastic is None:
         return None
     built = elastic.built
@@ -307,7 +312,7 @@ def _oracle(
         return None
     units = _units(setup, point)
     entries = [_entry(setup, built, point, units, i, k) for i, k in elastic.entries]
-    return _Convex(elastic, entries, tolerance)
+    return _Convex(elastic, entries, asked.tolerance)
 
 
 def _valued_point(setup: Setup, elastic: Any) -> Point | None:
@@ -346,26 +351,16 @@ def _entry(setup: Setup, built: Any, point: Point, units: Mapping[str, float], i
     return Entry(part.constraint, label + side, units[part.constraint])
 
 
-def _proved(
-    program: Program,
-    facts: Facts,
-    data: Data | Mapping[str, Data] | None,
-    params: Mapping[str, Any] | None,
-    solves: int,
-    tolerance: float,
-    *,
-    cheap: bool = False,
-) -> Infeasibility | None:
+def _proved(program: Program, facts: Facts, asked: _Asked) -> Infeasibility | None:
     """The diagnosis of convex constraints; None where their program cannot be built or is too large."""
-    if cheap and backend("cvxpy").support(program, facts).cost > CHEAP_SIZE:
+    if asked.cheap and backend("cvxpy").support(program, facts).cost > CHEAP_SIZE:
         return None
     with precision(program, torch.float64), restored(program.problem):
-        where = place(program, None)
-        setup = prepare(program, device=where, dtype=torch.float64, data=data, params=params, check=False)
-        oracle = _oracle(program, facts, setup, data, params, tolerance)
-        if oracle is None or (cheap and len(oracle.entries) > CHEAP_ENTRIES):
+        setup = asked.prepared(program)
+        oracle = _oracle(program, facts, setup, asked)
+        if oracle is None or (asked.cheap and len(oracle.entries) > CHEAP_ENTRIES):
             return None
-        search = Search(oracle, solves)
+        search = Search(oracle, asked.solves)
         every = list(range(len(oracle.entries)))
         found = search.least(every)
         if found is None:
@@ -373,7 +368,7 @@ def _proved(
         if not search.violated(found):
             return Infeasibility("feasible", "a point satisfies all constraints", solves=search.solves)
         conflict, minimal = search.conflict(every, found)
-        bounds, needed = _bounds_of(program, oracle, conflict, data, params, tolerance, search)
+        bounds, needed = _bounds_of(program, oracle, conflict, asked, search)
         domain = any(oracle.entries[e].name == OBJECTIVE for e in conflict)  # its multipliers prove nothing
         proof = None if facts.integer or domain else certificate(setup, oracle, conflict)
         record = _described(program, setup, oracle, search, conflict, found)
@@ -382,7 +377,7 @@ def _proved(
             reason=_reason(facts, proof),
             bounds=bounds if needed or proof is None else tuple(proof.bounds),
             conflict=(*record.conflict, *(bounds if needed or proof is None else proof.bounds)),
-            integers=_integers(program, oracle, conflict, data, params, tolerance) if facts.integer else (),
+            integers=_integers(program, oracle, conflict, asked) if facts.integer else (),
             minimal=minimal and needed,
             certificate=proof,
             solves=search.solves,
@@ -445,13 +440,7 @@ def _columns(program: Program, names: Sequence[str]) -> tuple[str, ...]:
 
 # ------------------------------------------------------------------------------------ bounds and proof
 def _bounds_of(
-    program: Program,
-    oracle: _Convex,
-    conflict: Sequence[int],
-    data: Data | Mapping[str, Data] | None,
-    params: Mapping[str, Any] | None,
-    tolerance: float,
-    search: Search,
+    program: Program, oracle: _Convex, conflict: Sequence[int], asked: _Asked, search: Search
 ) -> tuple[tuple[str, ...], bool]:
     """Bounds of variables that the conflict needs, and whether each was shown to be needed.
 
@@ -461,14 +450,11 @@ def _bounds_of(
     free = opened(program.problem, names)
     if free is None:
         return (), True
-    other = lowered(free.problem, data)
+    other = lowered(free.problem, asked.data)
     facts = classify(other)
     if not facts.convex:
         return (), False
-    setup = prepare(
-        other, device=place(other, None), dtype=torch.float64, data=data, params=params, check=False
-    )
-    wide = _oracle(other, facts, setup, data, params, tolerance)
+    wide = _oracle(other, facts, asked.prepared(other), asked)
     if wide is None:
         return (), False
     labels = {oracle.entries[e].label for e in conflict}
@@ -483,29 +469,19 @@ def _bounds_of(
     return tuple(limits[k] for k in kept if k in limits), minimal
 
 
-def _integers(
-    program: Program,
-    oracle: _Convex,
-    conflict: Sequence[int],
-    data: Data | Mapping[str, Data] | None,
-    params: Mapping[str, Any] | None,
-    tolerance: float,
-) -> tuple[str, ...]:
+def _integers(program: Program, oracle: _Convex, conflict: Sequence[int], asked: _Asked) -> tuple[str, ...]:
     """Integer variables of a conflict that is gone when they may take any value."""
     names = list(dict.fromkeys(oracle.entries[e].name for e in conflict))
     free = opened(program.problem, names, integers=True)
     if free is None:
         return ()
-    other = lowered(free.problem, data)
-    setup = prepare(
-        other, device=place(other, None), dtype=torch.float64, data=data, params=params, check=False
-    )
-    wide = _oracle(other, classify(other), setup, data, params, tolerance)
+    other = lowered(free.problem, asked.data)
+    wide = _oracle(other, classify(other), asked.prepared(other), asked)
     labels = {oracle.entries[e].label for e in conflict}
     found = None
     if wide is not None:
         found = wide.least([k for k, e in enumerate(wide.entries) if e.label in labels])
-    return () if found is None or found.total > tolerance else free.integers
+    return () if found is None or found.total > asked.tolerance else free.integers
 
 
 # ------------------------------------------------------------------------------------ other constraints
