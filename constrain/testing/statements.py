@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -49,8 +49,7 @@ def where(event: Any, a: Any, b: Any) -> Any:
     """`a` where the event holds, else `b`: of expressions, numbers or arrays."""
     if isinstance(event, (Expr, Constraint)):
         return choose(event, a, b)
-    values: Any = np.where(event, a, b)
-    return values
+    return cast("Any", np.where)(event, a, b)
 
 
 def _none(*_x: Any) -> list[Any]:
