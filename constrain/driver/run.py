@@ -182,7 +182,10 @@ def _dispatch(
     if chosen in ("cvxpy", "pyomo"):
         found = run.exact(chosen, asked, supported=method == "auto")
         failed = method == "auto" and run.ending == "error" and not asks_otherwise(wishes)
-        return run.in_place_of(found, multipliers) if failed else found
+        if failed:
+            return run.in_place_of(found, multipliers)
+        own = method == "auto" and chosen == "cvxpy" and not asks_otherwise(wishes)
+        return run.with_last_digits(found) if own else found
     if chosen == "cooper":
         return run.cooper(asked, multipliers)
     extra: dict[str, Any] = {"seed": request.seed} if minibatch and isinstance(chosen, str) else {}

@@ -112,6 +112,29 @@ class Run:
                 raise
             return failed
 
+    def with_last_digits(self, found: Solution) -> Solution:
+        """A convex program of variables only, by Newton's method where a cone solver balanced too little.
+
+        Its point is taken when the judge calls it optimal, with gradients balanced to the tolerance.
+        """
+        k = found.record
+        balanced = k.stationary and found.status is not Status.FEASIBLE
+        if balanced or not found.status.solved or self.facts.integer or self.program.populations:
+            return found
+        if found.multipliers is None or not any(
+            route.open for route in routes(self.program, self.facts) if route.method == "newton"
+        ):
+            return found
+        before = self.route
+        self.route += "; Newton's method for the last digits"
+        finished = self.loop(make_solver("newton", {}), found.multipliers, minibatch=False)
+        if finished.status is Status.OPTIMAL and finished.record.stationary:
+            return finished
+        self.route, attached = before, cast("Any", found.live)
+        attached.decisions.restore(attached.point)
+        attached.decisions.write_back()
+        return found
+
     def searched(self, options: Mapping[str, Any], multipliers: Mapping[str, Any] | None) -> Solution:
         """Exact rates by a search over integers; where its time runs out, training goes on from there."""
         started, whole = time.perf_counter(), self.time_limit

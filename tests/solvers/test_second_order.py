@@ -185,6 +185,16 @@ def test_every_problem_of_the_book_is_stated_and_has_its_word():
     assert statement.build().solve(progress=False).objective == pytest.approx(best[0, 100], rel=1e-9)
 
 
+@pytest.mark.parametrize("number", [32, 43, 49, 64, 72])
+def test_the_last_digits_of_convex_problems_are_those_of_newton(number):
+    """Cone solvers leave 1e-5 of these gradients, and of 72 a complementarity of 3e-5."""
+    known = known_problem(f"hs{number}")
+    solution = known.build().solve(progress=False)
+    assert solution.status.value == "optimal"
+    assert solution.record.stationary
+    assert solution.objective == pytest.approx(known.value, rel=1e-6, abs=1e-6)
+
+
 # --------------------------------------------------------------------------------------- exact solutions
 def test_tilted_policies_to_many_digits():
     known = known_problem("tilt")
