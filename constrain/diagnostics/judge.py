@@ -85,10 +85,19 @@ def judge_status(
     return Status.STATIONARY if certain else Status.FEASIBLE
 
 
-def _uncertified(program: Program, status: Status, record: KKT) -> str:
-    """Why multipliers are no prices of an optimum; empty where the status says that they are."""
+def _fixed(program: Program) -> str:
+    """What multipliers hold fixed where a search over integers found the point; empty for other problems."""
     if _integers(program):
         return "with integer variables there are no prices; these hold the integers fixed"
+    if any(isinstance(x, n.Apply) and x.atom == "count_nonzero" for x in program.nodes):
+        return "with a count of entries that are not zero there are no prices; these hold the zeros fixed"
+    return ""
+
+
+def _uncertified(program: Program, status: Status, record: KKT) -> str:
+    """Why multipliers are no prices of an optimum; empty where the status says that they are."""
+    if fixed := _fixed(program):
+        return fixed
     if status in (Status.OPTIMAL, Status.STATIONARY) and not record.surrogate:
         return ""
     if not status.solved:

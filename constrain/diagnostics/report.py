@@ -148,7 +148,7 @@ def _block(s: Solution, c: ConstraintResult) -> list[tuple[str, ...]]:
             if held
             else ""
         )
-        mark = " (!)" if record["constraint"] in multiplicity else " (?)" if c.uncertified else ""
+        mark = " (?)" if c.uncertified else " (!)" if record["constraint"] in multiplicity else ""
         rows.append(
             (
                 cut(record["constraint"], 26),
@@ -377,10 +377,13 @@ def margin_lines(s: Solution) -> list[str]:
 
 
 def uncertified_lines(s: Solution) -> list[str]:
-    """Why multipliers marked (?) are no prices."""
-    return [
-        f"not certified (?): {why}" for why in dict.fromkeys(s[name].uncertified for name in s.names) if why
-    ]
+    """Why multipliers marked (?) are no prices, and what (!) means."""
+    reasons = dict.fromkeys(s[name].uncertified for name in s.names)
+    lines = [f"not certified (?): {why}" for why in reasons if why]
+    certified = [label for name in s.names if not s[name].uncertified for label in s[name].labels]
+    if not set(s.record.dependent).isdisjoint(certified):
+        lines.append("not unique (!): gradients of active constraints depend on each other")
+    return lines
 
 
 def text_report(s: Solution) -> str:

@@ -105,7 +105,7 @@ def bar_of(c: ConstraintResult, record: dict[str, Any]) -> Bar:
 def _cells(
     s: Solution, c: ConstraintResult, record: dict[str, Any], bar: Bar, scale: tuple[float, float]
 ) -> dict[str, Markup | str]:
-    mark = " (!)" if record["constraint"] in s.record.dependent else " (?)" if c.uncertified else ""
+    mark = " (?)" if c.uncertified else " (!)" if record["constraint"] in s.record.dependent else ""
     ends = [record[key] for key in ("lower_bound", "upper_bound", "bound") if key in record]
     said = f"{record['constraint']}: {number(bar.value)}, {bar.verdict}"
     relaxed = float(record.get("relaxation", 0.0))

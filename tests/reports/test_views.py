@@ -130,3 +130,25 @@ def test_no_warnings_is_an_assertion(linear):
     assert "W203" not in str(caught.value)
     with pytest.raises(cn.ModelingError, match="'w203 ' is no code of a warning"):
         warned.assert_no_warnings(ignore=["w203 "])
+
+
+def test_the_marks_of_multipliers_are_explained():
+    v = cn.Variable(2, "v")
+    twice = cn.minimize(cn.sum_squares(v - 1)).subject_to(one=cn.sum(v) == 1, two=2 * cn.sum(v) == 2)
+    counted = cn.minimize(cn.sum_squares(v - [3.0, 1.0])).subject_to(
+        few=cn.count_nonzero(v) <= 1, most=v <= 2
+    )
+    for problem, mark, words in [
+        (twice, "(!)", "multipliers not unique (!): gradients of active constraints depend on each other"),
+        (
+            counted,
+            "(?)",
+            "multipliers not certified (?): with a count of entries that are not zero there are no",
+        ),
+    ]:
+        solution = problem.solve(progress=False)
+        assert words in str(solution)
+        assert str(solution) == solution.report()
+        (line,) = [line for line in str(solution).splitlines() if line.startswith(solution.names[0])]
+        assert mark in line
+        assert mark in solution.report(format="html")
