@@ -8,6 +8,7 @@ import torch.nn.functional as F
 import constrain as cn
 from constrain import E
 from constrain.driver.blocks import components
+from constrain.solvers import training
 
 torch.set_num_threads(1)
 rng = np.random.default_rng(0)
@@ -52,7 +53,7 @@ def test_components_are_those_of_the_graph_of_decisions():
 
 
 # --------------------------------------------------------------------------------------------- solving
-def test_integers_beside_a_network():
+def test_integers_beside_a_network(monkeypatch):
     """No method takes the whole; each block ends as it does alone, and one report has both."""
     D = cn.Data("sample", x=X, y=Y)
     f = cn.Model(network(), "f")
@@ -63,6 +64,7 @@ def test_integers_beside_a_network():
     assert explanation.method == "blocks"
     assert "f by lagrangian" in explanation.reason
     assert "made, opened by pyomo" in explanation.reason
+    monkeypatch.setattr(training, "LEAST_STEPS", 1500)
     solution = problem.solve(progress=False)
     trained = cn.minimize(loss).subject_to(**rules).evaluate()
     planned = cn.minimize(cost).subject_to(**limits).solve(progress=False)

@@ -189,7 +189,7 @@ def test_constraints_per_row_and_training_on_batches():
     problem = cn.minimize(E(SOFT(D.x @ w - D.y))).subject_to(total=cn.sum(w) <= -1)
     exact = problem.solve("cvxpy", progress=False).objective
     w.value = np.zeros(3)
-    trained = problem.solve("lagrangian", batch=20, progress=False)
+    trained = problem.solve("lagrangian", batch=20, epochs=150, lr=0.03, progress=False)
     assert trained.objective == pytest.approx(exact, rel=2e-2)
 
 

@@ -182,12 +182,16 @@ TRAINED = {
 }
 
 
-@pytest.mark.parametrize(("method", "room"), [("lagrangian", 0.08), ("cooper", 0.4)])
+@pytest.mark.parametrize(
+    ("method", "options", "room"),
+    [("lagrangian", {"epochs": 250}, 0.08), ("cooper", {"epochs": 80, "lr": 3e-3}, 0.4)],
+    ids=["lagrangian", "cooper"],
+)
 @pytest.mark.parametrize("name", TRAINED)
-def test_minibatch_training_finds_the_same_relaxation(name, method, room):
+def test_minibatch_training_finds_the_same_relaxation(name, method, options, room):
     relation, cost = TRAINED[name]
     exact = logistic(relation, cost).solve("augmented", progress=False)
-    trained = logistic(relation, cost).solve(method, batch=64, epochs=250, progress=False)
+    trained = logistic(relation, cost).solve(method, batch=64, progress=False, **options)
     assert trained.objective == pytest.approx(exact.objective, rel=2e-3)
     assert trained["c"].max_violation <= 1e-6
     largest = np.max(np.abs(exact["c"].multiplier))

@@ -13,9 +13,8 @@ import constrain as cn
 from .browser import browser, executable
 from .conftest import conflicting, with_margins
 
-pytestmark = pytest.mark.skipif(
-    executable() is None, reason="no Chromium on the path (Debian: apt-get install chromium)"
-)
+NO_BROWSER = "no Chromium on the path (Debian: apt-get install chromium)"
+pytestmark = pytest.mark.skipif(executable() is None, reason=NO_BROWSER)
 
 WIDTHS = (1280, 400)
 SCHEMES = ("light", "dark")

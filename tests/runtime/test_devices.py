@@ -10,9 +10,8 @@ import torch
 import constrain as cn
 from constrain import E
 
-needs_cuda = pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="no NVIDIA GPU")])  # fmt: skip
-DEVICES = ["cpu", "meta", needs_cuda]
+without_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+DEVICES = ["cpu", "meta", pytest.param("cuda", marks=[pytest.mark.cuda, without_gpu])]
 
 
 def step(lagrangian, module, size=32):

@@ -317,8 +317,10 @@ def test_a_loader_shuffles_training_batches_and_the_seed_decides_how():
     assert torch.equal(fixed, columns()["x"][:50, 0])
 
 
-@pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="no NVIDIA GPU")])])  # fmt: skip
+without_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+
+
+@pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=[pytest.mark.cuda, without_gpu])])
 def test_a_step_stays_on_the_device(device):
     for source in ("shuffled loader", "dataset"):
         lagrangian = problem(SOURCES[source](columns())).compile(device=device)

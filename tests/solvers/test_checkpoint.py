@@ -220,7 +220,7 @@ def well():
 
 
 def test_a_run_that_leaves_a_saddle_goes_on_exactly(tmp_path):
-    options = {"progress": False}
+    options = {"progress": False, "inner": 30}
     problem, w = well()
     whole = problem.solve("augmented", **options)
     assert abs(w.value[0]) == pytest.approx(1, abs=1e-6)
@@ -353,7 +353,7 @@ def equal(a, b):
     return type(a) is type(b) and a == b
 
 
-STEP = {"0.lagrangian._seen.batches", "0.lagrangian._seen.estimate", "0.sampler.last"}
+STEP = {"0.lagrangian.seen.batches", "0.lagrangian.seen.estimate", "0.sampler.last"}
 """What a step makes anew."""
 
 
