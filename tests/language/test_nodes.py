@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 
 import pytest
 import torch
@@ -84,6 +85,29 @@ def _other(value):
     if isinstance(value, tuple):
         return (*value, *value) or (n.Constant(1),)
     return 99 if not isinstance(value, str) else value + "x"
+
+
+def test_equal_numbers_and_types_of_a_line_are_one_object(space):
+    values = (1, 1.0, True, 0.0, -0.0, 0.5)
+    found = [[(space.t + value).node.args[1] for value in values] for _ in range(2)]
+    for first, second, value in zip(*found, values, strict=True):
+        assert first is second
+        assert repr(first.value) == repr(value)
+    assert len(set(found[0])) == len(values)
+    assert (space.D.y > 0).type is (space.D.q > 1).type
+    here, there = (space.t + 0.5).node.args[1], \
+        (space.t + 0.5).node.args[1]  # fmt: skip
+    assert here == there
+    assert here.loc != there.loc
+
+
+def test_a_copy_through_pickle_hashes_alike():
+    node = n.Apply("add", (n.Constant(1.5), n.Constant(2)), loc=Location("here.py", 7))
+    known = hash(node)
+    again = pickle.loads(pickle.dumps(node))
+    assert again == node
+    assert hash(again) == known
+    assert again.loc == node.loc
 
 
 def test_nodes_are_frozen(nodes):
