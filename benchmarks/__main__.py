@@ -56,7 +56,6 @@ def steps(
         return D.rows(index[next(place) % len(index)])
 
     if graph != "off":
-        lagrangian.refresh()
         made = lagrangian.training_step(optimizer, graph)
         return lambda: made(following())
 

@@ -35,10 +35,16 @@ def _seconds(work: Callable[[], None], repeats: int) -> float:
 
 
 def alternate(
-    work: Callable[[], None], base: Callable[[], None], *, rounds: int = 7, repeats: int = 100
+    work: Callable[[], None],
+    base: Callable[[], None],
+    *,
+    rounds: int = 7,
+    repeats: int = 100,
+    untimed: bool = True,
 ) -> Ratio:
-    """Times `work` against `base`; one untimed round first."""
-    _seconds(work, repeats // 4 + 1)
-    _seconds(base, repeats // 4 + 1)
+    """Times `work` against `base`; one untimed round first, unless the first calls are to be counted."""
+    if untimed:
+        _seconds(work, repeats // 4 + 1)
+        _seconds(base, repeats // 4 + 1)
     ratios = [_seconds(work, repeats) / _seconds(base, repeats) for _ in range(rounds)]
     return Ratio(statistics.median(ratios), min(ratios), max(ratios))

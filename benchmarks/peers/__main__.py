@@ -26,6 +26,7 @@ def cases(seeds: int) -> dict[str, Callable[[], Table]]:
     """What can be measured, by name."""
     return {
         "steps": steps.few,
+        "loops": steps.loops,
         "rows": steps.rows,
         "groups": steps.groups,
         "groups-all-rows": steps.full_groups,

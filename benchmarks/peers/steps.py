@@ -20,10 +20,10 @@ import constrain as cn
 from benchmarks.__main__ import BATCH, ROWS, network, sample, steps
 from benchmarks.peers.loops import Evaluated, cooper_step, human_step
 from benchmarks.peers.table import Table, ratio
-from benchmarks.timing import alternate
+from benchmarks.timing import Ratio, alternate
 from constrain import E, forall
 
-__all__ = ["few", "full_groups", "groups", "rows", "work"]
+__all__ = ["few", "full_groups", "groups", "loops", "rows", "work"]
 
 LEVEL = 0.45
 """Bound of the mean predicted share in each group; about half are positive, so that it binds."""
@@ -198,6 +198,33 @@ def few(rounds: int = 7, repeats: int = 100, chosen: tuple[str, ...] = FEW) -> T
                 step = Counted(plain(net, batches(D, BATCH), fused="fused" in who))
             found = alternate(step, base, rounds=rounds, repeats=repeats)
             table.add(who, str(count), ratio(found), str(step.times), *reached(D, net, count))
+    return table
+
+
+LOOPS = (
+    "ours, one by one, in Python",
+    "ours, one by one, recorded",
+    "Cooper, one vector, in Python",
+    "humancompatible-train, one vector, in Python",
+)
+
+
+def loops(rounds: int = 7, lengths: tuple[int, ...] = (100, 326, 1_000), count: int = 5) -> Table:
+    """Whole loops from their first step, with the recording in them: do short ones pay for it?"""
+    table = Table("loops", ("loop", "constraints", "time / plain", "steps", "loss", "violation"))
+    D = sample(count)
+    for length in lengths:
+        for who in LOOPS:
+            if _missing(table, who):
+                continue
+            ratios: list[float] = []
+            for k in range(rounds + 1):  # the first one imports what torch imports late
+                net, other = network(), network()
+                step, base = work(who, net, D, count, BATCH), plain(other, batches(D, BATCH))
+                found = alternate(step, base, rounds=1, repeats=length, untimed=False)
+                ratios += [found.median] if k else []
+            spread = Ratio(statistics.median(ratios), min(ratios), max(ratios))
+            table.add(who, str(count), ratio(spread), str(length), *reached(D, net, count))
     return table
 
 
