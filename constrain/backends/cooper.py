@@ -173,7 +173,8 @@ class CompiledProblem(cooper.ConstrainedMinimizationProblem):
         """
         batches = self.lagrangian.batches(batch)
         estimate = self.lagrangian.estimator(batches)
-        self.lagrangian.estimator.learn(*estimate.moments)
+        primal, exact = estimate.moments
+        self.lagrangian.estimator.learn(primal, exact, batches)
         named = dict(self.named_constraints())
         observed = {
             named[part.key]: self._averaged(i, part, estimate)

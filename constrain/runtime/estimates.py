@@ -35,6 +35,7 @@ from constrain.lowering.degree import degree
 from constrain.lowering.dependence import depends_on_decisions
 from constrain.runtime.affine import affine_terms
 from constrain.runtime.layout import Layout
+from constrain.runtime.visits import BySizes, sizes, visit_weight
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -187,6 +188,7 @@ class Estimator(nn.Module):
         places = {m: i for i, m in enumerate(program.moments)}
         self._used = [{places[m] for m in _moments(root)} for root in roots]
         self._views: dict[str, tuple[Tensor, list[Tensor]]] = {}
+        self._learned = BySizes()
         exact = evaluator.moments("exact")
         self.shapes: list[torch.Size] = [m.shape for m in exact]
         self._sizes = [shape.numel() for shape in self.shapes]
@@ -337,16 +339,29 @@ class Estimator(nn.Module):
 
     def rarity(self) -> Tensor:
         """(terms,) the sum of squared factors over shares of rows, of the averages in each affine term."""
-        evaluator, shares = self.evaluator, list[Tensor]()
-        for moment, shape in zip(evaluator.program.moments, self.shapes, strict=True):
-            population = evaluator.populations[moment.data]
+        affine = self._affine
+        found = torch.zeros_like(self._constant)
+        each = affine.values.square() / self.flat(self._shares()).to(found)[affine.columns]
+        return found.index_add(0, affine.rows, each)
+
+    def _shares(self) -> list[Tensor]:
+        """Per moment the share of rows in each of its averages, flat."""
+        shares = list[Tensor]()
+        for moment, shape in zip(self.evaluator.program.moments, self.shapes, strict=True):
+            population = self.evaluator.populations[moment.data]
             share = population.stratum(moment.given, moment.by).counts / population.rows
             wide = share.reshape((*share.shape, *(1,) * (len(shape) - share.dim())))
             shares.append(wide.expand(shape).reshape(-1).clamp(min=1 / population.rows))
-        affine = self._affine
-        found = torch.zeros_like(self._constant)
-        each = affine.values.square() / self.flat(shares).to(found)[affine.columns]
-        return found.index_add(0, affine.rows, each)
+        return shares
+
+    def samples(self) -> list[str]:
+        """The sample of each term; empty where it has several, or none."""
+        found = [""] * self.layout.size
+        for position, places in self.layout.places.items():
+            names = self._samples[position]
+            for place in places.tolist() if len(names) == 1 else ():
+                found[place] = next(iter(names))
+        return found
 
     def _plan(self, whole: frozenset[str]) -> dict[Kind, tuple[int, ...]]:
         """Positions of the other terms by estimator, when these samples are given as a whole."""
@@ -440,11 +455,32 @@ class Estimator(nn.Module):
             if key in destination:
                 destination[key] = destination[key].clone()  # a snapshot is a copy
 
-    def learn(self, primal: Tensor, exact: Tensor) -> None:
-        """Moves the running averages towards those of a batch, as vectors."""
-        self.exact.lerp_(exact.to(self.exact.dtype), LEARN)
+    def learn(self, primal: Tensor, exact: Tensor, batches: Mapping[str, Rows]) -> None:
+        """Moves the running averages towards those of batches, as vectors."""
+        weights = self.weights(batches)
+        self.exact.lerp_(exact.to(self.exact.dtype), weights)
         if self.rates:
-            self.primal.lerp_(primal.to(self.primal.dtype), LEARN)
+            self.primal.lerp_(primal.to(self.primal.dtype), weights)
+
+    def weights(self, batches: Mapping[str, Rows]) -> Tensor | float:
+        """(averages,) weights of batches in the running averages, or one: less in those of rare groups.
+
+        On a batch of B rows a row of a group with share p counts 1 / (B p) times in the group's average. With
+        one weight for all, a visit of a rare group would move its average beyond the row's value.
+        """
+        key = sizes(batches)
+        known = self._learned.made.get(key)
+        if known is None:
+            found: list[Tensor] = []
+            for moment, share in zip(self.evaluator.program.moments, self._shares(), strict=True):
+                rows = batches[moment.data.name]
+                least = rows.count / self.evaluator.rows_of(moment.data.name)
+                own = visit_weight(share * rows.count, least, LEARN)
+                found.append(own if rows.weight is None else torch.full_like(own, LEARN))
+            flat = self.flat(found).to(self.exact)
+            alike = flat.is_meta or bool((flat >= LEARN * (1 - 1e-6)).all())
+            known = self._learned.made[key] = LEARN if alike else flat
+        return known
 
     @torch.no_grad()
     def observe(self, exact: Sequence[Tensor]) -> None:

@@ -16,7 +16,6 @@ How large the steps are is measured on the data (`steps.py`).
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -30,9 +29,11 @@ from constrain.runtime.estimates import Estimator
 from constrain.runtime.graph import TrainingStep
 from constrain.runtime.largest import WEIGHT_STEP, Largest, on_simplex
 from constrain.runtime.multipliers import function_values, over_distribution
+from constrain.runtime.rare import Rare
 from constrain.runtime.slacks import Slacks
 from constrain.runtime.state import MultiplierState
 from constrain.runtime.steps import FASTER, LEAST_PACE, SLOWER, Scales
+from constrain.runtime.visits import BySizes, sizes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -92,7 +93,7 @@ class Lagrangian(MultiplierState):
         self.rule: Ascent | None = None
         self.past: dict[str, Tensor] = {}  # what the rule remembers
         self._share = 0.0
-        self._crowded = 1  # the largest number of entries that are scaled together
+        self._rare = BySizes()
         self._turn = self.slacks.turn(self._place)
         self._weighted = self.largest.places(self._place)
         tensors = self.moved(evaluator.decisions.tensors)
@@ -194,7 +195,7 @@ class Lagrangian(MultiplierState):
         seen.batches = self.batches(batch)
         estimate = seen.estimate = self.estimator.forward(seen.batches)
         if learn:
-            self.estimator.learn(*estimate.moments)
+            self.estimator.learn(*estimate.moments, seen.batches)
         return estimate
 
     def value(self, estimate: Estimate) -> Tensor:
@@ -222,6 +223,8 @@ class Lagrangian(MultiplierState):
         """Makes what is made on first use, and changes nothing else."""
         self.value(self.evaluate(batch, learn=False))
         self._turned(self.values, self.scales)
+        self.estimator.weights(self._seen.batches)
+        self._rare_of(self._seen.batches)
         self.forget()
 
     def _turned(self, moved: Tensor, steps: Tensor) -> Tensor:
@@ -282,26 +285,30 @@ class Lagrangian(MultiplierState):
         self._seen.weight = self._seen.weight * self.memory + 1 - self.memory
         if len(self.values):
             residual = estimate.exact_terms[1:]
-            self.running.lerp_(residual, 1 - self.memory)
-            self.move(residual, self._batch_rows())
+            rare = self._rare_of(self._seen.batches)
+            if rare and not self.settled:  # from the averages that the estimator starts with
+                self._replace(self.estimator.terms(self.estimator.running("exact"))[1:], None)
+            if rare:
+                self.move(rare.follow(self.running, residual), rare)
+            else:
+                self.running.lerp_(residual, 1 - self.memory)
+                self.move(residual)
         for i in self._tables:
             self._ascend_rows(i, self._row_part(i), estimate.rows[i])
         self.follow(self._seen.batches)
 
     @torch.no_grad()
-    def move(self, residual: Tensor, rows: float = math.inf) -> None:
+    def move(self, residual: Tensor, rare: Rare | None = None) -> None:
         """One step of the averages' multipliers along residuals.
-
-        Where more entries than rows are scaled together, most residuals are noise, and where they are clipped
-        at 0 noise makes multipliers: then steps are as much smaller.
 
         Args:
             residual: (entries,), in the order of the parts.
-            rows: number of rows that they are estimated from; infinite for exact ones.
+            rare: the rare entries that these are residuals of.
         """
         values, steps = self.values, self.scales * self.pace
-        if rows < self._crowded:
-            steps = steps * (rows / self.crowd).clamp(max=1.0)
+        if rare is not None:
+            moved = torch.maximum(values + steps * self.rate * residual, self.low)
+            steps = rare.joined(steps, moved.sign().abs(), self.most, self.limits)
         if self.rule is None:
             values.addcmul_(steps * self.rate, residual)
         else:
@@ -311,9 +318,13 @@ class Lagrangian(MultiplierState):
         if self._turn is not None or self._weighted:
             values.copy_(self._turned(values, self.rate * steps))
 
-    def _batch_rows(self) -> float:
-        """Rows of the last batch; infinite where it was all of them."""
-        return min((r.count for r in self._seen.batches.values() if not r.whole), default=math.inf)
+    def _rare_of(self, batches: Mapping[str, Rows]) -> Rare:
+        """The entries of which batches like these have few rows."""
+        key = (self.memory, *sizes(batches))
+        if key not in self._rare.made:
+            blocks = [] if self.values.is_meta else self._scales.together(self.largest.parts)
+            self._rare.made[key] = Rare(self.estimator, blocks, batches, 1 - self.memory)
+        return self._rare.made[key]
 
     def _ascend_rows(self, i: int, part: Part, values: RowValues) -> None:
         """A step of the multipliers of the rows in the batch; no other row is touched."""
@@ -429,9 +440,7 @@ class Lagrangian(MultiplierState):
             with torch.no_grad():
                 self.spread[places] = spread.to(self.spread)
                 self.scales[places] = scale.steps.to(self.scales)
-                together = 1 if block.apart else len(places)
-                self.crowd[places] = float(together)
-                self._crowded = max(self._crowded, together)
+                self.most[places] = scale.most.to(self.most)
                 self.limits[places] = scale.largest.to(self.limits)
                 if first in self.largest.parts:  # weights have no unit: only differences of values count
                     self.scales[places] = self.limits[places] = WEIGHT_STEP / float(scale.quietest[0])

@@ -108,7 +108,7 @@ class MultiplierState(nn.Module):
     before: Tensor
     low: Tensor
     spread: Tensor
-    crowd: Tensor
+    most: Tensor
     one: Tensor
     row_scales: Tensor
     row_spreads: Tensor
@@ -150,7 +150,7 @@ class MultiplierState(nn.Module):
             "before": torch.zeros(count),  # exact residuals at the last pass
             "low": torch.from_numpy(low),
             "spread": torch.ones(count),  # standard deviations of one row's contributions
-            "crowd": torch.ones(count),  # number of entries that are scaled together
+            "most": torch.ones(count),  # how much faster than together with others an entry may be by itself
             "one": torch.ones(1),
             "row_scales": torch.ones(len(self.parts)),
             "row_spreads": torch.ones(len(self.parts)),  # of constraints per row

@@ -21,7 +21,7 @@ from torch import Tensor
 from constrain.runtime.largest import Largest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from numpy.typing import NDArray
 
@@ -57,6 +57,7 @@ class Scale:
         spread: (parts,) standard deviation of one row's contribution, over all entries of a part: the unit of
             violations.
         quietest: (parts,) that of the entry with the least.
+        most: how much faster than with all others an entry may be by itself.
     """
 
     block: Block
@@ -64,6 +65,7 @@ class Scale:
     largest: Tensor
     spread: NDArray[np.float64]
     quietest: NDArray[np.float64]
+    most: Tensor
 
 
 @dataclass
@@ -114,6 +116,18 @@ class Scales:
         self._objective = 0.0
         self._blocks: list[Block] | None = None
 
+    @property
+    def blocks(self) -> list[Block]:
+        """All parts, in blocks."""
+        if self._blocks is None:
+            self._blocks = _joined(self.estimator)
+        return self._blocks
+
+    def together(self, without: Collection[int]) -> list[Block]:
+        """The blocks of several averages that are scaled together, but for those of some parts."""
+        own = (b for b in self.blocks if b.first.rows is None and not b.apart and len(b.terms) > 1)
+        return [b for b in own if int(b.parts[0]) not in without]
+
     def measure(self, generator: torch.Generator | None, rows: int, batches: int) -> list[Scale]:
         """The scales of all parts, block by block, on a sample of the data.
 
@@ -125,15 +139,14 @@ class Scales:
         populations = self.evaluator.populations
         sample = {data.name: p.some(min(rows, p.rows), generator) for data, p in populations.items()}
         estimate = self.estimator(sample)
-        if self._blocks is None:
-            self._blocks = _joined(self.estimator)
+        blocks = self.blocks
         self._objective = max(self._objective, self._norm(self._minimized(estimate)))
         least = min((p.rows for p in populations.values()), default=rows)
-        signed = [self._signed(block, estimate, generator) for block in self._blocks]
-        spreads = self._spreads(self._blocks, min(rows, least), batches, generator)
+        signed = [self._signed(block, estimate, generator) for block in blocks]
+        spreads = self._spreads(blocks, min(rows, least), batches, generator)
         rare = self.estimator.rarity()
         found: list[Scale] = []
-        for block, entries, (spread, rounding) in zip(self._blocks, signed, spreads, strict=True):
+        for block, entries, (spread, rounding) in zip(blocks, signed, spreads, strict=True):
             if block.apart:
                 found.append(self._scaled_apart(block, entries, spread, rounding))
                 continue
@@ -167,14 +180,16 @@ class Scales:
             pooled = max(pooled, LEAST_SPREAD * block.widest)
             block.widest = max(pooled, block.widest)
             step = units.new_tensor([objective / (slope * pooled)])
-            return Scale(block, step, step, _given(block, pooled), np.array([pooled]))
+            return Scale(block, step, step, _given(block, pooled), np.array([pooled]), torch.ones_like(step))
         quietest = float(units.min())
         factors = block.factors.to(units)
         steps = objective * quietest / (slope * units.square())
-        steps = self._together(block, steps, units, estimate) / factors.square()
+        slower = self._slower(block, steps, units, estimate)
+        steps = steps * slower / factors.square()
         largest = objective / (slope * quietest) / factors.square()
         each = factors.cpu().numpy() if len(block.parts) > 1 else np.ones(1)
-        return Scale(block, steps, largest, _given(block, pooled * each), quietest * each)
+        most = torch.full_like(steps, 1 / slower)
+        return Scale(block, steps, largest, _given(block, pooled * each), quietest * each, most)
 
     def _scaled_apart(self, block: Block, entries: Tensor, spread: Tensor, rounding: Tensor) -> Scale:
         """The same for each entry as if its constraint were alone."""
@@ -185,7 +200,7 @@ class Scales:
         units = block.units = units if block.units is None else torch.maximum(units, block.units / 2)
         steps = (self._objective or 1.0) / (slope * units)
         each = units.cpu().numpy()
-        return Scale(block, steps, steps, _given(block, each), each)
+        return Scale(block, steps, steps, _given(block, each), each, torch.ones_like(steps))
 
     def _slopes(self, entries: Tensor, spread: Tensor, rounding: Tensor) -> Tensor:
         """(entries,) length of the gradient of each.
@@ -207,23 +222,22 @@ class Scales:
             found[own] = unit[own] * each
         return found
 
-    def _together(self, block: Block, steps: Tensor, units: Tensor, estimate: Estimate) -> Tensor:
-        """Steps with which the entries together are not much faster than their mean would be by itself.
+    def _slower(self, block: Block, steps: Tensor, units: Tensor, estimate: Estimate) -> float:
+        """What steps shrink by, so that all together are not much faster than their mean would be by itself.
 
         Where K entries are violated alike, K steps add up, and the largest are in proportion to the spread of
         an entry, which for K groups is the square root of K times that of all rows. The mean is that with
         weights 1 / spread^2, as the steps are: it moves by their sum.
         """
         if len(units) < 2:
-            return steps
+            return 1.0
         weights = units.square().reciprocal()
         spread = float(weights.sum()) ** -0.5
         entries = estimate.terms[block.terms] / block.factors
         mean = self._norm(torch.dot((weights / weights.sum()).to(entries), entries))
         block.common = max(block.common / 2, mean)
-        if block.common * spread * float(steps.sum()) <= MANY * (self._objective or 1.0):
-            return steps
-        return steps * (MANY * (self._objective or 1.0) / (block.common * spread * float(steps.sum())))
+        together = block.common * spread * float(steps.sum()) / (self._objective or 1.0)
+        return min(1.0, MANY / together) if together > 0 else 1.0
 
     def _norm(self, scalar: Tensor) -> float:
         """Length of a gradient."""

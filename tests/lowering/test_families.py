@@ -319,7 +319,7 @@ def test_scales_are_those_apart_in_any_units(name, monkeypatch):
 
     one, many = (scales_of(written(units), least, monkeypatch) for least in (16, 10**9))
     assert [len(e.evaluator.program.forms.families) for e in (one, many)] == [1, 0]
-    for key in ("scales", "limits", "spread", "crowd"):
+    for key in ("scales", "limits", "spread", "most"):
         torch.testing.assert_close(getattr(one, key), getattr(many, key), atol=0, rtol=1e-12)
     assert one.spreads == pytest.approx(many.spreads, rel=1e-12)
     same = scales_of(written(lambda _: 1.0), 16, monkeypatch)

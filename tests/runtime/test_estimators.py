@@ -148,7 +148,8 @@ def test_running_averages_learn_from_batches_and_from_exact_passes(kit):
     moved = evaluator.moments("exact")
     generator = torch.Generator().manual_seed(0)
     for _ in range(300):
-        estimator.learn(*estimator(uniform(evaluator, 64, generator)).moments)
+        batches = uniform(evaluator, 64, generator)
+        estimator.learn(*estimator(batches).moments, batches)
     for before, after, target in zip(exact, estimator.running("exact"), moved, strict=True):
         assert (after - target).abs().max() < 0.3 * (before - target).abs().max() + 0.02
     estimator.observe(moved)
