@@ -98,10 +98,12 @@ class RecordedStep:
         if not self.replayed.ready:
             self._confirm(batch, packed, arguments)
         try:
-            return self.replayed(arguments)
+            found = self.replayed(arguments)
         except Exception:  # of torch, in the words of single operations
             self.lagrangian.evaluate(batch, learn=False)  # says which expression fails on which rows
             raise
+        self.lagrangian.count()
+        return found
 
     def look(self) -> None:
         """Has the step recorded anew where tensors have moved (a state was loaded) or numbers changed."""
@@ -109,8 +111,9 @@ class RecordedStep:
             self.replayed.drop()
 
     def _rates(self) -> Tensor:
-        """What changes from step to step: the multipliers' rate and the learning rates."""
-        rates = [self.lagrangian.rate, *(float(group["lr"]) for group in self.optimizer.param_groups)]
+        """What changes from step to step: the multipliers' rate and gain, and the learning rates."""
+        own = self.lagrangian.rate, self.lagrangian.raised
+        rates = [*own, *(float(group["lr"]) for group in self.optimizer.param_groups)]
         values = self.lagrangian.values
         return torch.tensor(rates, dtype=values.dtype, device=values.device)
 
@@ -149,9 +152,9 @@ class RecordedStep:
         def step(rates: Tensor, *tensors: Tensor) -> Any:
             remembered = self._remembered()
             self.lagrangian.forget()
-            self.lagrangian.rate = rates[0]
+            self.lagrangian.rate, self.lagrangian.recorded = rates[0], rates[1]
             for i, group in enumerate(self.optimizer.param_groups):
-                group.update({k: False for k in plain if k in group}, lr=rates[i + 1])
+                group.update({k: False for k in plain if k in group}, lr=rates[i + 2])
             found = self.step(unpacked(self.lagrangian.evaluator, batch, tensors))
             self.optimizer.zero_grad(set_to_none=True)
             self._in_place(remembered)
@@ -185,7 +188,7 @@ class RecordedStep:
         past = dict(lagrangian.past)
         for t in lagrangian.evaluator.decisions.tensors:
             t.grad = None
-        lagrangian.follows = False
+        lagrangian.follows, seen = False, lagrangian.seen.weight
         try:
             yield
         finally:
@@ -193,6 +196,7 @@ class RecordedStep:
             lagrangian.past.clear()
             lagrangian.past.update(past)
             lagrangian.rate, lagrangian.follows = rate, follows
+            lagrangian.recorded, lagrangian.seen.weight = None, seen
             for group, before in zip(optimizer.param_groups, groups, strict=True):
                 group.update(before)
             optimizer.state.clear()
@@ -202,25 +206,32 @@ class RecordedStep:
 class TrainingStep:
     """One training step of a loop of one's own: gradient, optimizer, multipliers.
 
-        step = lagrangian.training_step(optimizer, graph="compiled")
+        step = lagrangian.training_step(optimizer)
         for index in batches:
             loss = step(D.rows(index))
 
     It does what `loss = lagrangian(batch); optimizer.zero_grad(); loss.backward(); optimizer.step();
-    lagrangian.ascend()` does. The first steps are made in Python, until the optimizer has its state and the
-    running residuals have settled (a pass over the data, or some 400 steps).
+    lagrangian.ascend()` does. The first step is made in Python, so that the optimizer has its state.
+
+    Attributes:
+        graph: what makes the recorded steps; None where they are made in Python.
     """
 
     def __init__(
-        self, lagrangian: Lagrangian, optimizer: torch.optim.Optimizer, graph: Mode | Literal["off"]
+        self,
+        lagrangian: Lagrangian,
+        optimizer: torch.optim.Optimizer,
+        graph: Mode | Literal["auto", "off"] = "auto",
     ) -> None:
-        if graph not in ("off", "recorded", "compiled"):  # pyright: ignore[reportUnnecessaryContains]
-            fix = 'one of "off", "recorded", "compiled"'
+        if graph not in ("auto", "off", "recorded", "compiled"):  # pyright: ignore[reportUnnecessaryContains]
+            fix = 'one of "auto", "off", "recorded", "compiled"'
             raise ModelingError("E141", f"no graph is called {graph!r}", fix=fix)
         check_optimizer(optimizer, "the optimizer of a training step")
         self.lagrangian = lagrangian
         self.optimizer = optimizer
-        self.graph = None if graph == "off" else RecordedStep(lagrangian, optimizer, self._step, graph)
+        mode: Mode = "compiled" if graph == "compiled" else "recorded"
+        own = RecordedStep(lagrangian, optimizer, self._step, mode, strict=graph != "auto")
+        self.graph = None if graph == "off" else own
         self._count = 0
 
     def __call__(self, batch: Batches) -> Tensor:
@@ -233,20 +244,23 @@ class TrainingStep:
             The Lagrangian on the batch before the step, detached.
 
         Raises:
-            ModelingError: E207 when the step cannot be recorded; E140 as for the Lagrangian.
+            ModelingError: E207 when the step was to be recorded and cannot be; E140 as for the Lagrangian.
         """
         lagrangian = self.lagrangian
         lagrangian.evaluator.follow_parameters()
         rows = lagrangian.batches(batch)
         self._count += 1
-        if self.graph is None or self._count == 1 or not lagrangian.settled:
+        if self.graph is None or self._count == 1:
             return self._step(rows)
         if self._count % LOOK == 0:
             self.graph.look()
         try:
             loss = self.graph(rows)
         except NotRecorded as reason:
-            raise cannot_be(self.graph.mode, reason) from reason
+            if self.graph.strict:
+                raise cannot_be(self.graph.mode, reason) from reason
+            self.graph = None
+            return self._step(rows)
         lagrangian.follow(rows)
         return loss
 

@@ -88,6 +88,7 @@ class Lagrangian(MultiplierState):
         self.slacks = Slacks(evaluator)
         self.slacks.clear()
         self.largest = Largest(evaluator)
+        self.recorded: Tensor | None = None  # in the place of `raised`, while a step is recorded
         self.follows = False
         self.classical = False
         self.rule: Ascent | None = None
@@ -157,14 +158,23 @@ class Lagrangian(MultiplierState):
 
     def forget(self) -> None:
         """Drops what was kept of the last batch, and what was made of tensors that may have been replaced."""
-        self._seen.estimate = None
-        self._seen.batches = {}
+        self.seen.estimate = None
+        self.seen.batches = {}
         self.estimator.forget()
 
     @property
     def settled(self) -> bool:
         """Whether the running residuals stand for all data, so that a step depends on tensors alone."""
-        return self._seen.weight > 1 - 1e-9
+        return self.seen.weight > 1 - 1e-9
+
+    @property
+    def raised(self) -> float:
+        """The gain of running residuals that have not seen all data yet: over the weight of what they saw."""
+        return self.gain / max(self.seen.weight, 1e-8)
+
+    def count(self) -> None:
+        """One more batch is in the running residuals."""
+        self.seen.weight = self.seen.weight * self.memory + 1 - self.memory
 
     # ---------------------------------------------------------------------------------------- forward
     def estimate(self, batch: Batches) -> Estimate:
@@ -191,7 +201,7 @@ class Lagrangian(MultiplierState):
             learn: the running averages move towards those of the batch.
         """
         self.evaluator.follow_parameters()
-        seen = self._seen
+        seen = self.seen
         seen.batches = self.batches(batch)
         estimate = seen.estimate = self.estimator.forward(seen.batches)
         if learn:
@@ -209,12 +219,12 @@ class Lagrangian(MultiplierState):
         """The weights of all terms: 1 for the objective, then the multipliers that the primal sees."""
         moved, low = self.values, self.low
         if self.gain and len(self.values):  # integral plus proportional part
-            part, error = self.gain / max(self._seen.weight, 1e-8), self.running
+            part, error = self.raised if self.recorded is None else self.recorded, self.running
             if not self.memory:
                 part, error = self.gain, estimate.exact_terms[1:]
             if self.classical:
                 error = torch.maximum(error, low)
-            moved = torch.addcmul(moved, self.scales, error, value=part)
+            moved = torch.addcmul(moved, self.scales, error, value=part)  # type: ignore[arg-type]
             moved = torch.maximum(moved, low, out=moved)
             moved = self._turned(moved, self.gain * self.scales)
         return torch.cat([self.one, moved])
@@ -222,9 +232,9 @@ class Lagrangian(MultiplierState):
     def warm(self, batch: Batches) -> None:
         """Makes what is made on first use, and changes nothing else."""
         self.value(self.evaluate(batch, learn=False))
+        self.estimator.weights(self.seen.batches)
         self._turned(self.values, self.scales)
-        self.estimator.weights(self._seen.batches)
-        self._rare_of(self._seen.batches)
+        self._rare_of(self.seen.batches)
         self.forget()
 
     def _turned(self, moved: Tensor, steps: Tensor) -> Tensor:
@@ -247,7 +257,7 @@ class Lagrangian(MultiplierState):
 
     def _rows(self, part: Part) -> Rows:
         assert part.rows is not None  # constraints per row only
-        return self._seen.batches[part.rows.name]
+        return self.seen.batches[part.rows.name]
 
     def _row_multipliers(self, part: Part, rows: Rows) -> Tensor:
         if part.constraint in self.functions:
@@ -277,15 +287,15 @@ class Lagrangian(MultiplierState):
         Raises:
             ModelingError: E140 when nothing was evaluated since the last call.
         """
-        estimate = self._seen.estimate
+        estimate = self.seen.estimate
         if estimate is None:
             fix = "loss = lagrangian(batch) first"
             raise ModelingError("E140", "ascend() without a forward before it", fix=fix)
-        self._seen.estimate = None
-        self._seen.weight = self._seen.weight * self.memory + 1 - self.memory
+        self.seen.estimate = None
+        self.count()
         if len(self.values):
             residual = estimate.exact_terms[1:]
-            rare = self._rare_of(self._seen.batches)
+            rare = self._rare_of(self.seen.batches)
             if rare and not self.settled:  # from the averages that the estimator starts with
                 self._replace(self.estimator.terms(self.estimator.running("exact"))[1:], None)
             if rare:
@@ -295,7 +305,7 @@ class Lagrangian(MultiplierState):
                 self.move(residual)
         for i in self._tables:
             self._ascend_rows(i, self._row_part(i), estimate.rows[i])
-        self.follow(self._seen.batches)
+        self.follow(self.seen.batches)
 
     @torch.no_grad()
     def move(self, residual: Tensor, rare: Rare | None = None) -> None:
@@ -360,7 +370,7 @@ class Lagrangian(MultiplierState):
 
     def _replace(self, residuals: Tensor, moments: list[Tensor] | None) -> None:
         """`observe`, of the residuals of averages as one vector."""
-        self._seen.weight = 1.0
+        self.seen.weight = 1.0
         found = residuals.to(self.running)
         self._adapt(found)
         self.running.copy_(found)
@@ -394,14 +404,17 @@ class Lagrangian(MultiplierState):
             self.refresh()
 
     def training_step(
-        self, optimizer: torch.optim.Optimizer, graph: Literal["off", "recorded", "compiled"] = "recorded"
+        self,
+        optimizer: torch.optim.Optimizer,
+        graph: Literal["auto", "off", "recorded", "compiled"] = "auto",
     ) -> TrainingStep:
         """A whole training step as one callable, recorded once: without most of Python's time per step.
 
         Args:
             optimizer: of the decisions; of `torch.optim`, whose learning rates may change between steps.
-            graph: "recorded" replays the operations of a step; "compiled" has torch's compiler join them,
-                which takes up to a minute; "off" makes every step in Python.
+            graph: "recorded" replays the operations of a step, and "auto" does where a step can be recorded;
+                "compiled" has torch's compiler join them, which takes up to a minute; "off" makes every step
+                in Python.
 
         Raises:
             ModelingError: E141 for another word, or what is no optimizer of torch.

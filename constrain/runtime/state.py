@@ -121,7 +121,7 @@ class MultiplierState(nn.Module):
         self.parts: Sequence[Part] = evaluator.program.parts
         self.estimator = estimator
         self.functions = nn.ModuleDict(dict(functions))
-        self._seen = Seen()
+        self.seen = Seen()
         self._layout(part_shapes(evaluator))
 
     def _layout(self, shapes: list[tuple[int, ...]]) -> None:
@@ -203,7 +203,7 @@ class MultiplierState(nn.Module):
                 if part.constraint not in self.functions:
                     destination[f"{prefix}multiplier:{part.key}"] = self.table(part).detach().clone()
         destination[f"{prefix}weight"] = torch.tensor(
-            self._seen.weight, dtype=torch.float32, device=self.values.device
+            self.seen.weight, dtype=torch.float32, device=self.values.device
         )
 
     def _load_from_state_dict(
@@ -247,7 +247,7 @@ class MultiplierState(nn.Module):
     def _restore(self, key: str, value: Tensor) -> None:
         """Puts one entry of a state dict back."""
         if key == "weight":
-            self._seen.weight = float(value)
+            self.seen.weight = float(value)
             return
         name, _, part_key = key.partition(":")
         part = self._row_parts.get(part_key)

@@ -11,6 +11,7 @@ import constrain as cn
 from constrain import E, P, forall
 from constrain.errors import ModelingError
 from constrain.runtime.ascent import NuPI
+from constrain.runtime.graph import TrainingStep
 from constrain.solvers import primal_dual
 from constrain.solvers.schemes import Penalty
 
@@ -371,7 +372,7 @@ def test_the_culprit_is_named_in_recorded_steps_too():
 
 
 # --------------------------------------------------------------------------------- loops of one's own
-def looped(build, graph, change=None, steps=60):
+def looped(build, graph, change=None, steps=60, *, refreshed=True):
     problem = build()
     lagrangian = problem.compile(seed=0)
     net = lagrangian.evaluator.program.models[0].module
@@ -381,7 +382,8 @@ def looped(build, graph, change=None, steps=60):
     D = next(iter(lagrangian.evaluator.populations))
     order = torch.randperm(300, generator=torch.Generator().manual_seed(4)).repeat(20)
     losses: list[float] = []
-    lagrangian.refresh()
+    if refreshed:
+        lagrangian.refresh()
     for k in range(steps):
         batch = D.rows(order[50 * k : 50 * k + (50 if k != 40 else 13)])
         if step is None:
@@ -419,6 +421,19 @@ def test_a_loop_of_ones_own(build, change, graph):
         np.testing.assert_allclose(own_state[key], value, rtol=1e-8, atol=1e-10, err_msg=key)
 
 
+@pytest.mark.parametrize("build", [groups, rates])
+def test_a_loop_is_recorded_before_its_running_residuals_have_seen_all_data(build, monkeypatch):
+    plain, state = looped(build, None, refreshed=False)
+    steps = []
+    step = TrainingStep._step
+    monkeypatch.setattr(TrainingStep, "_step", lambda self, batch: steps.append(0) or step(self, batch))
+    own, own_state = looped(build, "recorded", refreshed=False)
+    assert len(steps) < 10  # the first, those that are compared, and the smaller batch
+    np.testing.assert_allclose(own, plain, rtol=1e-9)
+    for key, value in state.items():
+        np.testing.assert_allclose(own_state[key], value, rtol=1e-8, atol=1e-10, err_msg=key)
+
+
 def test_a_parameter_may_change_in_the_loop():
     def build():
         D, s, loss = scored()
@@ -430,6 +445,16 @@ def test_a_parameter_may_change_in_the_loop():
     own, _ = looped(build, "recorded", raised)
     np.testing.assert_allclose(own, plain, rtol=1e-9)
     assert not np.allclose(still, plain)
+
+
+def test_a_loop_that_cannot_be_recorded_goes_on_in_python():
+    plain, state = looped(lambda: groups(Branching()), None)
+    own, own_state = looped(lambda: groups(Branching()), "auto")
+    assert own == plain
+    for key, value in state.items():
+        assert torch.equal(own_state[key], value), key
+    with pytest.raises(ModelingError, match=r"E207.*depends on the values"):
+        looped(lambda: groups(Branching()), "recorded")
 
 
 def test_words_of_the_loop():
