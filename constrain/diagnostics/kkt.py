@@ -429,7 +429,8 @@ def _distance(forces: _Forces) -> float:
     if forces.origin != "given":
         return float("nan")
     pairs = [(m, f) for m, f in zip(forces.multipliers, forces.fit, strict=True) if m is not None]
-    return max((float(np.nanmax(np.abs(m - f), initial=0.0)) for m, f in pairs), default=float("nan"))
+    known = [own[~np.isnan(own)] for own in (np.abs(m - f) for m, f in pairs)]
+    return max((float(own.max()) for own in known if own.size), default=float("nan"))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from scipy.optimize import brentq, linprog, minimize
 
 import constrain as cn
 from constrain import E, P, forall
+from constrain.diagnostics.kkt import _distance
 
 
 def check_close(a, b, tolerance=1e-8):
@@ -395,3 +396,10 @@ def test_a_share_of_the_pull_below_zero_is_not_defined(place):
     record = place(problem).kkt({"wall": 1.0})
     assert math.isnan(record.force_balance)
     assert "not defined: the pulls do not balance" in str(record)
+
+
+@pytest.mark.parametrize(("fit", "distance"), [([[np.nan], [1.5]], 0.5), ([[np.nan], [np.nan]], np.nan)])
+def test_multipliers_without_a_fit_have_no_distance(fit, distance):
+    given = [np.array([1.0]), np.array([2.0])]  # entries beyond the largest number are not fitted
+    forces = SimpleNamespace(origin="given", multipliers=given, fit=[np.array(own) for own in fit])
+    np.testing.assert_equal(_distance(forces), distance)
