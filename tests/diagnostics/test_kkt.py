@@ -1,6 +1,7 @@
 """KKT quantities: against their definitions in NumPy, golden multipliers, and known pathologies."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
