@@ -53,7 +53,7 @@ def commitment(*, relaxed=False):
     )
 
 
-def train(problem, start, steps=60, length=0.3, factor=0.93):
+def train(problem, start, steps=30, length=0.3, factor=0.93):
     """The least expected cost on the way along the multipliers of the mixed-integer programs."""
     bought, best = start, float("inf")
     for _ in range(steps):
