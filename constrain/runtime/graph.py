@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Mode", "NotRecorded", "RecordedStep", "TrainingStep", "cannot_be"]
 
+SIZES = 4
+"""Sizes of batches whose steps are recorded; those of others are made in Python."""
 LOOK = 64
 """Calls of a loop of one's own after which a recorded step is looked at whether it still holds."""
 
@@ -63,25 +65,22 @@ class RecordedStep:
         self.optimizer = optimizer
         self.step = step
         self.state = state
-        self.replayed = Replayed(mode, strict=strict)
-        self._key: tuple[Any, ...] = ()
+        self.strict = strict
+        self._mode: Mode = mode
+        self._replays: dict[tuple[Any, ...], Replayed] = {}
         self._constants: list[Any] = []
         self._parameters: object = None
 
     @property
     def mode(self) -> Mode:
         """Whether steps are replayed or compiled."""
-        return self.replayed.mode
-
-    @property
-    def strict(self) -> bool:
-        """Whether the mode was asked for."""
-        return self.replayed.strict
+        first = next(iter(self._replays.values()), None)
+        return self._mode if first is None else first.mode
 
     @property
     def used(self) -> bool:
         """Whether a step is recorded."""
-        return self.replayed.used
+        return bool(self._replays)
 
     def __call__(self, batch: Mapping[str, Rows]) -> Any:
         """One step: what `step` returns.
@@ -91,24 +90,29 @@ class RecordedStep:
         """
         packed = Packed.of(batch)
         if self._parameters is not self.lagrangian.evaluator.parameter_version:
-            self.replayed.drop()
-        if self.used and packed.key != self._key:  # the end of a stream may be a smaller batch
+            self._replays.clear()
+        replayed = self._replays.get(packed.key)
+        if replayed is None and (len(self._replays) >= SIZES or self._refreshes(batch)):
             return self.step(batch)
         arguments = [self._rates(), *packed.tensors]
-        if not self.replayed.ready:
-            self._confirm(batch, packed, arguments)
+        if replayed is None or not replayed.ready:
+            replayed = self._confirmed(batch, packed, arguments)
         try:
-            found = self.replayed(arguments)
+            found = replayed(arguments)
         except Exception:  # of torch, in the words of single operations
             self.lagrangian.evaluate(batch, learn=False)  # says which expression fails on which rows
             raise
         self.lagrangian.count()
         return found
 
+    def _refreshes(self, batch: Mapping[str, Rows]) -> bool:
+        """Whether the step has to measure running residuals on all data first."""
+        return not self.lagrangian.settled and bool(self.lagrangian.rare_of(batch))
+
     def look(self) -> None:
         """Has the step recorded anew where tensors have moved (a state was loaded) or numbers changed."""
-        if self.replayed.moved or self._constants != self._numbers():
-            self.replayed.drop()
+        if any(own.moved for own in self._replays.values()) or self._constants != self._numbers():
+            self._replays.clear()
 
     def _rates(self) -> Tensor:
         """What changes from step to step: the multipliers' rate and gain, and the learning rates."""
@@ -129,25 +133,31 @@ class RecordedStep:
         return [*found, self.lagrangian.gain, self.lagrangian.memory]
 
     # -------------------------------------------------------------------------------------- recording
-    def _confirm(self, batch: Mapping[str, Rows], packed: Packed, arguments: list[Tensor]) -> None:
-        """Records the step if it is not recorded yet, and sees that a replay does what Python does."""
-        step, evaluator = self._in_python(batch), self.lagrangian.evaluator
-        if not self.used:
-            self._key, self._constants = packed.key, self._numbers()
-            self._parameters = evaluator.parameter_version
+    def _confirmed(self, batch: Mapping[str, Rows], packed: Packed, arguments: list[Tensor]) -> Replayed:
+        """The step on batches of this size, recorded if it is not yet, and seen to do what Python does.
+
+        The first size is compiled, if any is: the last batch of a stream may be a smaller one.
+        """
+        mode: Mode = "recorded" if self._replays else self._mode
+        replayed = self._replays.get(packed.key) or Replayed(mode, strict=self.strict)
+        if not self._replays:
+            self._constants = self._numbers()
+            self._parameters = self.lagrangian.evaluator.parameter_version
         try:
             self._check()
             self.lagrangian.warm(batch)  # what is made on first use is no part of a step
-            evaluator.decisions.project()
+            self.lagrangian.evaluator.decisions.project()
             with self._untouched():
-                self.replayed.confirm(step, arguments)
+                replayed.confirm(self._in_python(batch, replayed.mode), arguments)
         except Exception as problem:  # torch's compiler and models have no common class of errors
             raise NotRecorded(_first_line(problem)) from problem
+        self._replays[packed.key] = replayed
+        return replayed
 
-    def _in_python(self, batch: Mapping[str, Rows]) -> Callable[..., Any]:
+    def _in_python(self, batch: Mapping[str, Rows], mode: Mode) -> Callable[..., Any]:
         """The step in Python as a function of rates, and of tensors in the place of those of a batch."""
         # a compiler joins the operations of an optimizer better than its own kernels do
-        plain = ("foreach", "fused") if self.mode == "compiled" else ("foreach",)
+        plain = ("foreach", "fused") if mode == "compiled" else ("foreach",)
 
         def step(rates: Tensor, *tensors: Tensor) -> Any:
             remembered = self._remembered()

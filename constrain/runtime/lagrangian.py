@@ -234,7 +234,7 @@ class Lagrangian(MultiplierState):
         self.value(self.evaluate(batch, learn=False))
         self.estimator.weights(self.seen.batches)
         self._turned(self.values, self.scales)
-        self._rare_of(self.seen.batches)
+        self.rare_of(self.seen.batches)
         self.forget()
 
     def _turned(self, moved: Tensor, steps: Tensor) -> Tensor:
@@ -295,7 +295,7 @@ class Lagrangian(MultiplierState):
         self.count()
         if len(self.values):
             residual = estimate.exact_terms[1:]
-            rare = self._rare_of(self.seen.batches)
+            rare = self.rare_of(self.seen.batches)
             if rare and not self.settled:  # from the averages that the estimator starts with
                 self._replace(self.estimator.terms(self.estimator.running("exact"))[1:], None)
             if rare:
@@ -328,7 +328,7 @@ class Lagrangian(MultiplierState):
         if self._turn is not None or self._weighted:
             values.copy_(self._turned(values, self.rate * steps))
 
-    def _rare_of(self, batches: Mapping[str, Rows]) -> Rare:
+    def rare_of(self, batches: Mapping[str, Rows]) -> Rare:
         """The entries of which batches like these have few rows."""
         key = (self.memory, *sizes(batches))
         if key not in self._rare.made:
