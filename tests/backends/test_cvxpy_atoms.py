@@ -72,6 +72,7 @@ CASES = {
     "pow": [
         lambda: w**2,
         lambda: w**4,
+        lambda: w**6,
         lambda: p**1.5,
         lambda: p**0.5,
         lambda: u**-1,
@@ -386,3 +387,13 @@ def test_refused_atom_names_its_reason():
     program = lower(cn.minimize(cn.sum(torch.sin(w))))
     with pytest.raises(cn.RouteError, match="sin has no disciplined convex form"):
         Lowerer(program, {}, {}, symbolic=False).expression(program.objective)
+
+
+@pytest.mark.parametrize("exponent", [4, 6, 10, 12])
+def test_even_powers_take_negative_numbers(exponent):
+    """The cones of cvxpy's sixth and tenth power hold the base nonnegative: -1 would be infeasible."""
+    x = cn.Variable(2, "x")
+    found = cn.minimize(cn.sum(x**exponent)).subject_to(low=cn.sum(x) <= -2).solve("cvxpy", progress=False)
+    assert found.status.value == "optimal"
+    assert found.objective == pytest.approx(2, rel=1e-6)
+    np.testing.assert_allclose(found.variables["x"], -1, rtol=1e-3)

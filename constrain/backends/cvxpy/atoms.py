@@ -77,6 +77,8 @@ def _pow(a: Arguments) -> Any:
     base, exponent = a.values
     if a.numbers[1] is not None:
         p = float(a.numbers[1].flat[0])
+        if p > 2 and p % 2 == 0:  # cvxpy's cones hold the base of x^6 nonnegative: (x^2)^3
+            base, p = cp.square(base), p / 2
         return cp.square(base) if p == 2 else cp.power(base, p)
     return cp.exp(cp.multiply(np.log(base.value), exponent))
 
