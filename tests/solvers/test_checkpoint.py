@@ -130,6 +130,7 @@ CASES = {
     "refreshed": ("lagrangian", refreshed),
     "recorded": ("lagrangian", lambda: (rates(), {"graph": "recorded"})),
     "recorded tails": ("lagrangian", lambda: (tails(), {"graph": "recorded"})),
+    "recorded dataset": ("lagrangian", lambda: (dataset(), {"graph": "recorded"})),
     "penalties": ("augmented", rates),
     "extragradient": ("lagrangian", lambda: (rates(), {"scheme": "extragradient", "dual": "mirror"})),
     "alternating": ("lagrangian", lambda: (rates(), {"scheme": "alternating", "dual": "nupi"})),
@@ -247,6 +248,21 @@ def cut_at(rounds):
             raise Cut
 
     return callback
+
+
+@pytest.mark.parametrize("steps", [4, 5, 6, 7])  # 6 and a smaller one are a pass
+def test_a_recorded_run_on_a_stream_goes_on_at_any_of_its_batches(steps, tmp_path):
+    path = tmp_path / "run.ckpt"
+    options = {"graph": "recorded", "epochs": 4}
+    whole = dataset().solve("lagrangian", progress=False, batch=60, **options)
+    assert "recorded step" in whole.provenance.solver
+    with pytest.raises(Cut):
+        dataset().solve(
+            "lagrangian", progress=False, batch=60, checkpoint=Checkpoint(path, steps=steps),
+            callback=cut_after(3), **options,
+        )  # fmt: skip
+    continued = dataset().solve("lagrangian", progress=False, batch=60, resume=path, **options)
+    same(whole, continued)
 
 
 def test_cut_again_and_again(tmp_path):
