@@ -149,7 +149,7 @@ def _by_proof(problem: Problem, firm: Mapping[str, n.Node], asked: _Asked) -> In
     """
     found = None
     if firm:
-        program = lowered(Problem("find", None, dict(firm)), asked.data)
+        program = _stated(firm, asked.data)
         check_parameters(program, asked.params)
         facts = classify(program)
         found = _proved(program, facts, asked) if facts.convex else None
@@ -190,7 +190,7 @@ def with_conflict(
     firm, found = _firm(problem), None
     asked = _Asked(data, params, CHEAP_SOLVES, TOLERANCE, cheap=True)
     if firm:
-        program = lowered(Problem("find", None, firm), data)
+        program = _stated(firm, data)
         facts = classify(program)
         if not facts.convex or facts.integer:
             return solution
@@ -245,14 +245,22 @@ def _valued(problem: Problem, asked: _Asked) -> Infeasibility | None:
     inner = [x.function for x in n.postorder(problem.objective) if isinstance(x, n.Opaque)]
     names = [name for call in inner if isinstance(call, Call) for name in call.problem.constraints]
     why = f": its inner problem ({', '.join(names)}) has no solution there" if names else ""
-    point = {name: value for name, value in found.point.items() if name != LEVEL}
-    return replace(found, reason=f"the objective has no value{where}{why}", point=point)
+    return replace(found, reason=f"the objective has no value{where}{why}")
 
 
 def _empty(program: Program, facts: Facts, params: Mapping[str, Any] | None) -> bool:
     """Whether it is proved that inner problems have no solution, whatever the variables are."""
     elastic = _elastic(program, facts, None, params)
     return elastic is not None and bool(elastic.empty())
+
+
+def _stated(firm: Mapping[str, n.Node], data: Data | Mapping[str, Data] | None) -> Program:
+    """The constraints alone; those without a decision get a free number, since a program has one."""
+    program = lowered(Problem("find", None, dict(firm)), data)
+    if program.variables or any(not model.frozen for model in program.models):
+        return program
+    level = n.Decision(n.VariableSymbol(LEVEL, ()))
+    return lowered(Problem("find", None, {**firm, LEVEL: n.Comparison("==", level, n.Constant(0.0))}), data)
 
 
 def _firm(problem: Problem) -> dict[str, n.Node]:
@@ -403,7 +411,7 @@ def _described(
     amounts = {name: by for name, by in amounts.items() if math.isfinite(by)}
     entries = {label: by for label, by in entries.items() if math.isfinite(by)}
     values = {symbol.name: value for symbol, value in found.point.values.items()}
-    hidden = {symbol.name for symbol in program.auxiliary}
+    hidden = {LEVEL, *(symbol.name for symbol in program.auxiliary)}
     return Infeasibility(
         "infeasible",
         "",

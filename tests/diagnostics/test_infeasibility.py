@@ -327,3 +327,22 @@ def test_options_are_checked():
     w = cn.Variable((), "w")
     with pytest.raises(cn.ModelingError, match="E141"):
         cn.find().subject_to(a=w >= 1).diagnose_infeasible(starts=0)
+
+
+@pytest.mark.parametrize(
+    "held", [{"mean": lambda y: E(y) <= -5}, {"top": lambda y: cn.Quantile(y, 0.9) <= 0}]
+)
+def test_constraints_of_the_data_alone(held):
+    """No decision is in them: each misses its bound by what NumPy says, whatever is trained."""
+    y = np.linspace(1.0, 3.0, 11)
+    D, w = cn.Data("d", y=y), cn.Variable((), "w")
+    ((name, relation),) = held.items()
+    solution = (
+        cn.minimize(E((w - D.y) ** 2)).subject_to(**{name: relation(D.y)}).solve("cvxpy", progress=False)
+    )
+    assert solution.status.value == "infeasible"
+    found = solution.infeasibility()
+    assert found.conflict == (name,)
+    assert found.columns == ("d.y",)
+    assert found.amounts[name] == pytest.approx({"mean": y.mean() + 5, "top": y[9]}[name], rel=1e-6)
+    assert found.point == {}
