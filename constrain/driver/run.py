@@ -21,7 +21,6 @@ from constrain.driver.searched import few_events
 from constrain.driver.setup import lowered, taken_apart
 from constrain.errors import ModelingError, RouteError
 from constrain.lowering.classify import Facts, classify
-from constrain.runtime.checks import check_labels
 from constrain.solution import Status
 
 if TYPE_CHECKING:
@@ -147,7 +146,6 @@ def _dispatch(
     )
     check_parameters(program, request.params)
     check_starts(program)
-    check_labels(program, None if request.data is None else rebind(program, request.data))
     facts = classify(program)
     own = installed_backend(method)
     solver = None if own is not None else installed_solver(method, asked, request.seed)

@@ -21,7 +21,7 @@ from constrain.lowering.relaxation import check_weights
 from constrain.lowering.supports import warn_of_steps
 from constrain.lowering.tails import check_levels
 from constrain.runtime.binding import parameter_values
-from constrain.runtime.checks import check_left_out, check_rows
+from constrain.runtime.checks import check_labels, check_left_out, check_rows
 from constrain.runtime.constants import Constants
 from constrain.runtime.decisions import Decisions
 from constrain.runtime.evaluator import Evaluator
@@ -160,6 +160,7 @@ def prepare(
     values = parameter_values(program.parameters, params)
     check_weights(program, values)
     check_levels(program, values)
+    check_labels(program, replaced)
     if reach:
         refuse_unreachable(program, replaced, params)
     warn_of_steps(program)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from constrain._lazy import language_printing
 from constrain.errors import DataError, ModelingError
@@ -17,12 +19,18 @@ from constrain.runtime.columns import reads_as_numbers
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from constrain.language.data import Data
     from constrain.lowering.program import Program
     from constrain.runtime.binding import Population
     from constrain.runtime.evaluator import Evaluator
+
+_BINARY = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
+"""Losses of two classes, whose targets are probabilities."""
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 __all__ = ["check_labels", "check_left_out", "check_rows", "check_texts", "labels_of", "refuse_labels"]
 
@@ -82,22 +90,45 @@ def check_rows(evaluator: Evaluator) -> None:
 
 
 def check_labels(program: Program, data: Mapping[str, Data] | None = None) -> None:
-    """Refuses labels of classes that are no position of a score (E112), on all rows in memory.
+    """Refuses labels that are no position of a score, or no probability (E112), on all rows in memory.
 
     Args:
         program: the moment form.
         data: replaces the samples of the problem, by name.
     """
     for node in program.nodes:
-        labels = labels_of(node)
-        if labels is None:
+        binary = isinstance(node, n.Apply) and node.atom in _BINARY
+        labels = n.children(node)[1] if binary else labels_of(node)
+        if not isinstance(labels, n.Column):
             continue
         sample = (data or {}).get(labels.data.name, labels.data)
         if sample.streamed or labels.name not in sample.columns:
             continue
         values = as_array(sample.values(labels.name))
-        if values.dtype.kind in "biuf":
+        if values.dtype.kind not in "biuf" or not np.isfinite(values).all():  # others are refused as data
+            continue
+        if binary:
+            _refuse_probabilities(node, labels, values)
+        else:
             refuse_labels(node, values)
+
+
+def _refuse_probabilities(node: n.Node, labels: n.Column, values: NDArray[Any]) -> None:
+    """E112 for targets of two classes outside of [0, 1]: the loss has no lower bound there."""
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+    if low >= -1e-6 and high <= 1 + 1e-6:
+        return
+    signs = set(np.unique(values).tolist()) <= {-1, 1}
+    shown = f"{labels.data.name}.{labels.name}"
+    raise ModelingError(
+        "E112",
+        f"the labels {language_printing().text(labels, limit=40)} go from {low:g} to {high:g} in "
+        f"{language_printing().text(node, limit=80)}, which takes 0, 1, and probabilities between them",
+        at=node.loc,
+        fix=f"({shown} + 1) / 2 in the place of {shown}"
+        if signs
+        else "labels 0 and 1; for more classes F.cross_entropy, with one output for each",
+    )
 
 
 def labels_of(node: n.Node) -> n.Column | None:
@@ -130,9 +161,18 @@ def refuse_labels(node: n.Node, values: Any, where: str = "") -> None:
         values = values[values != dict(node.keywords).get("ignore_index", -100)]
     if len(values) == 0:
         return
+    broken = values[values % 1 != 0] if "float" in str(values.dtype) else values[:0]
     low, high = int(values.min()), int(values.max())
-    if low >= 0 and high < outputs:
+    if low >= 0 and high < outputs and len(broken) == 0:
         return
+    if len(broken):
+        raise ModelingError(
+            "E112",
+            f"the labels {language_printing().text(labels, limit=40)} have the value {float(broken[0]):g}; "
+            f"a label is the position of its class, from 0{where}",
+            at=node.loc,
+            fix='whole numbers; F.mse_loss(prediction, label, reduction="none") for a quantity',
+        )
     told = f"go up to {high}" if high >= outputs else f"go down to {low}"
     text = language_printing().text
     shown = "1 output" if outputs == 1 else f"{outputs} outputs"
@@ -198,10 +238,28 @@ def _compare_rows(node: n.Node, whole: Tensor, part: Tensor, size: int) -> None:
         )
     a, b = whole[: size // 2].double(), part.double()
     if not torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max()) + 1e-8):
-        raise ModelingError(
-            "E122",
-            f"{shown} of one row changes with the other rows of its batch (batch normalization, dropout, "
-            "or a function along the row axis)",
-            at=node.loc,
-            fix="put the module into eval() mode, use GroupNorm or LayerNorm, or reduce along dim=-1",
-        )
+        raise _dependent(node, shown)
+
+
+def _dependent(node: n.Node, shown: str) -> ModelingError:
+    """E122, with the layer that does it, if one does: dropout or batch normalization in training mode."""
+    what = f"{shown} of one row changes with the other rows of its batch"
+    models = dict.fromkeys(x.model for x in n.postorder(node) if isinstance(x, n.Call))
+    for model in models:
+        for name, layer in model.module.named_modules():
+            if not layer.training or not isinstance(layer, (*_DROPOUT, *_BATCH_NORM)):
+                continue
+            kind = f"{type(layer).__name__} {name!r}" if name else type(layer).__name__
+            fix = f"{model.name}.module.eval() before the solve, which turns dropout off; to regularize, add "
+            fix += f"1e-3 * cn.sum_squares({model.name}) to the objective"
+            if isinstance(layer, _BATCH_NORM):
+                fix = "torch.nn.LayerNorm or GroupNorm in its place; or, after training it elsewhere, "
+                fix += f"{model.name}.module.eval(), which keeps its means and variances as they are"
+            text = f"{what}: {kind} of the model {model.name} is in training mode"
+            return ModelingError("E122", text, at=node.loc, fix=fix)
+    return ModelingError(
+        "E122",
+        f"{what} (batch normalization, dropout, or a function along the row axis)",
+        at=node.loc,
+        fix="put the module into eval() mode, use GroupNorm or LayerNorm, or reduce along dim=-1",
+    )

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import constrain as cn
 from constrain import E, P
@@ -114,10 +115,56 @@ def test_rows_that_depend_on_each_other(kit, layer):
     module = torch.nn.Sequential(torch.nn.Linear(3, 3), layer, torch.nn.Linear(3, 1)).double()
     problem = cn.minimize(E(cn.Model(module, "f")(D.x).reshape(()) ** 2))
     check_refused(problem, "[E122]", cn.ModelingError)
-    with pytest.raises(cn.ModelingError, match=r"\[E122\].*changes with the other rows of its batch"):
+    said = (
+        rf"\[E122\].*other rows of its batch: {type(layer).__name__} '1' of the model f is in training mode"
+    )
+    with pytest.raises(cn.ModelingError, match=said) as caught:
         problem.compile()
+    assert "f.module.eval()" in str(caught.value.fix)
     module.eval()
     problem.compile()
+
+
+def test_an_axis_of_rows_that_is_reduced():
+    class Centered(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x - x.mean(0))[..., 0]
+
+    D = cn.Data("d", x=torch.randn(20, 3, generator=torch.Generator().manual_seed(0)))
+    with pytest.raises(
+        cn.ModelingError, match=r"\[E122\].*\(batch normalization, dropout, or a function along"
+    ):
+        cn.minimize(E(cn.Model(Centered(3, 1), "f")(D.x) ** 2)).compile()
+
+
+LABELS = {
+    "classes that are no whole numbers": (
+        F.cross_entropy, 3, [0.0, 1.5, 2.0], "the labels y have the value 1.5", "mse_loss"
+    ),
+    "signs": (F.binary_cross_entropy_with_logits, 1, [-1, 1, 1], "go from -1 to 1 in", "(d.y + 1) / 2"),
+    "classes 1 and 2": (F.binary_cross_entropy_with_logits, 1, [1, 2, 1], "go from 1 to 2", "labels 0 and 1"),
+    "probabilities": (F.binary_cross_entropy_with_logits, 1, [0.0, 0.3, 1.0], "", ""),
+    "classes as floating numbers": (F.cross_entropy, 3, [0.0, 1.0, 2.0], "", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_that_a_loss_takes_without_a_word(name):
+    """Positions would be cut to whole numbers, and losses without a lower bound be minimized."""
+    loss, outputs, labels, said, fix = LABELS[name]
+    D = cn.Data("d", x=torch.ones(3, 2), y=labels)
+    score = cn.Model(torch.nn.Linear(2, outputs), "f")(D.x)
+    problem = cn.minimize(E(loss(score if outputs > 1 else score[..., 0], D.y, reduction="none")))
+    if not said:
+        assert problem.check().ok
+        return
+    for run in (problem.solve, problem.compile, problem.evaluate):
+        with pytest.raises(cn.ModelingError) as caught:
+            run()
+        assert caught.value.code == "E112"
+        assert said in str(caught.value)
+        assert fix in str(caught.value.fix)
+    assert "E112" in [finding.code for finding in problem.check().findings]
 
 
 def test_a_parameter_without_a_value(kit):
