@@ -202,9 +202,7 @@ class MultiplierState(nn.Module):
                 destination[f"{prefix}step:{part.key}"] = self.step(part).clone()
                 if part.constraint not in self.functions:
                     destination[f"{prefix}multiplier:{part.key}"] = self.table(part).detach().clone()
-        destination[f"{prefix}weight"] = torch.tensor(
-            self.seen.weight, dtype=torch.float32, device=self.values.device
-        )
+        destination[f"{prefix}weight"] = torch.tensor(self.seen.weight, dtype=torch.float64)
 
     def _load_from_state_dict(
         self,
