@@ -21,7 +21,7 @@ class Packed:
     """The rows of a batch as tensors, and what says how to make rows of them again.
 
     Attributes:
-        key: equal for batches whose rows are made in the same way of tensors of the same shapes.
+        key: equal for batches whose rows are made in the same way of tensors of the same shapes and types.
         tensors: the positions, and the columns where these are not the sample's at the positions.
     """
 
@@ -36,9 +36,9 @@ class Packed:
         for name, rows in batch.items():
             own = [] if rows.gathered else list(rows.columns.values())
             own += [t for t in (rows.index, rows.weight) if isinstance(t, Tensor)]
-            key += [name, str(rows.index) if isinstance(rows.index, slice) else len(own)]
+            key += [name, rows.whole, str(rows.index) if isinstance(rows.index, slice) else len(own)]
             tensors += own
-        return Packed((*key, *(t.shape for t in tensors)), tensors)
+        return Packed((*key, *((t.shape, t.dtype) for t in tensors)), tensors)
 
 
 def unpacked(evaluator: Evaluator, batch: Mapping[str, Rows], tensors: Sequence[Tensor]) -> dict[str, Rows]:

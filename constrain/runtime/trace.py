@@ -13,10 +13,12 @@ one in every call, shows when a replay is compared with the function: `Recording
 from __future__ import annotations
 
 import operator
+import random
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
     Replay = Callable[[Sequence[Tensor]], Any]
 
-__all__ = ["Graph", "NotRecorded", "Recording", "record"]
+__all__ = ["Graph", "NotRecorded", "Recording", "record", "undone"]
 
 
 class NotRecorded(Exception):
@@ -62,6 +64,16 @@ class _Operation:
         """Whether it writes to a tensor that it was given."""
         return self.function._schema.is_mutable  # pyright: ignore[reportPrivateUsage]
 
+    @property
+    def random(self) -> bool:
+        """Whether it draws random numbers."""
+        return torch.Tag.nondeterministic_seeded in self.function.tags
+
+    @property
+    def acts(self) -> bool:
+        """Whether it does something even where nobody needs its results (those that check have none)."""
+        return self.changes or self.random or self.made is None
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -82,7 +94,7 @@ class Graph:
     @property
     def random(self) -> bool:
         """Whether it draws random numbers (dropout): compiled code draws others than torch."""
-        return any(torch.Tag.nondeterministic_seeded in x.function.tags for x in self.operations)
+        return any(x.random for x in self.operations)
 
     def replay(self) -> Replay:
         """The operations one after the other, as a function of the arguments alone."""
@@ -204,6 +216,15 @@ class _Before:
         self._generators: dict[torch.Generator, Tensor] = {}
         self._seed = torch.get_rng_state()
         self._seeds = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+        self._python, self._numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # of others
+
+    @property
+    def drawn(self) -> bool:
+        """Whether Python or NumPy have drawn random numbers since."""
+        now: Any = np.random.get_state()  # noqa: NPY002
+        then: Any = self._numpy
+        same = now[2:] == then[2:] and np.array_equal(now[1], then[1])
+        return not same or random.getstate() != self._python
 
     def now(self) -> _Before:
         """The same memory and generators as they are now."""
@@ -238,6 +259,8 @@ class _Before:
         for generator, state in self._generators.items():
             generator.set_state(state)
         torch.set_rng_state(self._seed)
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)  # noqa: NPY002
         if self._seeds is not None:
             torch.cuda.set_rng_state_all(self._seeds)
 
@@ -266,8 +289,7 @@ class Recording:
         try:
             found = before.outcome(replay(arguments))
             before.restore()
-            with _Numbers():
-                expected = before.outcome(function(*arguments))
+            expected = before.outcome(function(*arguments))
         finally:
             before.restore()
         starts = [copy for _, copy in before.tensors.values()]
@@ -280,18 +302,25 @@ class Recording:
 
 
 def _close(a: Tensor, b: Tensor, before: Tensor | None) -> bool:
-    """Whether two results are the same to a thousandth of how far they moved, and to rounding."""
+    """Whether two results are the same to a thousandth of how far they moved, and to rounding.
+
+    Entries that are not finite have to be the same.
+    """
     if torch.equal(a, b):
         return True
-    if not a.dtype.is_floating_point:
+    if a.dtype != b.dtype or not (a.dtype.is_floating_point or a.dtype.is_complex):
         return False
-    error, size = _norm(a - b), max(_norm(a), _norm(b))
-    moved = 0.0 if before is None else _norm(a - before)
-    return not error > 1e-3 * moved + 16 * torch.finfo(a.dtype).eps * size  # nothing is said of NaN
+    finite = torch.isfinite(a) & torch.isfinite(b)
+    if not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()):
+        return False
+    error, size = _norm(a[finite] - b[finite]), max(_norm(a[finite]), _norm(b[finite]))
+    moved = 0.0 if before is None else _norm((a - before)[finite & torch.isfinite(before)])
+    return error <= 1e-3 * moved + 16 * torch.finfo(a.dtype).eps * size
 
 
 def _norm(t: Tensor) -> float:
-    return float(t.double().norm())  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+    wide = t.to(torch.complex128 if t.is_complex() else torch.float64)
+    return float(wide.norm())  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
 
 
 # ---------------------------------------------------------------------------------------------- recording
@@ -310,12 +339,31 @@ def record(function: Callable[..., Any], arguments: Sequence[Tensor]) -> Recordi
     try:
         with recorder, _Numbers(recorder):
             result = function(*arguments)
-        return Recording(recorder.graph(result), recorder.before)
+        if recorder.before.drawn:
+            recorder.refuse("it draws random numbers from Python or NumPy")
     finally:
-        recorder.before.restore()
+        recorder.put_back()
+    return Recording(recorder.graph(result), recorder.before)
 
 
-_QUOTIENTS = (Tensor.addcdiv_, Tensor.addcdiv, torch.addcdiv)
+def undone(function: Callable[[], Any]) -> None:
+    """Runs a function, and puts back every tensor that it changed and the state of random numbers."""
+    recorder = _Recorder(())
+    try:
+        with recorder:
+            function()
+    finally:
+        recorder.put_back()
+
+
+_SUMS: tuple[Any, ...] = (
+    Tensor.add, Tensor.add_, torch.add, Tensor.sub, Tensor.sub_, torch.sub, *(
+        getattr(torch, name) for name in ("_foreach_add", "_foreach_add_", "_foreach_sub", "_foreach_sub_")
+    ),
+)  # fmt: skip
+_PRODUCTS = (Tensor.addcmul_, Tensor.addcmul, torch.addcmul, Tensor.addcdiv_, Tensor.addcdiv, torch.addcdiv)
+_FACTORS: dict[Any, str] = dict.fromkeys(_SUMS, "alpha") | dict.fromkeys(_PRODUCTS, "value")
+"""Functions of two or three tensors, and their option which is the factor of the second one."""
 _MEMORY = cast(
     "tuple[Any, ...]",
     (Tensor.numpy, Tensor.tolist, Tensor.data_ptr, Tensor.__array__, Tensor.__dlpack__),
@@ -337,14 +385,14 @@ class _Numbers(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func is Tensor.item:  # what optimizers compute with, such as the number of steps
-            return args[0].double()
+            return args[0].detach().to(torch.complex128 if args[0].is_complex() else torch.float64)
         if func in _MEMORY and self._recorder is not None:
             self._recorder.refuse(f"it reads the memory of a tensor ({func.__name__})")
         given, options = list(args), dict(kwargs or {})
-        for name in ("alpha", "value"):  # ... and use as the factor of a product that is added
-            if isinstance(options.get(name), Tensor):
-                first = len(given) - (func in _QUOTIENTS) - 1
-                given[first] = given[first] * options.pop(name)
+        factor = _FACTORS.get(func)
+        if factor and len(given) > 1 and isinstance(options.get(factor), Tensor):
+            times, second = options.pop(factor), given[1]
+            given[1] = pytree.tree_map_only(Tensor, times.__mul__, second)  # of `_foreach_add_` a list
         return func(*given, **options)
 
 
@@ -361,6 +409,7 @@ class _Recorder(TorchDispatchMode):
         self._operations: list[_Operation] = []
         self._inputs: list[_Value] = []
         self._reads: list[Tensor] = []
+        self._places: list[tuple[Tensor, Tensor]] = []  # tensors that no operation made, as they were
         self._known: Any = WeakTensorKeyDictionary()
         self._count = 0
         self._outside: set[int] = set()  # memory that was there before
@@ -386,9 +435,28 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         if func is torch.ops.aten.detach.default:  # for autograd only
             self._known[result] = given[0]
+        elif torch.Tag.inplace_view in func.tags:
+            self._seen_anew(func, args[0], given, options)
         else:
             self._operations.append(_Operation(func, given, options, self._named(result)))
         return result
+
+    def _seen_anew(self, func: Any, t: Tensor, given: tuple[Any, ...], options: dict[str, Any]) -> None:
+        """A tensor that is given another shape in place (`squeeze_`) is a view of what it was."""
+        packet = getattr(torch.ops.aten, func._schema.name.removeprefix("aten::").removesuffix("_"), None)
+        view = getattr(packet, func._overloadname, None)
+        if view is None or view._schema.returns[0].alias_info is None:
+            self.refuse(f"it gives a tensor other memory ({func})")
+        else:
+            self._operations.append(_Operation(view, given, options, self._new(t)))
+
+    def put_back(self) -> None:
+        """Puts back what was changed, and the memory and shapes of tensors that were given others."""
+        for t, was in self._places:
+            if _memory(t) != _memory(was) or t.size() != was.size() or t.stride() != was.stride():
+                self.refuse("it puts another tensor in the place of one that it was given (t.data = ...)")
+                t.data = was
+        self.before.restore()
 
     def _keep(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keeps what an operation is about to change, if it was there before."""
@@ -420,6 +488,7 @@ class _Recorder(TorchDispatchMode):
     def _input(self, t: Tensor) -> _Value:
         """A tensor that no operation made."""
         self._outside.add(_memory(t))
+        self._places.append((t, t.detach()))
         self._inputs.append(self._new(t))
         return self._inputs[-1]
 
@@ -446,7 +515,7 @@ class _Recorder(TorchDispatchMode):
         shown = pytree.tree_map_only(Tensor, self._shown, result)
         needed, kept = set(_values(pytree.tree_leaves(shown))), list[_Operation]()
         for x in reversed(self._operations):
-            if x.changes or not needed.isdisjoint(x.results):
+            if x.acts or not needed.isdisjoint(x.results):
                 kept.append(x)
                 needed.update(_values([x.args, x.kwargs]))
         return Graph(kept[::-1], self._inputs, shown, self._reads)

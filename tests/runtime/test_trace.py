@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from constrain.runtime.trace import NotRecorded, record
+from constrain.runtime.trace import NotRecorded, _close, record, undone
 
 
 class Step:
@@ -102,7 +105,56 @@ class Several(Step):
         return top * torch.tensor(0.5, dtype=x.dtype) + low + 0.0 * high + torch.stack(x.unbind(1))[0]
 
 
-STEPS = [Step, Dropped, Normed, Noisy, Viewed, Curved, Mapped, Several]
+class Scaled(Step):
+    """Numbers of tensors have no gradient."""
+
+    def score(self, x):
+        found = super().score(x)
+        return found / (1.0 + found.abs().max().item())
+
+
+class Reshaped(Step):
+    """Other shapes in place, of a result and of a weight under another name."""
+
+    def score(self, x):
+        found = self.net(x)
+        found.squeeze_(-1)
+        return found + (x @ self.net[0].weight.detach().t_()).sum(-1)
+
+
+class Wasteful(Step):
+    """Random numbers that nobody needs."""
+
+    def score(self, x):
+        torch.rand(3)
+        return super().score(x + 0.1 * torch.rand_like(x))
+
+
+class Joint(Step):
+    """An optimizer with operations for lists of tensors, and a complex weight."""
+
+    def __init__(self):
+        torch.manual_seed(1)
+        self.wave = torch.randn(4, dtype=torch.complex128, requires_grad=True)
+        super().__init__()
+        self.wave.grad = None
+        self.optimizer.zero_grad = lambda: None
+        self.optimizer.step = self.step
+
+    def score(self, x):
+        return super().score(x) + (x * self.wave).sum(-1).abs()
+
+    @torch.no_grad()
+    def step(self):
+        own = [p for p in [*self.net.parameters(), self.wave] if p.grad is not None]
+        torch._foreach_add_(own, [p.grad for p in own], alpha=-torch.tensor(0.1).double().item())
+        for p in own:
+            p.grad = None
+
+
+STEPS = [
+    Step, Dropped, Normed, Noisy, Viewed, Curved, Mapped, Several, Scaled, Reshaped, Wasteful, Joint,
+]  # fmt: skip
 
 
 def batches(count):
@@ -189,6 +241,7 @@ REFUSED = {
     "list": lambda t: t + t.tolist()[0],
     "numpy": lambda t: t + torch.from_numpy(t.detach().numpy() * 2.0),
     "array": lambda t: t + float(__import__("numpy").asarray(t.detach())[0]),
+    "option": lambda t: F.elu(t, alpha=t.detach().abs().mean()),
     "pointer": lambda t: t + 0.0 * t.data_ptr(),
 }
 
@@ -202,6 +255,76 @@ def test_what_depends_on_values_is_refused(name):
     with pytest.raises(NotRecorded, match=r"it depends on the values|it reads the memory"):
         record(own, batches(1))
     assert_same(before, own.state())
+
+
+class Swapped(Step):
+    """Puts other memory in the place of a weight."""
+
+    def score(self, x):
+        self.net[0].weight.data = self.net[0].weight.data * 0.5
+        return super().score(x)
+
+
+class Drawn(Step):
+    """Layers that are left out at random: mostly the step is the same one."""
+
+    def score(self, x):
+        return super().score(x) * (1.0 if random.random() < 0.99 else 0.0)
+
+
+class DrawnByNumPy(Step):
+    def score(self, x):
+        return super().score(x) * (1.0 if np.random.rand() < 0.99 else 0.0)  # noqa: NPY002
+
+
+@pytest.mark.parametrize("make", [Swapped, Drawn, DrawnByNumPy])
+def test_what_is_seen_once_is_refused_and_undone(make):
+    own = make()
+    weight = own.net[0].weight
+    before, place = own.state(), weight.data_ptr()
+    python, numpy = random.getstate(), np.random.get_state()[2]  # noqa: NPY002
+    with pytest.raises(NotRecorded, match=r"puts another tensor|draws random numbers from Python or NumPy"):
+        record(own, batches(1))
+    assert_same(before, own.state())
+    assert weight.data_ptr() == place
+    assert (random.getstate(), np.random.get_state()[2]) == (python, numpy)  # noqa: NPY002
+
+
+def test_interrupts_are_undone():
+    own = Step()
+
+    def interrupted():
+        with torch.no_grad():
+            own.net[0].weight.mul_(2.0)
+        raise KeyboardInterrupt
+
+    before = own.state()
+    with pytest.raises(KeyboardInterrupt):
+        record(interrupted, [])
+    assert_same(before, own.state())
+    undone(lambda: own(batches(1)[0]))
+    assert_same(before, own.state())
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "before", "close"),
+    [
+        ([1.0, 2.0], [1.0, 2.0 + 1e-15], [0.0, 0.0], True),
+        ([1.0, 2.0], [1.0, 2.01], [0.0, 0.0], False),
+        ([1.0, 2.0], [1.0, 2.0 + 1e-6], [1.0, 2.0 - 1e-5], False),
+        ([float("nan"), 2.0], [float("nan"), 2.0], [0.0, 0.0], True),
+        ([float("nan"), 2.0], [1.0, 2.0], [0.0, 0.0], False),
+        ([float("inf"), 2.0], [float("inf"), 3.0], [0.0, 0.0], False),
+        ([float("inf"), 2.0], [-float("inf"), 2.0], [0.0, 0.0], False),
+        ([1.0 + 1.0j], [1.0 + (1.0 + 1e-15) * 1j], [0.0j], True),
+        ([1.0 + 1.0j], [1.0 + 2.0j], [0.0j], False),
+    ],
+)
+def test_what_is_close(a, b, before, close):
+    def tensor(values):
+        return torch.tensor(values, dtype=torch.complex128 if isinstance(a[0], complex) else torch.float64)
+
+    assert _close(tensor(a), tensor(b), tensor(before)) is close
 
 
 def test_errors_of_the_function_are_its_own():
