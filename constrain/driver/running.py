@@ -6,6 +6,7 @@ import time
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 
 from constrain._lazy import backend
@@ -46,6 +47,8 @@ __all__ = ["CONVEX_TOLERANCE", "TRAINING_TOLERANCE", "Run"]
 CONVEX_TOLERANCE = 1e-6
 TRAINING_TOLERANCE = 1e-3
 """Tolerance of the judgment: of deterministic methods, and of minibatch training."""
+LAST_DIGITS = 500
+"""Variables and constraints up to which Newton's method adds digits to an optimum that was proved."""
 
 
 class Run:
@@ -115,22 +118,32 @@ class Run:
     def with_last_digits(self, found: Solution) -> Solution:
         """A convex program of variables only, by Newton's method where a cone solver balanced too little.
 
-        Its point is taken when the judge calls it optimal, with gradients balanced to the tolerance.
+        Its point is taken when the judge calls it optimal, with gradients balanced to the tolerance. Large
+        programs whose optimum the cone solver proved stay as they are: dense steps take far longer there.
         """
         k = found.record
         balanced = k.stationary and found.status is not Status.FEASIBLE
         if balanced or not found.status.solved or self.facts.integer or self.program.populations:
             return found
-        if found.multipliers is None or not any(
-            route.open for route in routes(self.program, self.facts) if route.method == "newton"
-        ):
+        answers = {route.method: route.open for route in routes(self.program, self.facts)}
+        if found.multipliers is None or not answers["newton"]:
             return found
-        before = self.route
+        sizes = [np.size(v) for v in (*found.variables.values(), *found.multipliers.values())]
+        if found.status is Status.OPTIMAL and sum(sizes) > LAST_DIGITS:
+            return found
+        kept = self.route, self.time_limit
         self.route += "; Newton's method for the last digits"
-        finished = self.loop(make_solver("newton", {}), found.multipliers, minibatch=False)
-        if finished.status is Status.OPTIMAL and finished.record.stationary:
-            return finished
-        self.route, attached = before, cast("Any", found.live)
+        if self.time_limit is not None:
+            self.time_limit = max(self.time_limit - found.provenance.seconds, 0.0)
+        try:
+            finished = self.loop(make_solver("newton", {}), found.multipliers, minibatch=False)
+        except ModelingError as error:
+            if error.code != "E199":  # no point of finite value to start from
+                raise
+        else:
+            if finished.status is Status.OPTIMAL and finished.record.stationary:
+                return finished
+        (self.route, self.time_limit), attached = kept, cast("Any", found.live)
         attached.decisions.restore(attached.point)
         attached.decisions.write_back()
         return found

@@ -84,6 +84,8 @@ def projected_newton(
         taken = k + 1
         if np.abs(projected_gradient(x, g, low, high)).max(initial=0.0) <= tolerance:
             return NewtonResult(x, g, k, True)
+        if not np.isfinite(g).all():  # the end of a domain, such as 0 of a square root
+            break
         held = ((x - low <= _NEAR) & (g > 0)) | ((high - x <= _NEAR) & (g < 0))
         if curvature is None:
             curvature = hessian(x)
@@ -138,6 +140,8 @@ def truncated_newton(
     for k in range(iterations):
         if np.abs(projected_gradient(x, g, low, high)).max(initial=0.0) <= tolerance:
             return NewtonResult(x, g, k, True)
+        if not np.isfinite(g).all():  # the end of a domain, such as 0 of a square root
+            break
         held = ((x - low <= _NEAR) & (g > 0)) | ((high - x <= _NEAR) & (g < 0))
         step = _search(value, x, f, g, _conjugate(curvature(x), g, ~held), held, low, high)
         if step is None:

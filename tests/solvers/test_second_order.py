@@ -195,6 +195,24 @@ def test_the_last_digits_of_convex_problems_are_those_of_newton(number):
     assert solution.objective == pytest.approx(known.value, rel=1e-6, abs=1e-6)
 
 
+def test_proved_optima_of_large_programs_stay_as_they_are(monkeypatch):
+    monkeypatch.setattr("constrain.driver.running.LAST_DIGITS", 2)
+    solution = known_problem("hs64").build().solve(progress=False)
+    assert solution.status.value == "optimal"
+    assert not solution.record.stationary
+    assert "Newton" not in solution.provenance.route
+
+
+@pytest.mark.parametrize("method", ["auto", "newton"])
+def test_slopes_without_bound_at_the_end_of_a_domain_end_a_run_with_a_word(method):
+    """Once an error of the linear algebra, and the point of the cone solver was lost."""
+    x = cn.Variable(2, "x", nonneg=True)
+    gain = cn.sqrt(x[0]) - 1e4 * x[0] + cn.sqrt(x[1])
+    solution = cn.maximize(gain).subject_to(a=x[1] <= 0).solve(method, progress=False)
+    assert solution.status.value in ("feasible", "limit")
+    assert solution.objective < 2.6e-5  # the optimum is 2.5e-5
+
+
 # --------------------------------------------------------------------------------------- exact solutions
 def test_tilted_policies_to_many_digits():
     known = known_problem("tilt")
