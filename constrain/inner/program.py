@@ -127,9 +127,12 @@ class Inner:
         """
         if parameters:
             self.functions.place(parameters[0].device)
-        for t in parameters:
-            if not bool(torch.isfinite(t).all()):
-                raise self._error("E193", 0, "a parameter is infinite or NaN", parameters, batched)
+        for t, many in zip(parameters, batched, strict=True):
+            finite = torch.isfinite(t)
+            if not bool(finite.all()):
+                row = int((~finite).nonzero()[0, 0]) if many else 0
+                fix = "finite numbers in the parameter: look at what it is computed from"
+                raise self._error("E193", row, "a parameter is infinite or NaN", parameters, batched, fix)
         if self.closed is not None:
             found = self.closed(parameters, batched, batch)
             self._refuse(~found.feasible, "infeasible", parameters, batched)
@@ -260,7 +263,13 @@ class Inner:
             raise self._error("E192", i, reason, parameters, batched)
 
     def _error(
-        self, code: str, row: int, reason: str, parameters: Sequence[Tensor], batched: Sequence[bool]
+        self,
+        code: str,
+        row: int,
+        reason: str,
+        parameters: Sequence[Tensor],
+        batched: Sequence[bool],
+        fix: str = "a slack with a cost in the constraint that can fail, or bounds on the variables",
     ) -> RouteError:
         shown = shown_parameters(self.functions.parameters, parameters, batched, row)
         what = "has no solution" if code == "E192" else "was not solved"
@@ -268,7 +277,7 @@ class Inner:
             code,
             f"the inner problem {what} in row {row} of the batch ({reason}){shown}",
             at=None if self.problem.objective is None else self.problem.objective.loc,
-            fix="a slack with a cost in the constraint that can fail, or bounds on the variables",
+            fix=fix,
         )
 
     def warn(self, found: Solved, *, solution: bool) -> None:

@@ -43,8 +43,11 @@ class Given:
         """
         if len(values) != len(symbols):
             names = ", ".join(symbol.name for symbol in symbols)
+            takes = f"{len(symbols)} inputs ({names})" if names else "no inputs: it has no Parameter"
             raise ModelingError(
-                "E112", f"the {what} takes {len(symbols)} tensors ({names}), got {len(values)}"
+                "E112",
+                f"the {what} takes {takes}, got {len(values)}",
+                fix=f"layer({names})" if names else 'cn.Parameter("c", shape=...) in the problem',
             )
         tensors = [t if isinstance(t, Tensor) else torch.as_tensor(as_array(t).copy()) for t in values]
         return Given(what, tuple(symbols), tuple(tensors))
@@ -57,11 +60,12 @@ class Given:
             cut = t.dim() - len(symbol.shape)
             if cut < 0 or tuple(t.shape[cut:]) != symbol.shape:
                 where = "fixed point" if self.what == "fixed point" else "inner problem"
+                rows = ", ".join(map(str, ("rows", *symbol.shape)))
                 raise ModelingError(
                     "E112",
                     f"Parameter {symbol.name!r} of the {where} has shape {symbol.shape}, "
                     f"its tensor {tuple(t.shape)}",
-                    fix=f"a tensor of shape {symbol.shape}, or (rows, *{symbol.shape})",
+                    fix=f"a tensor of shape {symbol.shape}, or ({rows})",
                 )
             leads.append(tuple(t.shape[:cut]))
         try:

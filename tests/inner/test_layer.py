@@ -181,8 +181,10 @@ def test_no_solution_is_an_error_that_names_the_row():
     simplex = cn.minimize(cn.sum_squares(u - y)).subject_to(a=cn.sum(u) == -1)
     with pytest.raises(cn.RouteError, match=r"row 0 of the batch \(infeasible"):
         cn.argmin(simplex, at=torch.zeros(1, 2))
-    with pytest.raises(cn.RouteError, match=r"\[E193\].*infinite or NaN"):
-        cn.argmin(simplex, at=torch.tensor([1.0, float("nan")]))
+    with pytest.raises(
+        cn.RouteError, match=r"\[E193\].*in row 1 of the batch .*infinite or NaN.*\n  write: finite"
+    ):
+        cn.argmin(simplex, at=torch.tensor([[1.0, 2.0], [1.0, float("nan")]]))
 
 
 def test_what_cannot_be_an_inner_problem_is_refused_at_once():
@@ -207,8 +209,13 @@ def test_what_cannot_be_an_inner_problem_is_refused_at_once():
         cn.value(good, at={"s": torch.tensor(1.0)})
     with pytest.raises(cn.ModelingError, match=r"\[E189\].*'v'"):
         cn.layer(good, outputs="v")
-    with pytest.raises(cn.ModelingError, match="takes 1 tensors"):
+    with pytest.raises(cn.ModelingError, match=r"takes 1 inputs \(t\), got 2\n  write: layer\(t\)"):
         cn.layer(good, outputs="u")(torch.ones(2), torch.ones(3))
+    with pytest.raises(cn.ModelingError, match="takes no inputs: it has no Parameter, got 1"):
+        cn.layer(cn.minimize((u - 1) ** 2))(torch.ones(2))
+    pair = cn.Parameter("pair", shape=2)
+    with pytest.raises(cn.ModelingError, match=r"write: a tensor of shape \(2,\), or \(rows, 2\)"):
+        cn.layer(cn.minimize((u - cn.sum(pair)) ** 2))(torch.ones(3))
 
 
 # ------------------------------------------------------------------------------------ types and shapes
