@@ -103,7 +103,7 @@ def number(value: float, digits: int = 4) -> str:
 
 def limit_text(value: float) -> str:
     """A bound, as short as the user wrote it."""
-    return f"{value:.6g}" if math.isfinite(value) else number(value)
+    return f"{value + 0.0:.6g}" if math.isfinite(value) else number(value)  # no -0
 
 
 def short(value: float) -> str:

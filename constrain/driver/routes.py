@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from constrain import plugins
 from constrain._lazy import backend, language_printing
 from constrain.analysis.models import affine_model
+from constrain.driver.request import Request
 from constrain.driver.searched import SECONDS, few_events
 from constrain.errors import ModelingError, RouteError
 from constrain.language import nodes as n
+from constrain.language.data import suggest
 from constrain.language.regions import Region
 from constrain.language.types import type_of
 from constrain.lowering.dependence import depends_on_decisions
@@ -348,8 +350,7 @@ def make_solver(method: Any, options: Mapping[str, Any]) -> Any:
     names = [f.name for f in fields(kind)]
     for name in given:
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = suggest(name, (*names, *(f.name for f in fields(Request))))
             raise ModelingError(
                 "E141", f"method {method!r} has no option {name!r}{hint}", fix=f"one of {', '.join(names)}"
             )

@@ -26,6 +26,8 @@ VIEWS: dict[str, Callable[[Solution], str]] = {
     "html": html_report,
 }
 SUFFIXES = {".md": "markdown", ".json": "json", ".html": "html", ".htm": "html"}
+OTHERS = ("pdf", "tex", "png", "svg", "csv", "docx", "xlsx")
+"""Suffixes of files that are no text reports, which only a plug-in can write."""
 
 
 def report(solution: Solution, path: str | Path | None = None, format: str | None = None) -> str:
@@ -40,7 +42,8 @@ def report(solution: Solution, path: str | Path | None = None, format: str | Non
         ModelingError: E142 for a format that does not exist.
         RouteError: E202 when the package that adds it cannot be loaded.
     """
-    chosen = format or ("text" if path is None else SUFFIXES.get(Path(path).suffix.lower(), "text"))
+    suffix = "" if path is None else Path(path).suffix.lower()
+    chosen = format or SUFFIXES.get(suffix) or (suffix[1:] if suffix[1:] in OTHERS else "text")
     view = VIEWS.get(chosen) or plugins.find("reporters", chosen)
     if view is None:
         known = [*VIEWS, *(plugin.name for plugin in plugins.available("reporters"))]

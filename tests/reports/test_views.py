@@ -151,3 +151,18 @@ def test_the_marks_of_multipliers_are_explained():
         (line,) = [line for line in str(solution).splitlines() if line.startswith(solution.names[0])]
         assert mark in line
         assert mark in solution.report(format="html")
+
+
+def test_a_bound_of_minus_zero_is_zero():
+    v = cn.Variable(2, "v")
+    solution = cn.minimize(cn.sum(v)).subject_to(low=-np.zeros(2) <= v).solve(progress=False)
+    assert "-0" not in str(solution).split("constraint")[1].split("KKT")[0]
+
+
+def test_a_suffix_of_no_format_is_refused(linear, tmp_path):
+    with pytest.raises(cn.ModelingError, match=r"\[E142\].*there is no 'pdf'"):
+        linear.report(tmp_path / "report.pdf")
+    assert not list(tmp_path.iterdir())
+    for name in ("report", "report.txt"):
+        linear.report(tmp_path / name)
+        assert (tmp_path / name).read_text() == str(linear) + "\n"
