@@ -202,9 +202,8 @@ class MultiplierState(nn.Module):
                 destination[f"{prefix}step:{part.key}"] = self.step(part).clone()
                 if part.constraint not in self.functions:
                     destination[f"{prefix}multiplier:{part.key}"] = self.table(part).detach().clone()
-        exact = torch.float32 if self.values.device.type == "mps" else torch.float64
         destination[f"{prefix}weight"] = torch.tensor(
-            self.seen.weight, dtype=exact, device=self.values.device
+            self.seen.weight, dtype=torch.float32, device=self.values.device
         )
 
     def _load_from_state_dict(

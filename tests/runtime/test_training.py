@@ -188,14 +188,3 @@ def test_state_dict_is_keyed_by_constraint_and_restores(kit):
     second.load_state_dict(state)
     for key, value in second.multipliers().items():
         assert torch.equal(value, first.multipliers()[key])
-
-
-def test_a_state_dict_holds_the_weight_of_what_was_seen_exactly():
-    D, w = cn.Data("d", x=torch.arange(60.0)), cn.Variable((), "w")
-    problem = cn.minimize(cn.square(w - 1.0)).subject_to(level=E(D.x * w) <= 3.0)
-    lagrangian, other = problem.compile(), problem.compile()
-    for k in range(5):
-        lagrangian(D.rows(torch.arange(10 * k, 10 * k + 10)))
-        lagrangian.ascend()
-    other.load_state_dict(lagrangian.state_dict())
-    assert 0.0 < other.seen.weight == lagrangian.seen.weight < 1.0
