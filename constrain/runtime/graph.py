@@ -6,12 +6,13 @@ into few as well. What is recorded is the step that Python makes, so that every 
 same step but for rounding.
 
 What a step reads as a number is a constant of its graph, but for the rates of multipliers and decisions.
-Other numbers, of the optimizer and of the models' modules, are looked at now and then; when one has changed
-the step is recorded anew.
+Other numbers, of the optimizer and of the models' modules, are looked at before every step, and so is where
+its tensors are; when something has changed the step is recorded anew.
 """
 
 from __future__ import annotations
 
+import operator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,20 +24,22 @@ from constrain.errors import ModelingError
 from constrain.runtime.limits import check_optimizer
 from constrain.runtime.packed import Packed, unpacked
 from constrain.runtime.replayed import Mode, Replayed
-from constrain.runtime.trace import NotRecorded
+from constrain.runtime.surroundings import Surroundings
+from constrain.runtime.trace import NotRecorded, undone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
     from constrain.runtime.binding import Rows
     from constrain.runtime.lagrangian import Batches, Lagrangian
+    from constrain.runtime.surroundings import Watched
 
 __all__ = ["Mode", "NotRecorded", "RecordedStep", "TrainingStep", "cannot_be"]
 
 SIZES = 4
 """Sizes of batches whose steps are recorded; those of others are made in Python."""
-LOOK = 64
-"""Calls of a loop of one's own after which a recorded step is looked at whether it still holds."""
+COST, ALLOWANCE = 20, 100
+"""Recordings made unasked may take as many steps' time, `COST` each, as steps were made, and `ALLOWANCE`."""
 
 
 class RecordedStep:
@@ -68,8 +71,10 @@ class RecordedStep:
         self.strict = strict
         self._mode: Mode = mode
         self._replays: dict[tuple[Any, ...], Replayed] = {}
-        self._constants: list[Any] = []
-        self._parameters: object = None
+        self._watched: dict[tuple[Any, ...], Watched] = {}
+        self._objects: list[object] = []
+        self._others: list[Tensor] = []
+        self._calls = self._recordings = 0
 
     @property
     def mode(self) -> Mode:
@@ -89,8 +94,11 @@ class RecordedStep:
             NotRecorded: when the step cannot be recorded; nothing has been changed then.
         """
         packed = Packed.of(batch)
-        if self._parameters is not self.lagrangian.evaluator.parameter_version:
+        self._calls += 1
+        if self._replays and not self._holds(packed.key):
             self._replays.clear()
+            self._watched.clear()
+            return self.step(batch)  # the optimizer may have to make state of other decisions
         replayed = self._replays.get(packed.key)
         if replayed is None and (len(self._replays) >= SIZES or self._refreshes(batch)):
             return self.step(batch)
@@ -103,34 +111,39 @@ class RecordedStep:
             self.lagrangian.evaluate(batch, learn=False)  # says which expression fails on which rows
             raise
         self.lagrangian.count()
+        if not self._others:
+            return found
+        found, *gradients = found
+        for t, own in zip(self._others, gradients, strict=True):
+            t.grad = own if t.grad is None or own is None else t.grad + own
         return found
 
     def _refreshes(self, batch: Mapping[str, Rows]) -> bool:
         """Whether the step has to measure running residuals on all data first."""
         return not self.lagrangian.settled and bool(self.lagrangian.rare_of(batch))
 
-    def look(self) -> None:
-        """Has the step recorded anew where tensors have moved (a state was loaded) or numbers changed."""
-        if any(own.moved for own in self._replays.values()) or self._constants != self._numbers():
-            self._replays.clear()
-
     def _rates(self) -> Tensor:
         """What changes from step to step: the multipliers' rate and gain, and the learning rates."""
         own = self.lagrangian.rate, self.lagrangian.raised
-        rates = [*own, *(float(group["lr"]) for group in self.optimizer.param_groups)]
+        rates = [*own, *(float(group["lr"]) for group in self.optimizer.param_groups if "lr" in group)]
         values = self.lagrangian.values
         return torch.tensor(rates, dtype=values.dtype, device=values.device)
 
-    def _numbers(self) -> list[Any]:
-        """Those of the optimizer and the models' modules but for learning rates, the gain and the memory."""
-        models = [model.module for model in self.lagrangian.evaluator.program.models]
-        held: list[dict[str, Any]] = [vars(module) for model in models for module in model.modules()]
-        held += self.optimizer.param_groups
-        plain = (bool, int, float, str, tuple)
-        found: list[Any] = [
-            (k, v) for own in held for k, v in own.items() if k != "lr" and isinstance(v, plain)
-        ]
-        return [*found, self.lagrangian.gain, self.lagrangian.memory]
+    def _holds(self, key: tuple[Any, ...]) -> bool:
+        """Whether all that the graphs take for granted is as it was."""
+        now = self._objects_now()
+        if len(now) != len(self._objects) or not all(map(operator.is_, now, self._objects)):
+            return False
+        return key not in self._replays or (not self._replays[key].moved and self._watched[key].same)
+
+    def _objects_now(self) -> list[object]:
+        """What an optimizer moves, which gradients are taken, and what the rule of the multipliers reads."""
+        evaluator, groups = self.lagrangian.evaluator, self.optimizer.param_groups
+        return [
+            evaluator.parameter_version, self.lagrangian.gain, self.lagrangian.memory, self.optimizer.state,
+            *groups, *(p for group in groups for p in group["params"]),
+            *(t.requires_grad for t in evaluator.decisions.tensors),
+        ]  # fmt: skip
 
     # -------------------------------------------------------------------------------------- recording
     def _confirmed(self, batch: Mapping[str, Rows], packed: Packed, arguments: list[Tensor]) -> Replayed:
@@ -140,19 +153,35 @@ class RecordedStep:
         """
         mode: Mode = "recorded" if self._replays else self._mode
         replayed = self._replays.get(packed.key) or Replayed(mode, strict=self.strict)
-        if not self._replays:
-            self._constants = self._numbers()
-            self._parameters = self.lagrangian.evaluator.parameter_version
+        if not replayed.used:
+            self._prepare()
         try:
             self._check()
-            self.lagrangian.warm(batch)  # what is made on first use is no part of a step
             self.lagrangian.evaluator.decisions.project()
-            with self._untouched():
+            with self._untouched() as around:
+                undone(lambda: self.lagrangian.warm(batch))  # what is made on first use is no part of a step
                 replayed.confirm(self._in_python(batch, replayed.mode), arguments)
+                watched = around.watched(replayed.reads)
+                if not watched.same:
+                    raise NotRecorded(_REPLACED)
         except Exception as problem:  # torch's compiler and models have no common class of errors
             raise NotRecorded(_first_line(problem)) from problem
-        self._replays[packed.key] = replayed
+        self._replays[packed.key], self._watched[packed.key] = replayed, watched
         return replayed
+
+    def _prepare(self) -> None:
+        """Notes what a step that is now recorded takes for granted.
+
+        Raises:
+            NotRecorded: nobody has asked for it, and it was recorded too often.
+        """
+        if not self.strict and self._recordings * COST > self._calls + ALLOWANCE:
+            raise NotRecorded("numbers that it takes for constants change too often")
+        self._recordings += 1
+        self._objects = self._objects_now()
+        moved = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        decisions = self.lagrangian.moved(self.lagrangian.evaluator.decisions.tensors)
+        self._others = [t for t in decisions if id(t) not in moved and t.requires_grad]
 
     def _in_python(self, batch: Mapping[str, Rows], mode: Mode) -> Callable[..., Any]:
         """The step in Python as a function of rates, and of tensors in the place of those of a batch."""
@@ -163,12 +192,15 @@ class RecordedStep:
             remembered = self._remembered()
             self.lagrangian.forget()
             self.lagrangian.rate, self.lagrangian.recorded = rates[0], rates[1]
-            for i, group in enumerate(self.optimizer.param_groups):
-                group.update({k: False for k in plain if k in group}, lr=rates[i + 2])
+            rated = [group for group in self.optimizer.param_groups if "lr" in group]
+            for group, lr in zip(rated, rates[2:], strict=True):
+                group.update({k: False for k in plain if k in group}, lr=lr)
             found = self.step(unpacked(self.lagrangian.evaluator, batch, tensors))
-            self.optimizer.zero_grad(set_to_none=True)
+            gradients = [t.grad for t in self._others]  # which somebody else moves
+            for t in self.lagrangian.evaluator.decisions.tensors:
+                t.grad = None
             self._in_place(remembered)
-            return found
+            return (found, *gradients) if self._others else found
 
         return step
 
@@ -186,31 +218,31 @@ class RecordedStep:
         pairs = zip(before, after, strict=False)
         replaced = any(a is not b and (isinstance(a, Tensor) or a != b) for a, b in pairs)
         if replaced or len(before) != len(after):
-            raise NotRecorded("it remembers more than tensors that it changes in place")
+            raise NotRecorded(_REPLACED)
 
     @contextmanager
-    def _untouched(self) -> Generator[None]:
+    def _untouched(self) -> Generator[Surroundings]:
         """Runs a block that goes through the motions of a step, and puts back what it leaves behind."""
         optimizer, lagrangian = self.optimizer, self.lagrangian
         rate, follows = lagrangian.rate, lagrangian.follows
-        groups = [dict(group) for group in optimizer.param_groups]
-        held = {p: dict(own) for p, own in optimizer.state.items()}
-        past = dict(lagrangian.past)
-        for t in lagrangian.evaluator.decisions.tensors:
+        past, tensors = dict(lagrangian.past), lagrangian.evaluator.decisions.tensors
+        models = [model.module for model in lagrangian.evaluator.program.models]
+        around = Surroundings([m for model in models for m in model.modules()], optimizer)
+        gradients = [t.grad for t in tensors]
+        for t in tensors:
             t.grad = None
         lagrangian.follows, seen = False, lagrangian.seen.weight
         try:
-            yield
+            yield around
         finally:
+            around.restore()
+            for t, own in zip(tensors, gradients, strict=True):
+                t.grad = own
             lagrangian.forget()
             lagrangian.past.clear()
             lagrangian.past.update(past)
             lagrangian.rate, lagrangian.follows = rate, follows
             lagrangian.recorded, lagrangian.seen.weight = None, seen
-            for group, before in zip(optimizer.param_groups, groups, strict=True):
-                group.update(before)
-            optimizer.state.clear()
-            optimizer.state.update(held)
 
 
 class TrainingStep:
@@ -242,7 +274,7 @@ class TrainingStep:
         mode: Mode = "compiled" if graph == "compiled" else "recorded"
         own = RecordedStep(lagrangian, optimizer, self._step, mode, strict=graph != "auto")
         self.graph = None if graph == "off" else own
-        self._count = 0
+        self._first = True
 
     def __call__(self, batch: Batches) -> Tensor:
         """Makes a step.
@@ -259,11 +291,9 @@ class TrainingStep:
         lagrangian = self.lagrangian
         lagrangian.evaluator.follow_parameters()
         rows = lagrangian.batches(batch)
-        self._count += 1
-        if self.graph is None or self._count == 1:
+        first, self._first = self._first, False
+        if self.graph is None or first:
             return self._step(rows)
-        if self._count % LOOK == 0:
-            self.graph.look()
         try:
             loss = self.graph(rows)
         except NotRecorded as reason:
@@ -282,6 +312,9 @@ class TrainingStep:
         self.lagrangian.evaluator.decisions.project()
         self.lagrangian.ascend()
         return loss.detach()
+
+
+_REPLACED = "it remembers more than tensors that it changes in place"
 
 
 def cannot_be(mode: Mode, reason: NotRecorded) -> ModelingError:

@@ -27,6 +27,9 @@ class Replayed:
     Args:
         mode: "recorded" replays the operations, "compiled" joins them into few (which takes a while).
         strict: what cannot be compiled is not to be replayed instead.
+
+    Attributes:
+        reads: the tensors that it reads beside its arguments.
     """
 
     def __init__(self, mode: Mode = "recorded", *, strict: bool = True) -> None:
@@ -35,7 +38,8 @@ class Replayed:
         self._recording: Recording | None = None
         self._replay: Replay | None = None
         self._compiled: Replay | None = None
-        self._held: list[tuple[Tensor, int]] = []
+        self.reads: list[Tensor] = []
+        self._places: list[int] = []
         self._confirmations = 0
 
     @property
@@ -51,7 +55,7 @@ class Replayed:
     @property
     def moved(self) -> bool:
         """Whether a tensor that it reads has other memory than it had: a state was loaded."""
-        return any(t.data_ptr() != place for t, place in self._held)
+        return any(t.data_ptr() != place for t, place in zip(self.reads, self._places, strict=True))
 
     def __call__(self, arguments: Sequence[Tensor]) -> Any:
         """What the function does, and returns."""
@@ -62,7 +66,7 @@ class Replayed:
     def drop(self) -> None:
         """Forgets the function, which is recorded anew."""
         self._recording = self._replay = self._compiled = None
-        self._held = []
+        self.reads, self._places = [], []
 
     def confirm(self, function: Callable[..., Any], arguments: Sequence[Tensor]) -> None:
         """Records the function if it is not recorded yet, and sees that a replay does the same.
@@ -79,7 +83,8 @@ class Replayed:
                 recording = record(function, arguments)
                 replay = recording.graph.replay()
                 self._recording, self._replay, self._confirmations = recording, replay, 0
-                self._held = [(t, t.data_ptr()) for t in recording.graph.reads]
+                self.reads = recording.graph.reads
+                self._places = [t.data_ptr() for t in self.reads]
             recording.confirm(replay, function, arguments)
             if self.mode == "compiled" and self._compiled is None:
                 self._compile(recording.graph, arguments)

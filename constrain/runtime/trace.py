@@ -294,7 +294,7 @@ class Recording:
             before.restore()
         starts = [copy for _, copy in before.tensors.values()]
         starts = [None] * (len(found) - len(starts)) + starts  # nothing was returned before
-        if not all(map(_close, expected, found, starts)):
+        if len(expected) != len(found) or not all(map(_close, expected, found, starts)):
             raise NotRecorded(
                 "replayed, it does something else: it does more than operations of torch, or changes from "
                 "call to call"

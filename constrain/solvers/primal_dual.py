@@ -311,8 +311,6 @@ class Training:
 
     def epoch(self, epoch: int) -> None:
         """One pass over the largest sample, or what is left of it."""
-        if self.graph is not None:
-            self.graph.look()
         for _ in range(self.steps - epoch * self.sampler.per_epoch, self.sampler.per_epoch):
             self.resting = epoch < self.warmup
             self._pace()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -455,6 +457,163 @@ def test_a_loop_that_cannot_be_recorded_goes_on_in_python():
         assert torch.equal(own_state[key], value), key
     with pytest.raises(ModelingError, match=r"E207.*depends on the values"):
         looped(lambda: groups(Branching()), "recorded")
+
+
+# --------------------------------------------------------------------- what a recorded step takes for granted
+class Plain(torch.optim.Optimizer):
+    """Gradient steps, by an option that is no learning rate; subclasses remember something in Python."""
+
+    def __init__(self, tensors):
+        super().__init__(tensors, {"speed": 0.05})
+        self.count = 0
+
+    def moved(self, p, _state, speed):
+        p.add_(p.grad, alpha=-speed)
+
+    @torch.no_grad()
+    def step(self, _closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self.moved(p, self.state[p], group["speed"])
+
+
+class Slower(Plain):
+    """A number in the state."""
+
+    def moved(self, p, state, speed):
+        state["count"] = state.get("count", 1000) + 1
+        super().moved(p, state, 500 * speed / state["count"])
+
+
+class Lookahead(Plain):
+    """A number beside the state: every fifth step is another one."""
+
+    def step(self, _closure=None):
+        self.count += 1
+        super().step()
+        if self.count % 5 == 0:
+            for p in self.param_groups[0]["params"]:
+                p.data.mul_(0.9)
+
+
+class Replacing(Plain):
+    """New tensors in the place of those in the state."""
+
+    def moved(self, p, state, speed):
+        state["mean"] = 0.9 * state.get("mean", 0.0) + p.grad
+        p.add_(state["mean"], alpha=-speed)
+
+
+class Shifting(Plain):
+    """Other memory in the place of the weights'."""
+
+    def moved(self, p, _state, speed):
+        p.data = p.data - speed * p.grad
+
+
+def adam(tensors):
+    return torch.optim.Adam(tensors, lr=0.01)
+
+
+class Listed(Warmed):
+    """Keeps what it has seen, and counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.seen = [0], ()
+
+    def forward(self, x):
+        found = super().forward(x) * (1 + 1e-4 * (len(self.calls) % 7))
+        self.calls.append(len(x))
+        self.seen = (found.detach(), x)
+        return found
+
+
+def frozen_first(k, net, optimizer):
+    net[0].weight.requires_grad_(k >= 5)
+
+
+def two_groups(k, net, optimizer):
+    if k == 0:
+        optimizer.param_groups[0]["params"] = list(net[2].parameters())
+    if k == 5:
+        optimizer.add_param_group({"params": list(net[0].parameters())})
+
+
+def two_optimizers(k, net, optimizer):
+    first = list(net[0].parameters())
+    if k == 0:
+        optimizer.param_groups[0]["params"] = list(net[2].parameters())
+        return
+    torch.optim.SGD(first, lr=0.05).step()
+    if k % 3:
+        for p in first:
+            p.grad = None
+
+
+def loaded(k, net, optimizer):
+    if k == 4:
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    if k == 8:
+        net[0].weight.data = net[0].weight.data * 0.5
+
+
+def hooked(k, net, optimizer):
+    if k == 5:
+        net[1].register_forward_hook(lambda module, given, found: found * 0.9)
+
+
+def cycled(k, net, optimizer):
+    optimizer.param_groups[0]["betas"] = (0.9 - 1e-4 * k, 0.999)
+
+
+def warmed_up(k, net, optimizer):
+    net.temperature = 1.0 + 0.02 * (k // 5)
+
+
+def untouched(k, net, optimizer):
+    pass
+
+
+CHANGES = [
+    (network, adam, change) for change in (frozen_first, two_groups, two_optimizers, loaded, hooked, cycled)
+]
+CHANGES += [(network, make, untouched) for make in (Plain, Slower, Lookahead, Replacing, Shifting)]
+CHANGES += [(Warmed, adam, warmed_up), (Listed, adam, untouched)]
+
+
+@pytest.mark.parametrize(("model", "make", "change"), CHANGES)
+def test_a_loop_ends_where_python_ends_whatever_changes_beside_tensors(model, make, change):
+    ends = []
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(4)).repeat(3)
+    for graph in ("off", "auto"):
+        problem = groups(model())
+        lagrangian = problem.compile(seed=0)
+        net = lagrangian.evaluator.program.models[0].module
+        optimizer = make(list(net.parameters()))
+        step = lagrangian.training_step(optimizer, graph)
+        D = next(iter(lagrangian.evaluator.populations))
+        for k in range(14):
+            change(k, net, optimizer)
+            step(D.rows(order[50 * k : 50 * k + 50]))
+        state = {**net.state_dict(), **lagrangian.state_dict()}
+        ends.append((state, getattr(net, "calls", None)))
+    (expected, calls), (found, own_calls) = ends
+    assert calls == own_calls
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-12, msg=key)
+
+
+def test_steps_are_not_recorded_again_and_again():
+    lagrangian = groups(Warmed()).compile(seed=0)
+    net = lagrangian.evaluator.program.models[0].module
+    step = lagrangian.training_step(adam(net.parameters()))
+    D = next(iter(lagrangian.evaluator.populations))
+    for k in range(40):
+        net.temperature = 1.0 + 0.001 * k
+        step(D.rows(torch.arange(50)))
+    assert step.graph is None
 
 
 def test_words_of_the_loop():
