@@ -415,3 +415,12 @@ def test_a_misspelled_option_of_solve_has_a_hint(method):
     for typo, meant in [("progres", "progress"), ("holdot", "holdout")]:
         with pytest.raises(cn.ModelingError, match=rf"\[E141\].*{typo!r}; did you mean {meant!r}"):
             cn.minimize(torch.sin(x) ** 2 + x**2).solve(method, **{typo: 1})
+
+
+def test_a_constant_that_is_no_number_is_named_with_its_place():
+    w, weights = cn.Variable(2, "w"), np.array([1.0, np.nan])
+    with pytest.raises(
+        cn.DataError, match=r"\[E138\] the array weights has 1 infinite or NaN value"
+    ) as caught:
+        cn.minimize(cn.sum(w**2)).subject_to(c=weights * w >= 1).solve(progress=False)
+    assert caught.value.at.filename == __file__

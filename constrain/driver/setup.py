@@ -20,7 +20,7 @@ from constrain.lowering.reach import refuse_unreachable
 from constrain.lowering.relaxation import check_weights
 from constrain.lowering.supports import warn_of_steps
 from constrain.lowering.tails import check_levels
-from constrain.runtime.binding import parameter_values
+from constrain.runtime.binding import as_array, parameter_values
 from constrain.runtime.checks import check_labels, check_left_out, check_rows
 from constrain.runtime.constants import Constants
 from constrain.runtime.decisions import Decisions
@@ -256,6 +256,13 @@ def refuse_infinite(evaluator: Evaluator) -> NoReturn:
                     at=node.loc,
                     fix="a function that is defined on all rows: torch.log(cn.where(D.x > 0, D.x, 1.0))",
                 )
+    for node in program.nodes:
+        if isinstance(node, n.Array) and not isinstance(node.symbol.value, str):
+            bad = ~np.isfinite(as_array(node.symbol.value).astype(float))
+            if bad.any():
+                count, shown = int(bad.sum()), language_printing().text(node, limit=40)
+                text = f"the array {shown} has {count} infinite or NaN value{'' if count == 1 else 's'}"
+                raise DataError("E138", text, at=node.loc, fix="finite numbers")
     raise DataError("E138", "a constant of the problem is infinite or NaN", fix="finite numbers")
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from constrain.language.data import Data
+    from constrain.language.location import Location
     from constrain.language.problem import Problem
     from constrain.language.surrogates import Surrogate
     from constrain.language.symbols import Model
@@ -321,9 +322,21 @@ def _check_names(nodes: Sequence[n.Node]) -> None:
         twice = sorted(name for name, count in counts.items() if count > 1)
         if twice:
             raise ModelingError(
-                "E131", f"two {kind} objects are named {twice[0]!r}", fix="give each its own name"
+                "E131",
+                f"two {kind} objects are named {twice[0]!r}",
+                at=_second(nodes, [symbol for symbol in found if symbol.name == twice[0]]),
+                fix="give each its own name",
             )
     _check_shared(models)
+
+
+def _second(nodes: Sequence[n.Node], symbols: Sequence[Any]) -> Location | None:
+    """Where the second of some symbols is used first, as far as that is known."""
+    for node in nodes:
+        own = (getattr(node, name, None) for name in ("symbol", "model", "data"))
+        if node.loc is not None and any(x is symbols[1] for x in own):
+            return node.loc
+    return None
 
 
 def _check_shared(models: Iterable[Model]) -> None:
