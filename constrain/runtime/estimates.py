@@ -475,8 +475,7 @@ class Estimator(nn.Module):
             for moment, share in zip(self.evaluator.program.moments, self._shares(), strict=True):
                 rows = batches[moment.data.name]
                 least = rows.count / self.evaluator.rows_of(moment.data.name)
-                own = visit_weight(share * rows.count, least, LEARN)
-                found.append(own if rows.weight is None else torch.full_like(own, LEARN))
+                found.append(visit_weight(share * rows.count, least, LEARN))
             flat = self.flat(found).to(self.exact)
             alike = flat.is_meta or bool((flat >= LEARN * (1 - 1e-6)).all())
             known = self._learned.made[key] = LEARN if alike else flat

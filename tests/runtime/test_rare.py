@@ -22,14 +22,14 @@ def grouped(rows=6000, groups=300, sizes="equal", unit=1.0, level=0.6):
     return problem, D, means
 
 
-def train(problem, D, batch, steps, graph="off"):
+def train(problem, D, batch, steps, graph="off", weight=None):
     """A Lagrangian after some steps of Adam on random batches, and the weights."""
     lagrangian = problem.compile(seed=0)
     (w,) = lagrangian.evaluator.decisions.tensors
     step = lagrangian.training_step(torch.optim.Adam([w], lr=0.01), graph)
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
-        step(D.rows(torch.randint(len(D), (batch,), generator=generator)))
+        step(D.rows(torch.randint(len(D), (batch,), generator=generator), weight=weight))
     return lagrangian, w.detach().clone()
 
 
@@ -66,3 +66,12 @@ def test_recorded_steps_are_those_in_python():
     torch.testing.assert_close(v, w, atol=1e-12, rtol=1e-9)
     torch.testing.assert_close(same.values, one.values, atol=1e-12, rtol=1e-9)
     assert 0 < int((one.values > 0).sum()) < 200
+
+
+def test_weights_of_one_change_nothing():
+    """With the weight of frequent groups in running averages, those of rare ones grew without bound."""
+    (one, w), (same, v) = (
+        train(*grouped(sizes="zipf")[:2], 64, 100, weight=weight) for weight in (None, torch.ones(64))
+    )
+    torch.testing.assert_close(v, w, atol=1e-12, rtol=1e-9)
+    torch.testing.assert_close(same.running, one.running, atol=1e-12, rtol=1e-9)
