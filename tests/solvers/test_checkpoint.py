@@ -284,7 +284,7 @@ def test_cut_again_and_again(tmp_path):
 
 
 CHILD = """
-import os, sys
+import os, sys, time
 import torch
 import constrain as cn
 from constrain import E, P
@@ -300,19 +300,24 @@ net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linea
 s = cn.Model(net, "f")(D.x)
 problem = cn.minimize(E((s - D.y) ** 2)).subject_to(rate=P(s > 0, by=D.group) <= 0.5)
 log = os.open(folder + "/steps", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+rounds = []
+def told(round):
+    os.write(log, f"{round.step}\\n".encode())
+    rounds.append(round.step)
+    if len(rounds) == 4 and sys.argv[2] == "to be killed":
+        time.sleep(600)
 solution = problem.solve(
-    "lagrangian", epochs=12, batch=30, progress=False, resume=True,
+    "lagrangian", epochs=12, batch=30, progress=False, resume=True, callback=told,
     checkpoint=Checkpoint(folder + "/run.ckpt", steps=5),
-    callback=lambda told: os.write(log, f"{told.step}\\n".encode()) and None,
 )
 print(solution.objective.hex(), [float(v).hex() for v in solution["rate"].multiplier], len(solution.history))
 print([v.tolist() for v in solution.weights.values()])
 """
 
 
-def child(folder):
+def child(folder, end):
     folder.mkdir(exist_ok=True)
-    return subprocess.Popen([sys.executable, "-c", CHILD, str(folder)], stdout=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-c", CHILD, str(folder), end], stdout=subprocess.PIPE)
 
 
 def last(path):
@@ -326,18 +331,18 @@ def test_killed_at_random_moments(tmp_path, monkeypatch, capfdbinary):
     chance, folder, path = random.Random(0), tmp_path / "cut", tmp_path / "cut" / "run.ckpt"
     for _ in range(2):
         before = path.stat().st_mtime_ns if path.exists() else 0
-        process = child(folder)
+        process = child(folder, "to be killed")
         while process.poll() is None and not (path.exists() and path.stat().st_mtime_ns != before):
             time.sleep(0.002)
         time.sleep(chance.uniform(0, 0.1))
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert process.poll() is None, "a run that waits to be killed has ended"
         process.kill()
         process.communicate()
         stored = read(path)["run"]["objects"]["0.steps"]
         assert last(folder / "steps") - 5 <= stored
-    found, _ = child(folder).communicate()
+    found, _ = child(folder, "by itself").communicate()
     (tmp_path / "whole").mkdir()
-    monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "whole")])
+    monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "whole"), "by itself"])
     exec(CHILD, {})
     expected = capfdbinary.readouterr().out
     assert found == expected
