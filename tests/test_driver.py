@@ -412,7 +412,7 @@ def test_training_needs_no_constraint():
 @pytest.mark.parametrize("method", ["auto", "newton", "augmented"])
 def test_a_misspelled_option_of_solve_has_a_hint(method):
     x = cn.Variable((), "x")
-    for typo, meant in [("progres", "progress"), ("holdot", "holdout")]:
+    for typo, meant in [("progressbar", "progress"), ("hold_out", "holdout")]:
         with pytest.raises(cn.ModelingError, match=rf"\[E141\].*{typo!r}; did you mean {meant!r}"):
             cn.minimize(torch.sin(x) ** 2 + x**2).solve(method, **{typo: 1})
 
