@@ -95,6 +95,7 @@ class Rows:
         weight: (count,) importance weights that keep the mean of weight * integrand an unbiased estimate of
             the mean over the sample, None when all are one.
         whole: these are all rows of the sample, each once, so that averages over them are exact.
+        stratified: the weights are those of batches that have rows of every group, also of rare ones.
     """
 
     columns: Mapping[str, Tensor]
@@ -102,6 +103,7 @@ class Rows:
     index: Index | None = None
     weight: Tensor | None = None
     whole: bool = False
+    stratified: bool = False
 
     @property
     def gathered(self) -> bool:

@@ -475,7 +475,8 @@ class Estimator(nn.Module):
             for moment, share in zip(self.evaluator.program.moments, self._shares(), strict=True):
                 rows = batches[moment.data.name]
                 least = rows.count / self.evaluator.rows_of(moment.data.name)
-                found.append(visit_weight(share * rows.count, least, LEARN))
+                own = visit_weight(share * rows.count, least, LEARN)
+                found.append(torch.full_like(own, LEARN) if rows.stratified else own)
             flat = self.flat(found).to(self.exact)
             alike = flat.is_meta or bool((flat >= LEARN * (1 - 1e-6)).all())
             known = self._learned.made[key] = LEARN if alike else flat

@@ -95,10 +95,11 @@ class RecordedStep:
         """
         packed = Packed.of(batch)
         self._calls += 1
-        if self._replays and not self._holds(packed.key):
-            self._replays.clear()
-            self._watched.clear()
+        if self._replays and not self._same_objects():
+            self._clear()
             return self.step(batch)  # the optimizer may have to make state of other decisions
+        if packed.key in self._replays and not self._holds(packed.key):
+            self._clear()
         replayed = self._replays.get(packed.key)
         if replayed is None and (len(self._replays) >= SIZES or self._refreshes(batch)):
             return self.step(batch)
@@ -130,11 +131,17 @@ class RecordedStep:
         return torch.tensor(rates, dtype=values.dtype, device=values.device)
 
     def _holds(self, key: tuple[Any, ...]) -> bool:
-        """Whether all that the graphs take for granted is as it was."""
+        """Whether the tensors and numbers that a graph takes for granted are as they were."""
+        return not self._replays[key].moved and self._watched[key].same
+
+    def _same_objects(self) -> bool:
         now = self._objects_now()
-        if len(now) != len(self._objects) or not all(map(operator.is_, now, self._objects)):
-            return False
-        return key not in self._replays or (not self._replays[key].moved and self._watched[key].same)
+        return len(now) == len(self._objects) and all(map(operator.is_, now, self._objects))
+
+    def _clear(self) -> None:
+        """Forgets the graphs, so that steps are recorded anew."""
+        self._replays.clear()
+        self._watched.clear()
 
     def _objects_now(self) -> list[object]:
         """What an optimizer moves, which gradients are taken, and what the rule of the multipliers reads."""

@@ -36,7 +36,8 @@ class Packed:
         for name, rows in batch.items():
             own = [] if rows.gathered else list(rows.columns.values())
             own += [t for t in (rows.index, rows.weight) if isinstance(t, Tensor)]
-            key += [name, rows.whole, str(rows.index) if isinstance(rows.index, slice) else len(own)]
+            key += [name, rows.whole, rows.stratified]
+            key.append(str(rows.index) if isinstance(rows.index, slice) else len(own))
             tensors += own
         return Packed((*key, *((t.shape, t.dtype) for t in tensors)), tensors)
 
@@ -52,7 +53,6 @@ def unpacked(evaluator: Evaluator, batch: Mapping[str, Rows], tensors: Sequence[
         weight = None if rows.weight is None else left.pop(0)
         if columns is None:
             assert index is not None  # the columns were gathered by it
-            found[name] = populations[name].take(index, weight)
-        else:
-            found[name] = replace(rows, columns=columns, index=index, weight=weight)
+            columns = populations[name].take(index, weight).columns
+        found[name] = replace(rows, columns=columns, index=index, weight=weight)
     return found

@@ -74,7 +74,7 @@ class Rare:
             sample = samples[int(block.terms[0])]
             rows = batches.get(sample)
             known = rarity[block.terms]
-            if rows is None or rows.whole or not bool((known > 0).all()):
+            if rows is None or rows.whole or rows.stratified or not bool((known > 0).all()):
                 continue
             shares = (block.factors.square().to(known) / known).clamp(max=1.0)
             visits = shares * rows.count

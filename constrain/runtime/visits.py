@@ -25,9 +25,9 @@ class BySizes:
     made: dict[object, Any] = field(default_factory=dict[object, Any])
 
 
-def sizes(batches: Mapping[str, Rows]) -> tuple[tuple[str, int, bool], ...]:
+def sizes(batches: Mapping[str, Rows]) -> tuple[tuple[str, int, bool, bool], ...]:
     """What the weights of batches depend on."""
-    return tuple((name, r.count, r.whole) for name, r in batches.items())
+    return tuple((name, r.count, r.whole, r.stratified) for name, r in batches.items())
 
 
 def visit_weight(visits: Tensor, least: float, most: float) -> Tensor:

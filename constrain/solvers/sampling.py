@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -201,7 +201,8 @@ class _Stratified:
         """The next batch, cell after cell."""
         cells = zip(self.cycles, self.sizes, strict=True)
         index = torch.cat([_interleaved(a.take(s // 2), b.take(s // 2)) for (a, b), s in cells])
-        return self.population.take(index.to(self.population.device), self.weight)
+        rows = self.population.take(index.to(self.population.device), self.weight)
+        return replace(rows, stratified=True)
 
 
 class _Fresh:
