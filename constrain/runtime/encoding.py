@@ -176,7 +176,7 @@ def check_positions(data: str, rows: int, index: Any, weight: Any) -> None:
         found = _positions(data, rows, index)
         count = int(found.sum()) if found.dtype is torch.bool else len(found)
         on_host = found.device.type == "cpu" and found.dtype is not torch.bool
-        ends = [int(found.min()), int(found.max())] if on_host and count else []
+        ends = [int(end) for end in torch.aminmax(found)] if on_host and count else []
     if not count:
         raise _no_batch(f"a batch of {data!r} without rows", data)
     for place in ends:

@@ -75,6 +75,7 @@ class RecordedStep:
         self._objects: list[object] = []
         self._others: list[Tensor] = []
         self._calls = self._recordings = 0
+        self._last: tuple[list[Any], Tensor] = [], torch.zeros(0)  # rates, and the tensor of them
 
     @property
     def mode(self) -> Mode:
@@ -127,8 +128,10 @@ class RecordedStep:
         """What changes from step to step: the multipliers' rate and gain, and the learning rates."""
         own = self.lagrangian.rate, self.lagrangian.raised
         rates = [*own, *(float(group["lr"]) for group in self.optimizer.param_groups if "lr" in group)]
-        values = self.lagrangian.values
-        return torch.tensor(rates, dtype=values.dtype, device=values.device)
+        if rates != self._last[0]:
+            values = self.lagrangian.values
+            self._last = rates, torch.tensor(rates, dtype=values.dtype, device=values.device)
+        return self._last[1]
 
     def _holds(self, key: tuple[Any, ...]) -> bool:
         """Whether the tensors and numbers that a graph takes for granted are as they were."""

@@ -55,7 +55,7 @@ class Replayed:
     @property
     def moved(self) -> bool:
         """Whether a tensor that it reads has other memory than it had: a state was loaded."""
-        return any(t.data_ptr() != place for t, place in zip(self.reads, self._places, strict=True))
+        return [t.data_ptr() for t in self.reads] != self._places
 
     def __call__(self, arguments: Sequence[Tensor]) -> Any:
         """What the function does, and returns."""
