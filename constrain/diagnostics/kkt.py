@@ -334,27 +334,15 @@ def _balance(
     else:
         entries = _determined(found, entries, priced, largest, at_lower, at_upper)
         for e in entries:
-            if e.part in priced:
-                priced[e.part].values.reshape(-1)[e.index] = e.multiplier
-            elif e.part in largest and (values := aligned[e.part]) is not None:
+            values = priced[e.part].values if e.part in priced else aligned[e.part]
+            if (e.part in priced or e.part in largest) and values is not None:
                 values.reshape(-1)[e.index] = e.multiplier
     left = float(np.max(np.abs(rest), initial=0.0))
     truncated = sum(int(active.sum()) for active in actives) - sum(e.active for e in entries)
     return _Forces(
-        entries,
-        found,
-        folded,
-        aligned,
-        origin,
-        fit,
-        left,
-        at_lower,
-        at_upper,
-        ties,
-        truncated,
-        scales,
+        entries, found, folded, aligned, origin, fit, left, at_lower, at_upper, ties, truncated, scales,
         {} if none is None else none.weights,
-    )
+    )  # fmt: skip
 
 
 def _best(
