@@ -263,6 +263,10 @@ def refuse_infinite(evaluator: Evaluator) -> NoReturn:
                 count, shown = int(bad.sum()), language_printing().text(node, limit=40)
                 text = f"the array {shown} has {count} infinite or NaN value{'' if count == 1 else 's'}"
                 raise DataError("E138", text, at=node.loc, fix="finite numbers")
+    for node in program.nodes:
+        if isinstance(node, n.Apply) and all(isinstance(child, n.Constant) for child in n.children(node)):
+            shown = language_printing().text(node, limit=40)
+            raise DataError("E138", f"{shown} is infinite or NaN", at=node.loc, fix="a finite number")
     raise DataError("E138", "a constant of the problem is infinite or NaN", fix="finite numbers")
 
 

@@ -106,7 +106,11 @@ def broadcast(shapes: tuple[Shape, ...], _options: Mapping[str, Any] | None = No
     for position in range(-rank, 0):
         sizes = {s[position] for s in shapes if len(s) >= -position} - {1}
         if len(sizes) > 1:
-            raise ShapeProblem("shapes do not broadcast: " + " and ".join(map(str, shapes)))
+            raise ShapeProblem(
+                "shapes do not broadcast: " + " and ".join(map(str, shapes)),
+                "one shape for all; sizes are compared from the last axis, and an axis of size 1, as in "
+                "e[:, None], fits every size",
+            )
         result.append(sizes.pop() if sizes else 1)
     return tuple(result)
 
@@ -146,9 +150,18 @@ def _matmul(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
         )
     inner_a, inner_b = a[-1], b[-2:][0]
     if inner_a != inner_b:
-        raise ShapeProblem(f"inner sizes of @ differ: {a} @ {b} ({inner_a} against {inner_b})")
+        raise ShapeProblem(f"inner sizes of @ differ: {a} @ {b} ({inner_a} against {inner_b})", _turned(a, b))
     batch = broadcast((a[:-2], b[:-2]))
     return (*batch, *(a[-2:-1] if len(a) > 1 else ()), *(b[-1:] if len(b) > 1 else ()))
+
+
+def _turned(a: Shape, b: Shape) -> str:
+    """The product that fits, where transposing a matrix makes one."""
+    if len(a) == 2 and a[0] == b[-2:][0]:
+        return "the transposed matrix on the left: A.T @ b"
+    if len(b) == 2 and a[-1] == b[1]:
+        return "the transposed matrix on the right: a @ B.T"
+    return "a matrix with as many columns as the right side has entries (rows of a matrix)"
 
 
 def _linear(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:

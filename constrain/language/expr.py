@@ -88,7 +88,7 @@ def as_node(value: Any) -> n.Node:
         number = _number(value.item()) if hasattr(value, "item") else None
         if number is not None:
             return _constant(repr(number), number, here())
-    elif shape is not None:
+    elif shape is not None and "complex" not in str(getattr(value, "dtype", "")):
         return n.Array(n.ArraySymbol.of(value, shape, name_in_caller(value)), loc=here())
     raise _refusals().no_expression(value)
 
@@ -431,7 +431,8 @@ class Expr:
             "E121",
             f"{shown(self)} cannot become a NumPy array: it has no value yet",
             at=here(),
-            fix="torch functions, which are recorded",
+            fix="torch functions, which are recorded; for a sparse matrix or a frame of pandas on the left "
+            "cn.constant(S) @ x, table.to_numpy() @ x",
         )
 
 
@@ -521,7 +522,16 @@ class Constraint:
             fix="subject_to(first=..., second=...)",
         )
 
-    __and__ = __rand__ = __or__ = __ror__ = __invert__ = _joined
+    def _either(self, _other: object = None) -> Any:
+        raise ModelingError(
+            "E103",
+            f"{shown(self)} is a constraint; constraints are not joined",
+            at=here(),
+            fix=_refusals().EITHER_OR,
+        )
+
+    __and__ = __rand__ = __invert__ = _joined
+    __or__ = __ror__ = _either
 
 
 def _difference(large: Any, small: Any) -> Expr:

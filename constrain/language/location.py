@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Location", "caller", "here", "name_in_caller"]
 
-_SKIPPED = ("constrain.", "torch.")
+_LIBRARIES = ("constrain", "torch", "numpy", "scipy", "pandas")
+_SKIPPED = tuple(f"{name}." for name in _LIBRARIES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,11 @@ class Location:
 
 
 def caller() -> FrameType | None:
-    """The innermost frame outside this package and torch."""
+    """The innermost frame outside this package, torch, and libraries of arrays that call expressions."""
     frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        if not (module in ("constrain", "torch") or module.startswith(_SKIPPED)) or module.startswith(
+        if not (module in _LIBRARIES or module.startswith(_SKIPPED)) or module.startswith(
             "constrain.testing"
         ):
             return frame

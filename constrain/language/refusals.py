@@ -50,6 +50,14 @@ def no_expression(value: Any) -> ModelingError:
             at=here(),
             fix='f = cn.Model(module, "f"), and f(D.x)',
         )
+    if isinstance(value, complex) or "complex" in str(getattr(value, "dtype", "")):
+        return ModelingError(
+            "E117",
+            f"{'a complex number' if isinstance(value, complex) else 'an array of complex numbers'} cannot "
+            "be part of an expression: values and derivatives are real",
+            at=here(),
+            fix="the real and the imaginary part on their own: a.real @ x, a.imag @ x",
+        )
     return ModelingError(
         "E117", f"a {type(value).__name__} cannot be part of an expression", at=here(), fix=_meant(value)
     )
@@ -241,6 +249,9 @@ def strict_error(node: n.Comparison) -> ModelingError:
 
 
 # -------------------------------------------------------------------------------------- truth values
+EITHER_OR = (
+    "what is at least 0 where one of them holds: either=cn.maximum(t - 5, 2 - t) >= 0 for t >= 5 or t <= 2"
+)
 _INSTEAD = {
     "and": "(a > 0) & (b > 0), with the parentheses",
     "or": "(a > 0) | (b > 0), with the parentheses",
@@ -268,6 +279,8 @@ def truth_error(what: Expr | Constraint) -> ModelingError:
     fix = _INSTEAD.get(context, "cn.maximum/cn.minimum for max/min, & | ~ for and/or/not, cn.where for if")
     if isinstance(what, Constraint) and context == "and":
         fix = "two constraints: subject_to(first=..., second=...)"
+    if isinstance(what, Constraint) and context == "or":
+        fix = EITHER_OR
     return ModelingError(
         "E103", f"{shown(what)} has no truth value before a solve, and {asked}", at=here(), fix=fix
     )

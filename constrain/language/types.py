@@ -7,7 +7,7 @@ the error can point at it. Nothing here looks at data.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias, assert_never, cast
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard, assert_never, cast
 from weakref import WeakValueDictionary
 
 from constrain._lazy import language, language_printing, loaded, probe
@@ -18,6 +18,7 @@ from constrain.language.atoms import ATOMS, ShapeProblem, alike, broadcast
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from constrain.language.atoms import Shape
     from constrain.language.data import Data
 
 __all__ = ["Level", "Type", "describe_shape", "type_of"]
@@ -207,6 +208,7 @@ def _infer(node: n.Node, parts: list[Type]) -> Type:
             found = _gradient(kind, parts)
         case n.Comparison() | n.Logic() | n.Between():
             _check_alignment(kind, n.children(kind), parts)
+            _check_columns(kind, n.children(kind), parts)
             found = _elementwise(kind, parts, event=True)
         case n.Indicator():
             found = Type(rows=parts[0].rows, levels=parts[0].levels, shape=parts[0].shape)
@@ -258,6 +260,34 @@ def _statistic(node: n.Statistic, parts: list[Type]) -> Type:
     return Type(levels=levels, shape=shape)
 
 
+def _check_columns(node: n.Node, args: Sequence[n.Node], parts: Sequence[Type]) -> None:
+    """Refuses a vector next to an array of one column (E112): they broadcast to a square.
+
+    `A @ x == b` with b of shape (m, 1) would be m * m equations. Products are left alone: `a[:, None] * x`
+    is the usual way to write an outer product.
+    """
+    if any(p.lead for p in parts):
+        return
+    columns = [(a, p.shape) for a, p in zip(args, parts, strict=True) if _is_column(p.shape)]
+    vectors = [(a, p.shape) for a, p in zip(args, parts, strict=True) if len(p.shape or ()) == 1]
+    for column, tall in columns:
+        for vector, flat in vectors:
+            if tall[:1] == flat and (isinstance(column, n.Array) or isinstance(vector, n.Array)):
+                source = language_printing().source
+                raise ModelingError(
+                    "E112",
+                    f"{_show(column)} has shape {tall} and {_show(vector)} {flat}: they would broadcast to "
+                    f"{(tall[0], tall[0])}, every entry against every entry",
+                    at=node.loc,
+                    fix=f"{source(column, limit=80, operand=True)}[:, 0]; where all pairs are meant, "
+                    f"{source(vector, limit=80, operand=True)}[None, :]",
+                )
+
+
+def _is_column(shape: Shape | None) -> TypeGuard[tuple[int, int]]:
+    return shape is not None and len(shape) == 2 and shape[1] == 1 < shape[0]
+
+
 def _elementwise(node: n.Node, parts: list[Type], *, event: bool) -> Type:
     rows, levels = _joined(node, parts)
     if any(p.shape is None for p in parts):
@@ -282,6 +312,8 @@ def _apply(node: n.Apply, parts: list[Type]) -> Type:
     atom = ATOMS[node.atom]
     if atom.shape in (broadcast, alike):
         _check_alignment(node, node.args, parts)
+    if node.atom in ("add", "sub"):
+        _check_columns(node, node.args, parts)
     if node.atom.endswith("_levels"):
         levels = None
     if any(p.shape is None for p in parts):
