@@ -21,16 +21,17 @@ from scipy import special
 
 from constrain.diagnostics.bernstein import bounded_interval, checked_ranges
 from constrain.diagnostics.binomial import rate_deviates, rate_interval
-from constrain.diagnostics.influence import Spread, spread
+from constrain.diagnostics.influence import Spread
 from constrain.diagnostics.names import level_axis
 from constrain.diagnostics.point import Point, array_of, bound_scale, read_point, reduce_to, user_objective
-from constrain.diagnostics.rates import rate_pair
+from constrain.diagnostics.rates import maybe_pair, rate_pair
 from constrain.diagnostics.relaxed import cost_of, judged, shares
+from constrain.diagnostics.units import Spreads, absent, spreads_of, units_of, values_at
 from constrain.language import nodes as n
 from constrain.language.picked import place_of
 from constrain.language.types import type_of
 from constrain.lowering.lower import EPIGRAPH
-from constrain.solution.constraint import labels_of, slack_of, violation_of
+from constrain.solution.constraint import labels_of, violation_of
 from constrain.solution.records import Estimate, plain
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from constrain.diagnostics.units import Missing, Unit, Values
     from constrain.lowering.program import Form
-    from constrain.runtime.evaluator import Evaluator, Outer
+    from constrain.runtime.evaluator import Evaluator
 
 __all__ = ["Judgment", "judge_sample", "step_down"]
 
@@ -86,8 +88,10 @@ def step_down(
 class _Tested:
     """A constraint before the verdicts: statistics per entry of the constraint as written.
 
+    Of a family of constraints, which have one entry each, statistics per constraint.
+
     Attributes:
-        form: the constraint.
+        unit: the constraint, or the family.
         value: (entries as written).
         bounds: one or two arrays.
         lower: of the interval of the value.
@@ -98,10 +102,9 @@ class _Tested:
         settled: where no data enters, so that the exact value decides.
         unknown: where no standard error was computed (blocks of very many levels), or the value is absent.
         absent: where a group that enters has no rows, or the value is NaN for another reason.
-        labels: names of the entries.
     """
 
-    form: Form
+    unit: Unit
     value: NDArray[np.float64]
     bounds: tuple[NDArray[np.float64], ...]
     lower: NDArray[np.float64]
@@ -112,7 +115,6 @@ class _Tested:
     settled: NDArray[np.bool_]
     unknown: NDArray[np.bool_]
     absent: NDArray[np.bool_]
-    labels: tuple[str, ...]
 
 
 def judge_sample(
@@ -142,54 +144,48 @@ def judge_sample(
     view = judged(evaluator)
     program = view.program
     moments = [m.clone().requires_grad_(True) for m in point.moments]
-    outer = view.outer(moments, "exact")
-    sides = view.sides_at(moments)
-    forms = [(k, form) for k, form in enumerate(program.forms) if form.rows is None]
-    whole, added = _with_costs(evaluator, view, point, moments, outer, sides)
-    missing = _absent(view, moments, outer, sides)
-    functions = [whole, *(_left(sides[k]) for k, _ in forms)]
-    functions += [r for r in outer.residuals if r is not None]
-    spreads = [
-        Spread(s.error, np.where(gone, -1.0, s.smallest))
-        for s, gone in zip(
-            spread(evaluator, moments, functions, _urgencies(view, point, forms)),
-            missing.functions,
-            strict=True,
-        )
-    ]
-    lefts, residuals = spreads[1 : 1 + len(forms)], iter(spreads[1 + len(forms) :])
-    by_part = [next(residuals) if part.rows is None else None for part in program.parts]
+    units, values = units_of(program), values_at(view, moments)
+    whole, added = _with_costs(evaluator, view, point, moments, units, values)
+    missing = absent(view, moments, values)
+    spreads = _without(missing, spreads_of(view, point, moments, whole, values, units))
     tested: list[_Tested] = []
-    objective = spreads[0]
-    for (k, form), left in zip(forms, lefts, strict=True):
-        if form.name == EPIGRAPH:
-            objective = Spread(objective.error, left.smallest)
+    objective = spreads.objective
+    for u, unit in enumerate(units):
+        if unit.form.name == EPIGRAPH:
+            objective = Spread(objective.error, spreads.lefts[u].smallest)
             continue
-        own = _test(view, point, k, form, left, by_part, missing.sides[k], confidence)
-        tested.append(_bounded(own, view, moments, k, bounded, confidence))
-    estimates = _verdicts(tested, point, tolerance, confidence, correction)
+        own = _test(view, point, unit, values, spreads, u, missing.sides[u], confidence)
+        tested.append(_bounded(own, view, moments, bounded, confidence))
+    estimates = _verdicts(view, tested, point, tolerance, confidence, correction)
     estimates |= _per_row(view, point, tolerance, confidence)
     value = user_objective(evaluator, point) + program.sign * added
     value = value if objective.smallest.min(initial=0.0) >= 0 else math.nan
     half = float(special.ndtri(0.5 + confidence / 2)) * float(objective.error.max(initial=0.0))
-    ordered = {f.name: estimates[f.name] for f in program.forms if f.name in estimates}
+    names = program.shared.names
+    ordered = {name: estimates[name] for name in names if name in estimates}
     return Judgment(value, value - half, value + half, ordered)
 
 
-def _urgencies(view: Evaluator, point: Point, forms: Sequence[tuple[int, Form]]) -> list[NDArray[np.float64]]:
-    """How urgent the standard error of each entry is: of the objective, the left sides, and the residuals."""
-    residuals = zip(view.program.parts, point.residuals, strict=True)
-    return [
-        np.zeros(()),
-        *(_urgency(form, point.sides[k]) for k, form in forms),
-        *(np.abs(r) if part.kind == "==" else r for part, r in residuals if part.rows is None),
-    ]
+def _without(missing: Missing, spreads: Spreads) -> Spreads:
+    """No rows where an average that does not exist enters."""
+    gone = iter(missing.functions)
+
+    def marked(own: Spread) -> Spread:
+        return Spread(own.error, np.where(next(gone), -1.0, own.smallest))
+
+    return Spreads(
+        marked(spreads.objective),
+        [marked(own) for own in spreads.lefts],
+        [None if own is None else marked(own) for own in spreads.residuals],
+    )
 
 
 def _per_row(view: Evaluator, point: Point, tolerance: float, confidence: float) -> dict[str, Estimate]:
     """The estimates of constraints per row."""
     program = view.program
-    first = {part.constraint: i for i, part in reversed(list(enumerate(program.parts)))}
+    if not program.per_row:
+        return {}
+    first = {part.constraint: i for i, part in reversed(program.per_row.items())}
     return {
         form.name: per_row(point, k, first[form.name], form, tolerance, confidence)
         for k, form in enumerate(program.forms)
@@ -197,96 +193,31 @@ def _per_row(view: Evaluator, point: Point, tolerance: float, confidence: float)
     }
 
 
-_PROBES = (0.5, 1e6, -1e6)
-"""Values put in the place of averages that do not exist: what changes with them does not exist either."""
-
-
-@dataclass(frozen=True)
-class _Missing:
-    """Where an average that does not exist enters.
-
-    Attributes:
-        functions: for the objective, the left sides, and the residuals of parts that are not per row.
-        sides: per form for each of its sides; empty for constraints per row.
-    """
-
-    functions: list[NDArray[np.bool_]]
-    sides: list[tuple[NDArray[np.bool_], ...]]
-
-
-def _absent(
-    evaluator: Evaluator,
-    moments: Sequence[Tensor],
-    outer: Outer,
-    sides: Sequence[tuple[Tensor, ...] | None],
-) -> _Missing:
-    """Which values depend on an average over a group without rows, or are NaN already.
-
-    Slopes do not tell: that of a square is 0 where the average that does not exist is stored as 0.
-    """
-    empty: dict[int, Tensor] = {}
-    for job in evaluator.jobs:
-        population = evaluator.populations[job.data]
-        for i in job.moments:
-            moment = evaluator.program.moments[i]
-            counts = population.stratum(moment.given, moment.by).counts
-            if bool((counts == 0).any()):
-                lead = (-1, *(1 for _ in range(moments[i].dim() - 1))) if moment.by else ()
-                empty[i] = (counts == 0).reshape(lead)
-
-    def read(
-        outer: Outer, sides: Sequence[tuple[Tensor, ...] | None]
-    ) -> tuple[list[NDArray[np.float64]], list[tuple[NDArray[np.float64], ...]]]:
-        arrays = [tuple(array_of(s) for s in found or ()) for found in sides]
-        functions = [array_of(outer.objective), *(found[0] for found in arrays if found)]
-        functions += [array_of(r) for r in outer.residuals if r is not None]
-        return functions, arrays
-
-    functions, arrays = read(outer, sides)
-    gone = [np.isnan(f) for f in functions]
-    gone_sides = [tuple(np.isnan(s) for s in found) for found in arrays]
-    for fill in _PROBES if empty else ():
-        filled = [m.detach() for m in moments]
-        for i, where in empty.items():
-            filled[i] = filled[i].masked_fill(where, fill)
-        others, other_sides = read(evaluator.outer(filled, "exact"), evaluator.sides_at(filled))
-        gone = [g | (f != o) for g, f, o in zip(gone, functions, others, strict=True)]
-        gone_sides = [
-            tuple(g | (s != o) for g, s, o in zip(*found, strict=True))
-            for found in zip(gone_sides, arrays, other_sides, strict=True)
-        ]
-    return _Missing(gone, gone_sides)
-
-
-def _objective(evaluator: Evaluator, outer: Outer, sides: Sequence[tuple[Tensor, ...] | None]) -> Tensor:
-    """The objective with the costs of relaxing; the maximum itself in the place of the epigraph's bound."""
-    total = outer.objective
-    for form, own in zip(evaluator.program.forms, sides, strict=True):
-        if form.name == EPIGRAPH and own is not None:
-            total = total + own[0] - own[1]
-    return total
-
-
 def _with_costs(
     evaluator: Evaluator,
     view: Evaluator,
     point: Point,
     moments: Sequence[Tensor],
-    outer: Outer,
-    sides: Sequence[tuple[Tensor, ...] | None],
+    units: Sequence[Unit],
+    values: Values,
 ) -> tuple[Tensor, float]:
     """The objective with what the rows of this sample pay, and how much more that is than the program counts.
 
-    The program counts the rows of the training sample.
+    The program counts the rows of the training sample. Of the epigraph's bound the maximum itself is taken.
     """
-    base = whole = _objective(view, outer, sides)
+    room = [
+        own[0] - own[1] for unit, own in zip(units, values.sides, strict=True) if unit.form.name == EPIGRAPH
+    ]
+    base = whole = sum(room, values.objective)
     if view is not evaluator:
-        whole = _objective(evaluator, evaluator.outer(moments, "exact"), sides)
-    paid = sum(_paid(view, point, form) for form in view.program.forms)
-    counted = float(whole.detach()) - float(base.detach())
-    if abs(paid - counted) <= 1e-9 * (1 + abs(paid)):
+        counted = evaluator.roots(moments, "exact")[0]
+        assert counted is not None  # every problem has an objective
+        whole = sum(room, counted)
+    paid = sum(_paid(view, point, form) for form in view.program.shared.singles)
+    counts = float(whole.detach()) - float(base.detach())
+    if abs(paid - counts) <= 1e-9 * (1 + abs(paid)):
         return whole, 0.0
-    return base + (whole - base) * (paid / counted), paid - counted
+    return base + (whole - base) * (paid / counts), paid - counts
 
 
 def _paid(view: Evaluator, point: Point, form: Form) -> float:
@@ -297,20 +228,6 @@ def _paid(view: Evaluator, point: Point, form: Form) -> float:
     return cost_of(view, form.relaxation).of(slack, shares(view, form.rows, slack.ndim))
 
 
-def _left(sides: tuple[Tensor, ...] | None) -> Tensor:
-    if sides is None:
-        raise TypeError("a constraint per row has no sides over moments")
-    return sides[0]
-
-
-def _urgency(form: Form, sides: tuple[NDArray[np.float64], ...]) -> NDArray[np.float64]:
-    """How little room each entry of the left side has, where the bounds have its shape."""
-    bounds = [s if s.shape in ((), sides[0].shape) else np.zeros(()) for s in sides[1:]]
-    if form.op == "==":
-        return np.abs(sides[0] - bounds[0])
-    return -slack_of(form.op, sides[0], bounds if form.op == "between" else bounds[0])
-
-
 def quantile(rows: NDArray[np.float64], confidence: float) -> NDArray[np.float64]:
     """Two-sided quantile of Student's t with rows - 1 degrees of freedom."""
     return np.asarray(special.stdtrit(np.maximum(rows - 1, 1), 0.5 + confidence / 2))
@@ -319,19 +236,22 @@ def quantile(rows: NDArray[np.float64], confidence: float) -> NDArray[np.float64
 def _test(
     evaluator: Evaluator,
     point: Point,
-    k: int,
-    form: Form,
-    left: Spread,
-    by_part: Sequence[Spread | None],
+    unit: Unit,
+    values: Values,
+    spreads: Spreads,
+    u: int,
     missing: tuple[NDArray[np.bool_], ...],
     confidence: float,
 ) -> _Tested:
     """Interval of the left side, and the worst residual in standard errors."""
-    sides = tuple(np.where(gone, np.nan, s) for s, gone in zip(point.sides[k], missing, strict=True))
+    form = unit.form
+    given = point.sides[int(unit.places[0])] if unit.family is None else map(array_of, values.sides[u])
+    sides = tuple(np.where(gone, np.nan, s) for s, gone in zip(given, missing, strict=True))
     shape = np.broadcast_shapes(*(s.shape for s in sides))
-    rates = _rate_rows(evaluator, form)
+    rates = _rate_rows(evaluator, unit)
     value, lower, upper = (
-        np.array(np.broadcast_to(x, shape)) for x in _interval(form, sides[0], left, rates, confidence)
+        np.array(np.broadcast_to(x, shape))
+        for x in _interval(form, sides[0], spreads.lefts[u], rates, confidence)
     )
     bounds = tuple(np.array(np.broadcast_to(s, shape)) for s in sides[1:])
     lead = any(type_of(x).levels is not None for x in (form.lhs, *form.rhs))
@@ -339,16 +259,17 @@ def _test(
     absent = np.zeros(shape, dtype=bool)
     for gone in missing:
         absent |= gone
-    for i in evaluator.program.places.get(form.name, ()):
-        part, own = evaluator.program.parts[i], by_part[i]
-        if own is None:
+    for s in unit.stacks:
+        stack, own, root = evaluator.program.stacks[s], spreads.residuals[s], values.residuals[s]
+        if own is None or root is None:
             continue
-        residual = np.abs(point.residuals[i]) if part.kind == "==" else point.residuals[i]
+        residual = point.residuals[int(stack.places[0])] if unit.family is None else array_of(root)
+        residual = np.abs(residual) if stack.part.kind == "==" else residual
         if rates is None:
             with np.errstate(divide="ignore", invalid="ignore"):
                 found = residual / own.error
         else:
-            target = np.broadcast_to(bounds[0] if part.side == "lower" else bounds[-1], shape)
+            target = np.broadcast_to(bounds[0] if stack.part.side == "lower" else bounds[-1], shape)
             found = rate_deviates(residual, value, np.broadcast_to(rates, shape), target)
         found = np.where(own.smallest < 0, np.nan, found)
         gone = np.where(own.smallest < 0, 1.0, 0.0)
@@ -358,36 +279,40 @@ def _test(
         smallest = np.fmin(smallest, reduce_to(shape, rows, lead=lead, how=np.fmin))
     counts = np.where(np.isfinite(smallest), smallest, 0).astype(np.int64)
     freedom = np.full(shape, np.inf) if rates is not None else np.maximum(counts - 1.0, 1.0)
-    labels = tuple(labels_of(form.name, *level_axis(evaluator, form.lhs, *form.rhs), shape))
     settled, unknown = np.isinf(smallest) & ~absent, np.isnan(smallest) | absent
-    return _Tested(
-        form, value, bounds, lower, upper, ratio, counts, freedom, settled, unknown, absent, labels
-    )  # fmt: skip
+    return _Tested(unit, value, bounds, lower, upper, ratio, counts, freedom, settled, unknown, absent)
 
 
 def _bounded(
     tested: _Tested,
     view: Evaluator,
     moments: Sequence[Tensor],
-    k: int,
     bounded: Mapping[str, tuple[float, float]],
     confidence: float,
 ) -> _Tested:
     """The same with an interval for every sample size where a range was given; of two rates Newcombe's."""
-    limits = bounded.get(tested.form.name)
-    pair = rate_pair(view, tested.form, moments) if limits is None else None
-    if limits is not None:
-        found = bounded_interval(view, moments, k, limits, confidence)
-        lower, upper, ratio = found.lower, found.upper, found.ratio
-    elif pair is not None:
-        ends = pair.interval(float(special.ndtri(0.5 + confidence / 2)))
-        lower, upper = (np.full(tested.value.shape, end) for end in ends)
-        ratio = np.full(lower.shape, pair.ratio(tested.form.op, [float(b) for b in tested.bounds]))
-    else:
-        return tested
-    lower, upper = (np.where(tested.absent, np.nan, x) for x in (lower, upper))
-    ratio = np.where(tested.unknown, np.nan, ratio)
-    return replace(tested, lower=lower, upper=upper, ratio=ratio, freedom=np.full(ratio.shape, np.inf))
+    unit = tested.unit
+    pairs = maybe_pair(unit.form)
+    found = replace(tested, **{key: np.array(getattr(tested, key)) for key in ("lower", "upper", "ratio")})
+    freedom = np.array(tested.freedom)
+    places: list[int] = unit.places.tolist()
+    for m, (name, k) in enumerate(zip(unit.names, places, strict=True)):
+        limits = bounded.get(name)
+        pair = rate_pair(view, view.program.forms[k], moments) if limits is None and pairs else None
+        where = ... if unit.family is None else m
+        if limits is not None:
+            own = bounded_interval(view, moments, k, limits, confidence)
+            lower, upper, ratio = own.lower, own.upper, own.ratio
+        elif pair is not None:
+            lower, upper = pair.interval(float(special.ndtri(0.5 + confidence / 2)))
+            ratio = pair.ratio(unit.form.op, [float(b[where]) for b in tested.bounds])
+        else:
+            continue
+        found.lower[where] = np.where(tested.absent[where], np.nan, lower)
+        found.upper[where] = np.where(tested.absent[where], np.nan, upper)
+        found.ratio[where] = np.where(tested.unknown[where], np.nan, ratio)
+        freedom[where] = np.inf
+    return replace(found, freedom=freedom)
 
 
 def _interval(
@@ -410,9 +335,13 @@ def _interval(
     return tuple(np.where(absent, np.nan, x) for x in (value, lower, upper))
 
 
-def _rate_rows(evaluator: Evaluator, form: Form) -> NDArray[np.float64] | None:
+def _rate_rows(evaluator: Evaluator, unit: Unit) -> NDArray[np.float64] | None:
     """Rows of a plain rate P(A | B, by) against a bound without data, at least 1; else None."""
+    form = unit.form
     moment, place = place_of(form.lhs) or (form.lhs, ...)
+    picks = None if unit.family is None else unit.family.picks.get(form.lhs)
+    if picks is not None:
+        moment, place = picks.whole, picks.places
     if not isinstance(moment, n.Moment) or not isinstance(moment.integrand, n.Indicator):
         return None
     if any(n.mentions(side, n.Moment) for side in form.rhs):
@@ -422,48 +351,92 @@ def _rate_rows(evaluator: Evaluator, form: Form) -> NDArray[np.float64] | None:
 
 
 def _verdicts(
-    tested: Sequence[_Tested], point: Point, tolerance: float, confidence: float, correction: Correction
+    evaluator: Evaluator,
+    tested: Sequence[_Tested],
+    point: Point,
+    tolerance: float,
+    confidence: float,
+    correction: Correction,
 ) -> dict[str, Estimate]:
     """Verdicts, corrected for their number over all constraints."""
     pieces = [_p_values(t) for t in tested]
     rejected = step_down(
         np.concatenate([p.ravel() for p in pieces]) if pieces else np.zeros(0), 1 - confidence, correction
     )
-    count = sum(int(np.isfinite(p).sum()) for p in pieces)
+    count = max(1, sum(int(np.isfinite(p).sum()) for p in pieces))
     result: dict[str, Estimate] = {}
     start = 0
     for t, p in zip(tested, pieces, strict=True):
         own = rejected[start : start + p.size].reshape(p.shape)
         start += p.size
-        violation = violation_of(t.form.op, t.value, t.bounds if t.form.op == "between" else t.bounds[0])
-        unit = bound_scale((t.value, *t.bounds), t.value.shape, t.form.scale)
-        exact = violation > tolerance * unit
-        columns = (own, t.ratio, t.settled, t.unknown, exact)
-        words = [
-            _word(t.form.op, *entry) for entry in zip(*(c.ravel().tolist() for c in columns), strict=True)
-        ]
-        slack = point.slack.get(t.form.name)
-        given = [np.broadcast_to(b, t.value.shape) for b in point.written.get(t.form.name, t.bounds)]
-        bound: Any = tuple(plain(b) for b in given) if t.form.op == "between" else plain(given[0])
-        loose = None if slack is None else np.broadcast_to(np.abs(slack), t.value.shape) > tolerance * unit
-        if loose is not None:
-            words = [_loosened(word, own) for word, own in zip(words, loose.ravel().tolist(), strict=True)]
-        counted = t.smallest[~t.settled & ~t.unknown]
-        result[t.form.name] = Estimate(
-            value=plain(t.value),
-            bound=bound,
-            violation=plain(violation),
-            lower=plain(t.lower),
-            upper=plain(t.upper),
-            verdict=overall(words, complete=not t.absent.any()),
-            verdicts=tuple(words),
-            smallest=int(counted.min()) if counted.size else 0,
-            rows_needed=_rows_needed(t, words, max(1, count), confidence),
-            confidence=confidence,
-            labels=t.labels,
-            relaxed=None if loose is None else float(np.mean(loose)),
-        )
+        form = t.unit.form
+        violation = violation_of(form.op, t.value, t.bounds if form.op == "between" else t.bounds[0])
+        unit = bound_scale((t.value, *t.bounds), t.value.shape, form.scale)
+        columns = (own, t.ratio, t.settled, t.unknown, violation > tolerance * unit)
+        words = [_word(form.op, *entry) for entry in zip(*(c.ravel().tolist() for c in columns), strict=True)]
+        needed = _rows_needed(t, words, count, confidence)
+        if t.unit.family is None:
+            loose = _loose(t, point, tolerance * unit)
+            result[form.name] = _estimate(evaluator, t, point, violation, words, needed, loose, confidence)
+        else:
+            result |= _members(t, violation, words, needed, confidence)
     return result
+
+
+def _loose(t: _Tested, point: Point, room: NDArray[np.float64]) -> NDArray[np.bool_] | None:
+    """Which entries gave way; None where the constraint must hold as written."""
+    slack = point.slack.get(t.unit.form.name)
+    return None if slack is None else np.broadcast_to(np.abs(slack), t.value.shape) > room
+
+
+def _estimate(
+    evaluator: Evaluator,
+    t: _Tested,
+    point: Point,
+    violation: NDArray[np.float64],
+    words: list[str],
+    needed: Sequence[int],
+    loose: NDArray[np.bool_] | None,
+    confidence: float,
+) -> Estimate:
+    """What is said about one constraint."""
+    form = t.unit.form
+    given = [np.broadcast_to(b, t.value.shape) for b in point.written.get(form.name, t.bounds)]
+    if loose is not None:
+        words = [_loosened(word, own) for word, own in zip(words, loose.ravel().tolist(), strict=True)]
+    counted = t.smallest[~t.settled & ~t.unknown]
+    return Estimate(
+        value=plain(t.value),
+        bound=tuple(plain(b) for b in given) if form.op == "between" else plain(given[0]),  # type: ignore[arg-type]
+        violation=plain(violation),
+        lower=plain(t.lower),
+        upper=plain(t.upper),
+        verdict=overall(words, complete=not t.absent.any()),
+        verdicts=tuple(words),
+        smallest=int(counted.min()) if counted.size else 0,
+        rows_needed=max(needed, default=0),
+        confidence=confidence,
+        labels=tuple(labels_of(form.name, *level_axis(evaluator, form.lhs, *form.rhs), t.value.shape)),
+        relaxed=None if loose is None else float(np.mean(loose)),
+    )
+
+
+def _members(
+    t: _Tested, violation: NDArray[np.float64], words: list[str], needed: Sequence[int], confidence: float
+) -> dict[str, Estimate]:
+    """What is said about each constraint of a family."""
+    counted = np.where(t.settled | t.unknown, 0, t.smallest)
+    pairs = list(zip(*(b.tolist() for b in t.bounds), strict=True))
+    bounds = pairs if t.unit.form.op == "between" else [pair[0] for pair in pairs]
+    columns = (t.value, violation, t.lower, t.upper, counted, t.absent)
+    entries = zip(t.unit.names, bounds, words, needed, *(c.tolist() for c in columns), strict=True)
+    return {
+        name: Estimate(
+            value, bound, violated, lower, upper, overall((word,), complete=not absent), (word,), rows, more,
+            confidence=confidence, labels=(name,),
+        )
+        for name, bound, word, more, value, violated, lower, upper, rows, absent in entries
+    }  # fmt: skip
 
 
 def _loosened(word: str, relaxed: bool) -> str:
@@ -503,14 +476,16 @@ def overall(words: Sequence[str], *, complete: bool = True) -> str:
     return next((w for w in ("violated", "relaxed", "undecided", "compatible") if w in words), "holds")
 
 
-def _rows_needed(t: _Tested, words: Sequence[str], count: int, confidence: float) -> int:
+def _rows_needed(t: _Tested, words: Sequence[str], count: int, confidence: float) -> list[int]:
     """Rows of the smallest group that would decide every undecided entry: n (z s / |slack|)^2."""
     z = float(special.ndtri(1 - (1 - confidence) / (2 * count)))
-    most = 0.0
-    for word, ratio, rows in zip(words, t.ratio.ravel(), t.smallest.ravel(), strict=True):
-        if word == "undecided" and math.isfinite(ratio) and abs(ratio) > 1e-3:
-            most = max(most, float(rows) * (z / ratio) ** 2)
-    return math.ceil(most)
+    entries = zip(words, t.ratio.ravel().tolist(), t.smallest.ravel().tolist(), strict=True)
+    return [
+        math.ceil(rows * (z / ratio) ** 2)
+        if word == "undecided" and math.isfinite(ratio) and abs(ratio) > 1e-3
+        else 0
+        for word, ratio, rows in entries
+    ]
 
 
 def per_row(point: Point, k: int, i: int, form: Form, tolerance: float, confidence: float) -> Estimate:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from constrain.runtime.compiled import Job
     from constrain.runtime.evaluator import Evaluator
 
-__all__ = ["ENTRIES", "Spread", "influences", "jacobian_of", "spread"]
+__all__ = ["ENTRIES", "Gram", "Grams", "Spread", "influences", "jacobian_of", "spread", "spread_of"]
 
 ENTRIES = 400
 """Entries of one function whose standard error is computed: the most urgent ones; the others are NaN."""
@@ -67,6 +67,7 @@ def spread(
     moments: Sequence[Tensor],
     functions: Sequence[Tensor],
     urgency: Sequence[NDArray[np.float64]],
+    grams: Grams | None = None,
 ) -> list[Spread]:
     """Standard errors of functions of moments.
 
@@ -75,29 +76,33 @@ def spread(
         moments: leaves that require gradients, exact, float64.
         functions: tensors of any shape, computed from these leaves.
         urgency: per function an array of its shape; of more than `ENTRIES` entries, the largest are computed.
+        grams: sums of products of the rows' integrands, if they were made already.
     """
     places = [_chosen(u) for u in urgency]
     if not moments:
         return [_certain(f.shape, place) for f, place in zip(functions, places, strict=True)]
     scalars = [f.reshape(-1)[k] for f, place in zip(functions, places, strict=True) for k in place]
-    grams = _Grams(evaluator, moments, len(scalars))
+    grams = grams or Grams(evaluator, moments, len(scalars))
     blocks = [scalars[first : first + SCALARS] for first in range(0, len(scalars), SCALARS)]
     found = [_variance(evaluator, moments, jacobian_of(moments, own), len(own), grams) for own in blocks]
     variance, smallest = (np.concatenate([*own, np.zeros(0)]) for own in zip(*found, strict=True))
     result: list[Spread] = []
     start = 0
     for f, place in zip(functions, places, strict=True):
-        error = np.full(f.numel(), np.nan)
-        least = np.full(f.numel(), np.nan)
-        stop = start + len(place)
-        count = np.where(np.isfinite(smallest[start:stop]), smallest[start:stop], 0.0)
-        correction = np.where(count > 1, count / np.maximum(count - 1, 1), 1.0)
-        error[place] = np.sqrt(variance[start:stop] * correction)
-        known = smallest[start:stop]
-        least[place] = np.where(np.isnan(known), np.nan, np.where(known == 0, -1.0, count))
+        own = spread_of(*(x[start : start + len(place)] for x in (variance, smallest)))
+        error, least = np.full(f.numel(), np.nan), np.full(f.numel(), np.nan)
+        error[place], least[place] = own.error, own.smallest
         result.append(Spread(error.reshape(f.shape), least.reshape(f.shape)))
-        start = stop
+        start += len(place)
     return result
+
+
+def spread_of(variance: NDArray[np.float64], smallest: NDArray[np.float64]) -> Spread:
+    """Standard errors out of squares, corrected for the mean; rows are infinite where no data enters."""
+    count = np.where(np.isfinite(smallest), smallest, 0.0)
+    correction = np.where(count > 1, count / np.maximum(count - 1, 1), 1.0)
+    least = np.where(np.isnan(smallest), np.nan, np.where(smallest == 0, -1.0, count))
+    return Spread(np.sqrt(variance * correction), least)
 
 
 def _certain(shape: Sequence[int], places: Sequence[int]) -> Spread:
@@ -128,7 +133,7 @@ def jacobian_of(moments: Sequence[Tensor], scalars: Sequence[Tensor]) -> list[Te
 
 
 def _variance(
-    evaluator: Evaluator, moments: Sequence[Tensor], jacobian: Sequence[Tensor], count: int, grams: _Grams
+    evaluator: Evaluator, moments: Sequence[Tensor], jacobian: Sequence[Tensor], count: int, grams: Grams
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Squared standard error per scalar, and rows of its smallest group (infinite without data).
 
@@ -197,7 +202,7 @@ def _pieces(
 
 
 @dataclass(frozen=True)
-class _Gram:
+class Gram:
     """Sums of products of the rows' centered integrands, by cells of rows that share all levels.
 
     The influence of a row is the product of its centered integrands with slopes that its cell has in common,
@@ -205,10 +210,12 @@ class _Gram:
 
     Attributes:
         codes: per moment of the sample the level of each cell; None without levels.
+        columns: per moment of the sample its entries among those of all.
         sums: (cells, entries, entries), over the entries of all moments.
     """
 
     codes: list[Tensor | None]
+    columns: list[slice]
     sums: Tensor
 
     def squares(self, pieces: Sequence[tuple[int, _Piece]]) -> NDArray[np.float64]:
@@ -228,7 +235,7 @@ class _Gram:
         return array_of(squares.new_zeros(len(each)).index_add_(0, scalar, squares).clamp(min=0))
 
 
-class _Grams:
+class Grams:
     """The sums of products of every sample, where many scalars make them worth a pass over the rows.
 
     Args:
@@ -241,9 +248,9 @@ class _Grams:
         self.evaluator = evaluator
         self.moments = moments
         self.many = count > SCALARS
-        self._found: dict[Data, _Gram | None] = {}
+        self._found: dict[Data, Gram | None] = {}
 
-    def of(self, job: Job) -> _Gram | None:
+    def of(self, job: Job) -> Gram | None:
         """Those of a sample; None where the influence of each row is cheaper."""
         if not self.many or self.evaluator.populations[job.data].data.streamed:
             return None
@@ -252,7 +259,7 @@ class _Grams:
         return self._found[job.data]
 
     @torch.no_grad()
-    def _made(self, job: Job) -> _Gram | None:
+    def _made(self, job: Job) -> Gram | None:
         evaluator, population = self.evaluator, self.evaluator.populations[job.data]
         strata = [population.strata[key] for key in job.strata]
         stratum_of = {place: k for k, own in enumerate(job.strata.values()) for place in own}
@@ -282,7 +289,8 @@ class _Grams:
             sums.index_add_(0, cell[start : start + own.count].to(z.device), z[:, :, None] * z[:, None, :])
             start += own.count
         codes = [cells[:, leveled.index(k)] if k in leveled else None for k in of_moment]
-        return _Gram(codes, sums)
+        ends = np.cumsum(wide).tolist()
+        return Gram(codes, [slice(end - size, end) for end, size in zip(ends, wide, strict=True)], sums)
 
 
 def _centered(integrand: Tensor, mean: Tensor, weight: Tensor | None, codes: Tensor | None) -> Tensor:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from constrain.lowering.program import Form
     from constrain.runtime.evaluator import Evaluator
 
-__all__ = ["RatePair", "rate_pair", "wilson_limits"]
+__all__ = ["RatePair", "maybe_pair", "rate_pair", "wilson_limits"]
 
 FAR = 40.0
 """Normal deviates beyond this have no probability."""
@@ -88,6 +88,16 @@ class RatePair:
             for side, bound in zip(sides, bounds, strict=True)
         ]
         return max(own)
+
+
+def maybe_pair(form: Form) -> bool:
+    """Whether a left side is the difference of two rates, or its size."""
+    left = form.lhs
+    inner = left.args[0] if isinstance(left, n.Apply) and left.atom == "abs" else left
+    if not isinstance(inner, n.Apply) or inner.atom != "sub" or len(inner.args) != 2:
+        return False
+    moments = [(place_of(arg) or (arg,))[0] for arg in inner.args]
+    return all(isinstance(m, n.Moment) and isinstance(m.integrand, n.Indicator) for m in moments)
 
 
 def rate_pair(evaluator: Evaluator, form: Form, moments: Sequence[Tensor]) -> RatePair | None:

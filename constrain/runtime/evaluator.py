@@ -480,6 +480,14 @@ class Evaluator:
 
     def sides_at(self, moments: Sequence[Tensor]) -> list[tuple[Tensor, ...] | None]:
         """(lhs, rhs, ...) of every form at given moments, differentiable; None for per-row forms."""
+        alone, vectors = self.side_vectors(moments)
+        members = [list(zip(*(entries(side) for side in own), strict=True)) for own in vectors]
+        return self.program.shared.each(alone, members)
+
+    def side_vectors(
+        self, moments: Sequence[Tensor]
+    ) -> tuple[list[tuple[Tensor, ...] | None], list[tuple[Tensor, ...]]]:
+        """(lhs, rhs, ...) at given moments: of forms on their own, and of families with an entry per member."""
         values = iter(self._run(self.functions.sides(), {}, moments, None))
 
         def sides(count: int) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 import gc
 import tracemalloc
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 import constrain as cn
 from constrain import E, P, forall
 from constrain.diagnostics import influence
+from constrain.diagnostics.confidence import judge_sample
 from constrain.errors import ConstrainError
 from constrain.lowering.alike import alike
 from constrain.lowering.lower import lower
@@ -272,6 +274,7 @@ def test_intervals_are_those_of_the_rows(monkeypatch):
             | {"pairs": E(D.x[..., :2] * s[..., None], by=D.sex)[..., 1] ** 2 <= 1.0}
         )
     )
+    monkeypatch.setattr("constrain.lowering.lower.alike", lambda _: [])
     found = []
     for scalars, dense in ((10_000, 10), (7, 10_000), (7, 0)):
         monkeypatch.setattr(influence, "SCALARS", scalars)
@@ -282,6 +285,48 @@ def test_intervals_are_those_of_the_rows(monkeypatch):
         )
     np.testing.assert_allclose(found[1], found[0], rtol=1e-10)
     np.testing.assert_allclose(found[2], found[0], rtol=1e-10)
+
+
+JUDGED = {name: written for name, (written, *_) in (GROUPS | MIXED).items()} | {
+    "rates against all": lambda D, s: {
+        f"g{k}": abs(P(s > 0, given=D.code == k) - P(s > 0, given=D.code == 3)) <= 0.1 for k in KS if k != 3
+    },
+    "a group and a part of it": lambda D, s: {
+        f"g{k}": E(s, (D.code == k) & (D.sex == 1)) - E(s, D.code == k) * E(s**2, D.sex == 0) <= 0.1
+        for k in KS
+    },
+}
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_judgments_are_those_apart(name, monkeypatch):
+    """Every number and word that is said about a constraint, also on other data where levels have no rows."""
+    kept = CODE[:60] != 5
+    text = np.array([f"level {c:02d}" for c in CODE[:60][kept]])
+    x = torch.tensor(X[:60][kept])
+    fewer = cn.Data("sample", x=x, code=CODE[:60][kept], sex=SEX[:60][kept], text=text)
+    bounded = {"g4": (-40.0, 60.0)} if name == "means" else None
+    found = []
+    for _ in range(2):
+        e = evaluated(build(JUDGED[name]))
+        other = Evaluator(
+            e.program, e.decisions, dtype=torch.float64, data={"sample": fewer}, reference=e, chunk=7
+        )
+        found.append([judge_sample(own, bounded=bounded) for own in (e, other)])
+        monkeypatch.setattr("constrain.lowering.lower.alike", lambda _: [])
+    for one, many in zip(*found, strict=True):
+        assert list(one.estimates) == list(many.estimates)
+        np.testing.assert_allclose(
+            [one.objective, one.lower, one.upper], [many.objective, many.lower, many.upper], rtol=1e-10
+        )
+        for key, a in one.estimates.items():
+            b = many.estimates[key]
+            for field in fields(a):
+                own, theirs = getattr(a, field.name), getattr(b, field.name)
+                if field.name in ("verdict", "verdicts", "labels"):
+                    assert own == theirs, (key, field.name)
+                elif own is not None or theirs is not None:
+                    np.testing.assert_allclose(own, theirs, rtol=1e-9, atol=1e-12, err_msg=field.name)
 
 
 def scales_of(written, least, monkeypatch):
