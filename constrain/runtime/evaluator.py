@@ -497,12 +497,8 @@ class Evaluator:
         known = self.program.shared
         singles = [tuple(sides(1 + len(form.rhs))) for form in known.singles]
         alone = [own if form.rows is None else None for form, own in zip(known.singles, singles, strict=True)]
-        members: list[Sequence[tuple[Tensor, ...] | None]] = []
-        for family in known.families:
-            size = (len(family),)
-            pieces = [entries(side.expand(size)) for side in sides(1 + len(family.rhs))]
-            members.append(list(zip(*pieces, strict=True)))
-        return known.each(alone, members)
+        sizes = [(len(own), 1 + len(own.rhs)) for own in known.families]
+        return alone, [tuple(side.expand(size) for side in sides(count)) for size, count in sizes]
 
     def _row_sides(self, data: Data, nodes: tuple[n.Node, ...]) -> list[Any]:
         generated = generate("row_sides", self.tables, [(x, "exact") for x in nodes])
