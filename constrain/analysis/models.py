@@ -113,7 +113,7 @@ class AffineModel:
         Raises:
             ValueError: when what follows the layer mixes rows.
         """
-        double = copy.deepcopy(self.module).double()
+        double = copy.deepcopy(self.module).double().eval()
         layer = double.get_submodule(self.layer)
         caught: list[Tensor] = []
         hook = layer.register_forward_pre_hook(lambda _module, args: caught.append(args[0]))

@@ -172,7 +172,7 @@ class CompiledProblem(cooper.ConstrainedMinimizationProblem):
             ModelingError: E140 when the batch has no rows of a sample of the problem.
         """
         batches = self.lagrangian.batches(batch)
-        estimate = self.lagrangian.estimator(batches)
+        estimate = self.lagrangian.estimator(batches, step=True)
         primal, exact = estimate.moments
         self.lagrangian.estimator.learn(primal, exact, batches)
         named = dict(self.named_constraints())
@@ -323,6 +323,7 @@ class _Training:
         rows = [p.rows.name for p in evaluator.program.parts if p.rows is not None]
         halves = "halves" in self.lagrangian.estimator.kinds
         self.sampler = BatchSampler(evaluator, options.batch, self.generator, positions=rows, halves=halves)
+        evaluator.modes.check(evaluator, self.sampler.sizes)
         tensors = evaluator.decisions.tensors
         make = options.optimizer
         self.primal = default_optimizer(tensors, options.lr) if make is None else make(tensors)

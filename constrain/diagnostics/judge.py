@@ -112,7 +112,8 @@ def _uncertified(program: Program, status: Status, record: KKT) -> str:
         return "no multipliers balance the objective at the point"
     if not record.stationary:
         size = min(record.stationarity, record.stationarity_scaled)
-        return f"the point is not stationary ({size:.1e}, tolerance {record.tolerance:.0e})"
+        why = f": training steps had {record.acting}, values have not" if record.acting else ""
+        return f"the point is not stationary ({size:.1e}, tolerance {record.tolerance:.0e}){why}"
     if record.dual_feasibility < -record.tolerance:
         return "a multiplier of an inequality is negative"
     return "a constraint with a multiplier has room left"

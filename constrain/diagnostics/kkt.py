@@ -207,6 +207,7 @@ def _record(
         kinks=forces.ties.count,
         jumps=forces.ties.jumps,
         nonsmooth="" if certified else forces.ties.note,  # a slope that balances was found
+        acting=view.modes.words(view),
         qualified=mangasarian_fromovitz(
             forces.entries, forces.gradients.rows, forces.at_lower, forces.at_upper, independence
         ),

@@ -218,6 +218,8 @@ def _kkt_lines(k: KKT) -> list[str]:
         second += "  at a jump"
     if k.surrogate:
         second += "  gradients of rates: surrogates"
+    if k.acting and not k.stationary:
+        second += f"  training steps had {k.acting}"
     return [first, second, *([] if k.noise is None else [f"on batches: {k.noise}"])]
 
 
@@ -497,6 +499,8 @@ def kkt_text(k: KKT) -> str:
         rows.append(("jumps", f"{k.jumps}: a piece of cn.where ends here, and the one beyond is lower"))
     if k.nonsmooth:
         rows.append(("nonsmooth point", k.nonsmooth))
+    if k.acting and not k.stationary:
+        rows.append(("modes", f"gradients are of evaluation mode; training steps had {k.acting}"))
     if k.surrogate:
         rows.append(("surrogates", "gradients are those of the surrogates of rates; values are exact"))
     lines = [f"{label:<17} {text}" for label, text in rows]

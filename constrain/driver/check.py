@@ -30,6 +30,7 @@ from constrain.lowering.lower import EPIGRAPH
 from constrain.lowering.reach import refuse_unreachable
 from constrain.runtime.decisions import precision
 from constrain.runtime.estimates import describe
+from constrain.runtime.modes import noted
 from constrain.solvers.sampling import batch_size
 
 if TYPE_CHECKING:
@@ -327,6 +328,7 @@ def _filled(report: Check, found: list[Finding], setup: Setup, batch: int | None
         *of_batches.noisy(noise, sizes),
         *of_batches.bent(program, sizes, rows),
         *_unused_columns(evaluator),
+        *_acting(evaluator),
     ]
     setup.decisions.restore(before)
     filled = replace(
@@ -385,6 +387,12 @@ def _unused_columns(evaluator: Evaluator) -> list[Finding]:
             message = f"no term uses the column{'s'[: len(columns) > 1]} {named} of {data.name}"
             found.append(Finding("W212", "info", None, message))
     return found
+
+
+def _acting(evaluator: Evaluator) -> list[Finding]:
+    """W227: layers that act in training steps only."""
+    message = noted(evaluator.modes.words(evaluator))
+    return [Finding("W227", "info", None, message)] if message else []
 
 
 def _constraints(

@@ -37,7 +37,7 @@ def restored(problem: Problem) -> Generator[None]:
     """Runs a block, after which variables have the values and models the state that they had."""
     values = {symbol: symbol.value for symbol in problem.variables}
     states = {model: copy.deepcopy(model.module.state_dict()) for model in problem.models}
-    modes = {model: model.module.training for model in problem.models}
+    modes = [(m, m.training) for model in problem.models for m in model.module.modules()]
     try:
         yield
     finally:
@@ -45,7 +45,8 @@ def restored(problem: Problem) -> Generator[None]:
             symbol.value = value
         for model, state in states.items():
             model.module.load_state_dict(state)
-            model.module.train(modes[model])
+        for module, training in modes:
+            module.training = training
 
 
 def relations(problem: Problem) -> dict[str, n.Node]:

@@ -18,6 +18,7 @@ from constrain.errors import ModelingError, RouteError
 from constrain.language.data import suggest
 from constrain.lowering.classify import classify
 from constrain.runtime.estimates import ESTIMATORS, estimators
+from constrain.runtime.modes import acting_words, noted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,6 +119,8 @@ class Explanation:
         for data in streams:
             order = "along a random permutation" if data.positions else "in the order of its loader"
             lines.append(f"  batches of {data.name} are read {order}: they are not stratified by its groups")
+        acting = noted(acting_words(self.program.models))
+        lines += [f"  {acting}"] if acting else []
         return "\n".join(["estimates", *lines])
 
     def _routes(self) -> str:

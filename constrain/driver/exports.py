@@ -86,6 +86,7 @@ def compile(  # noqa: PLR0913  # the public word and options
     setup = prepare(program, device=chosen, dtype=kind, data=data, params=params, reach=True)
     functions = multiplier_functions(setup.evaluator, multipliers or {}, lr=1e-2)
     lagrangian = Lagrangian(setup.evaluator, rate=rate, gain=gain, estimator=estimator, functions=functions)
+    setup.evaluator.modes.check(setup.evaluator, {})
     lagrangian.follows = setup.evaluator.follows and chosen.type != "meta"
     lagrangian.calibrate(torch.Generator().manual_seed(seed))
     return lagrangian

@@ -27,6 +27,7 @@ from constrain.driver.setup import Setup, floating_type, place, prepare, refuse_
 from constrain.errors import ConstrainError, ModelingError, RouteError
 from constrain.language.data import suggest
 from constrain.runtime.decisions import precision
+from constrain.runtime.modes import noted
 from constrain.solution import Status
 from constrain.solvers.primal_dual import PrimalDual
 from constrain.solvers.progress import Silent, TerminalProgress, Watched
@@ -209,12 +210,16 @@ class Run:
         bar = self._bar(getattr(solver, "name", type(solver).__name__))
         if minibatch:
             setup = self._prepare(floating_type(self.program))
+            acting = noted(setup.evaluator.modes.words(setup.evaluator))
+            self.route += f"; {acting}" if acting else ""
             raw = self._with(bar, solver, setup, multipliers)
             if self.polish:
                 return self._polished(setup, raw, solver)
             return self._judge(setup, raw, _options_of(solver))
         with self._precise():
             setup = self._prepare(self._double())
+            acting = setup.evaluator.modes.words(setup.evaluator)
+            self.route += f"; in evaluation mode, without {acting}" if acting else ""
             start = setup.decisions.snapshot()
             raw = self._with(bar, solver, setup, multipliers)
             found = self._judge(setup, raw, _options_of(solver))

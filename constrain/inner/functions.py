@@ -90,7 +90,8 @@ class Functions:
         """Expressions as a function of one row: (x (n,), parameters) -> a tensor each."""
         tables = Tables()
         generated = generate("inner", tables, [(root, "exact") for root in roots])
-        modules = [copy.deepcopy(model.module).double().requires_grad_(False) for model in tables.models]
+        copies = (copy.deepcopy(model.module).double().eval() for model in tables.models)
+        modules = [own.requires_grad_(False) for own in copies]
         constants: dict[torch.device, list[Tensor]] = {}
         self._constants.append((tables.arrays, constants))
         self.place(torch.device("cpu"))

@@ -256,6 +256,8 @@ def _words(k: KKT) -> list[tuple[str, str]]:
         found.append(("Jumps", f"{k.jumps}; a lower piece begins next to the point"))
     if k.nonsmooth:
         found.append(("Nonsmooth point", k.nonsmooth))
+    if k.acting and not k.stationary:
+        found.append(("Modes", f"gradients are of evaluation mode; training steps had {k.acting}"))
     if k.surrogate:
         found.append(("Gradients of rates", "those of surrogates"))
     if k.vanishing:

@@ -15,6 +15,7 @@ from constrain.language import nodes as n
 from constrain.language.types import type_of
 from constrain.runtime.binding import as_array
 from constrain.runtime.columns import reads_as_numbers
+from constrain.runtime.surrogates import chosen_class
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 _BINARY = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
 """Losses of two classes, whose targets are probabilities."""
-_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 __all__ = ["check_labels", "check_left_out", "check_rows", "check_texts", "labels_of", "refuse_labels"]
@@ -99,6 +99,9 @@ def check_labels(program: Program, data: Mapping[str, Data] | None = None) -> No
     for node in program.nodes:
         binary = isinstance(node, n.Apply) and node.atom in _BINARY
         labels = n.children(node)[1] if binary else labels_of(node)
+        chosen = chosen_class(node)
+        if chosen is not None and isinstance(chosen[1], n.Constant):
+            refuse_labels(node, np.array([chosen[1].value]))
         if not isinstance(labels, n.Column):
             continue
         sample = (data or {}).get(labels.data.name, labels.data)
@@ -132,8 +135,11 @@ def _refuse_probabilities(node: n.Node, labels: n.Column, values: NDArray[Any]) 
 
 
 def labels_of(node: n.Node) -> n.Column | None:
-    """The labels of a cross entropy, one score per class; None for other expressions and other targets."""
-    if isinstance(node, n.Apply) and node.atom == "cross_entropy":
+    """The labels of a cross entropy or of `scores.argmax(-1) == labels`, one score per class; else None."""
+    chosen = chosen_class(node)
+    if chosen is not None:
+        scores, labels = chosen
+    elif isinstance(node, n.Apply) and node.atom == "cross_entropy":
         scores, labels = node.args[:2]
     elif isinstance(node, n.Opaque) and node.function is F.nll_loss and len(n.children(node)) == 2:
         scores, labels = n.children(node)
@@ -155,7 +161,7 @@ def refuse_labels(node: n.Node, values: Any, where: str = "") -> None:
     Raises:
         ModelingError: E112.
     """
-    scores, labels = n.children(node)[:2]
+    scores, labels = chosen_class(node) or n.children(node)[:2]
     outputs = (type_of(scores).shape or (0,))[0]
     if isinstance(node, n.Opaque):
         values = values[values != dict(node.keywords).get("ignore_index", -100)]
@@ -242,24 +248,19 @@ def _compare_rows(node: n.Node, whole: Tensor, part: Tensor, size: int) -> None:
 
 
 def _dependent(node: n.Node, shown: str) -> ModelingError:
-    """E122, with the layer that does it, if one does: dropout or batch normalization in training mode."""
-    what = f"{shown} of one row changes with the other rows of its batch"
+    """E122 for values in evaluation mode; it names batch normalization without running statistics."""
+    what = f"{shown} of one row changes with the other rows of its batch, in evaluation mode too"
     models = dict.fromkeys(x.model for x in n.postorder(node) if isinstance(x, n.Call))
     for model in models:
         for name, layer in model.module.named_modules():
-            if not layer.training or not isinstance(layer, (*_DROPOUT, *_BATCH_NORM)):
+            if not isinstance(layer, _BATCH_NORM) or layer.running_mean is not None:
                 continue
             kind = f"{type(layer).__name__} {name!r}" if name else type(layer).__name__
-            fix = f"{model.name}.module.eval() before the solve, which turns dropout off; to regularize, add "
-            fix += f"1e-3 * cn.sum_squares({model.name}) to the objective"
-            if isinstance(layer, _BATCH_NORM):
-                fix = "torch.nn.LayerNorm or GroupNorm in its place; or, after training it elsewhere, "
-                fix += f"{model.name}.module.eval(), which keeps its means and variances as they are"
-            text = f"{what}: {kind} of the model {model.name} is in training mode"
-            return ModelingError("E122", text, at=node.loc, fix=fix)
+            text = f"{what}: {kind} of the model {model.name} has no running statistics"
+            return ModelingError("E122", text, at=node.loc, fix="track_running_stats=True")
     return ModelingError(
         "E122",
-        f"{what} (batch normalization, dropout, or a function along the row axis)",
+        f"{what} (a function along the row axis, attention between rows, or noise in every call)",
         at=node.loc,
-        fix="put the module into eval() mode, use GroupNorm or LayerNorm, or reduce along dim=-1",
+        fix="reduce along dim=-1; noise of training only where the module's self.training is set",
     )

@@ -224,7 +224,7 @@ class Constants:
             case n.Pinned(symbol=symbol):
                 return self._pinned(symbol)
             case n.Call(model=model, features=features):
-                module = copy.deepcopy(model.module).double()
+                module = copy.deepcopy(model.module).double().eval()
                 with torch.no_grad():
                     if features:
                         return rowwise.on_features(module, *parts, dtype=torch.float64)

@@ -82,7 +82,8 @@ def derivative(
     tables = Tables()
     function = generate("derivative", tables, [(node, "exact")]).function
     columns = {x.name: constants.column(x) for x in n.postorder(node) if isinstance(x, n.Column)}
-    own = {m: copy.deepcopy(m.module).double() for m in tables.models if modules is None or m not in modules}
+    fresh = [m for m in tables.models if modules is None or m not in modules]
+    own = {m: copy.deepcopy(m.module).double().eval() for m in fresh}
     used = [own[m] if m in own else (modules or {})[m] for m in tables.models]
     flat = [_flat(module) for module in used]
     arrays = [_real(symbol.value) for symbol in tables.arrays]
@@ -120,7 +121,7 @@ def affine_parts(
         )
     )
     zeros: dict[n.VariableSymbol, Any] = {s: np.zeros(s.shape) for s in variables}
-    copies = {m: copy.deepcopy(m.module).double() for m in models}
+    copies = {m: copy.deepcopy(m.module).double().eval() for m in models}
     weights: dict[n.VariableSymbol | tuple[Model, str], Tensor] = {
         (m, name): p.detach() for m in models for name, p in trainable(copies[m])
     }

@@ -13,6 +13,10 @@ A term is a function phi of averages m. A batch gives an estimate of m, so that 
 
 A package may add an estimator of its own (entry point `constrain.estimators`).
 
+Layers that act in training mode (dropout, batch normalization) act in the gradients of steps only: those of
+the integrands of each row are of training mode, everything that is a value, with the slopes of phi, is of
+evaluation mode (`modes.py`).
+
 Averages over a condition or group use the share counted on the whole sample, and are centered at the
 running average u: mean(w (g - u)) + u with w = 1{row counts} / share. The mean of w is one, so that this is
 unbiased for any u; a group that the batch lacks leaves its average where it was.
@@ -234,17 +238,28 @@ class Estimator(nn.Module):
         return Means([None] * size, [None] * size, [None] * size)
 
     # -------------------------------------------------------------------------------------- estimates
-    def forward(self, batches: Mapping[str, Rows]) -> Estimate:
-        """Estimates on batches: rows by sample name."""
+    def forward(self, batches: Mapping[str, Rows], *, step: bool = False) -> Estimate:
+        """Estimates on batches: rows by sample name.
+
+        Args:
+            batches: of every sample.
+            step: gradients, where they are taken, are those of a training step: with the modules in the modes
+                that the user chose. Else they are those of evaluation mode, as all values are.
+        """
         if self._read is not self.evaluator.parameter_version:
             self._read_affine()
         groups = self._plan(frozenset(name for name, rows in batches.items() if rows.whole))
         rates, rows = self.rates, dict[int, RowValues]()
+        acting = self.evaluator.acting if step and torch.is_grad_enabled() else ()
         primal = self._empty()
         exact = self._empty() if rates else primal
         for job in self.evaluator.jobs:
             batch = batches[job.data.name]
-            values = self.evaluator.rows(job, batch, "both" if rates else "primal")
+            mode = "both" if rates else "primal"
+            if job.data.name in acting:
+                values = self._of_step(job, batch, mode)
+            else:
+                values = self.evaluator.rows(job, batch, mode)
             conditions = self.evaluator.conditions(job, batch)
             size, parts = len(job.moments), len(job.parts)
             second = values[size + parts : 2 * (size + parts)] if rates else values
@@ -260,6 +275,16 @@ class Estimator(nn.Module):
             with torch.no_grad():
                 judged, exact_flat = self._terms(exact, groups, "exact")
         return Estimate(terms, judged, rows, (flat.detach(), exact_flat), self.layout)
+
+    def _of_step(self, job: Job, batch: Rows, mode: str) -> list[Any]:
+        """Values of evaluation mode, and where they have gradients those of training mode."""
+        with torch.no_grad():
+            values = self.evaluator.rows(job, batch, mode)
+        sloped = self.evaluator.rows(job, batch, "primal", training=True)
+        for k, own in enumerate(sloped[: len(job.moments) + len(job.parts)]):
+            if own.requires_grad:
+                values[k] = values[k] + (own - own.detach())
+        return values
 
     def _terms(
         self, means: Means, groups: Mapping[Kind, tuple[int, ...]], mode: str
@@ -338,11 +363,16 @@ class Estimator(nn.Module):
         return Selected(rows[order], stack[rows[order]], moments, columns[order], values[order].astype(float))
 
     def rarity(self) -> Tensor:
-        """(terms,) the sum of squared factors over shares of rows, of the averages in each affine term."""
+        """(terms,) the sum of 1 / share of rows over the averages in each affine term, 0 in others.
+
+        Weights are the squares of the averages' factors, in units of the largest.
+        """
         affine = self._affine
-        found = torch.zeros_like(self._constant)
-        each = affine.values.square() / self.flat(self._shares()).to(found)[affine.columns]
-        return found.index_add(0, affine.rows, each)
+        zeros = torch.zeros_like(self._constant)
+        squares = affine.values.square().to(zeros)
+        largest = zeros.index_reduce(0, affine.rows, squares, "amax")
+        each = squares / self.flat(self._shares()).to(zeros)[affine.columns]
+        return zeros.index_add(0, affine.rows, each) / torch.where(largest > 0, largest, 1.0)
 
     def _shares(self) -> list[Tensor]:
         """Per moment the share of rows in each of its averages, flat."""

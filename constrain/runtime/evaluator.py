@@ -30,8 +30,9 @@ from constrain.runtime.checks import check_texts
 from constrain.runtime.codegen import generate
 from constrain.runtime.compiled import Functions, Job
 from constrain.runtime.derivatives import RowTerm, hessian, pull
-from constrain.runtime.failures import explain
+from constrain.runtime.failures import explain, refuse_training
 from constrain.runtime.functional import eager
+from constrain.runtime.modes import Modes
 from constrain.runtime.pieces import Flattened, entries
 from constrain.runtime.surrogates import update_spreads
 from constrain.runtime.tails import set_thresholds
@@ -67,7 +68,7 @@ class Outer:
 
 
 class Evaluator:
-    """A program with data on a device.
+    """A program with data on a device. Models are in evaluation mode, but for gradients of training steps.
 
     Args:
         program: the moment form.
@@ -95,6 +96,7 @@ class Evaluator:
     ) -> None:
         self.program = program
         self.decisions = decisions
+        self.modes = Modes(program.models) if reference is None else reference.modes
         self.device = decisions.device
         self.dtype = dtype
         self.chunk = chunk
@@ -112,6 +114,7 @@ class Evaluator:
             self._bind(job, replaced.get(job.data.name, job.data), reference)
         self.functions.prepare()
         self.scales = torch.ones(len(self.tables.margins), dtype=dtype, device=self.device)
+        self.modes.begin(self)
         if reference is not None:
             self.scales = reference.scales
             set_thresholds(self, decisions=False)
@@ -134,6 +137,11 @@ class Evaluator:
         other._arrays = [other._constant(symbol) if own is None else own for symbol, own in held]
         other.scales = self.scales[[self.tables.margins.index(margin) for margin in other.tables.margins]]
         return other
+
+    @property
+    def acting(self) -> frozenset[str]:
+        """Names of the samples on which models act differently in training mode, as they are now."""
+        return self.modes.acting(self)
 
     @property
     def source(self) -> str:
@@ -270,6 +278,8 @@ class Evaluator:
         moments: Sequence[Any],
         population: Population | None,
         index: Index | None = None,
+        *,
+        training: bool = False,
     ) -> list[Any]:
         tables = self.tables
         size = (len(tables.variables), len(tables.models), len(tables.arrays), len(tables.parameters))
@@ -282,24 +292,28 @@ class Evaluator:
             self._size = size
         code = None if population is None else population.level_code
         known = (*self._named, moments, self.scales, self.dtype, self.number, code)
-        try:
-            return generated.function(columns, *known)
-        except Exception as error:  # whatever torch or a module of the user raises
-            explain(error, generated, known, columns, population, index)
-            raise
+        with self.modes.during(self, training=training):
+            try:
+                return generated.function(columns, *known)
+            except Exception as error:  # whatever torch or a module of the user raises
+                if training:
+                    refuse_training(error, generated, columns, self.modes.models)
+                explain(error, generated, known, columns, population, index)
+                raise
 
     def held(self, symbol: n.ArraySymbol) -> Tensor | None:
         """The tensor that generated code reads for a constant, to be written to; None when it reads none."""
         places = [i for i, known in enumerate(self.tables.arrays) if known is symbol]
         return self._constants()[places[0]] if places else None
 
-    def compute(self, generated: Generated, rows: Rows, data: Data) -> list[Any]:
+    def compute(self, generated: Generated, rows: Rows, data: Data, training: bool = False) -> list[Any]:
         """Outputs of a generated function on some rows of a sample."""
-        return self._run(generated, rows.columns, [], self.populations[data], rows.index)
+        own = self.populations[data]
+        return self._run(generated, rows.columns, [], own, rows.index, training=training)
 
-    def rows(self, job: Job, rows: Rows, mode: str) -> list[Any]:
-        """Outputs of a sample's generated function on some rows."""
-        return self.compute(self.functions.rows(job, mode), rows, job.data)
+    def rows(self, job: Job, rows: Rows, mode: str, training: bool = False) -> list[Any]:
+        """Outputs of a sample's generated function on some rows, with models as in steps or as in use."""
+        return self.compute(self.functions.rows(job, mode), rows, job.data, training)
 
     def outer(self, moments: Sequence[Tensor], mode: str) -> Outer:
         """The outer functions at given moments."""

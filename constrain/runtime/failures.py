@@ -20,14 +20,16 @@ from constrain._lazy import language_printing
 from constrain.errors import ConstrainError, ModelingError
 from constrain.language import nodes as n
 from constrain.runtime.checks import labels_of, refuse_labels
+from constrain.runtime.modes import layers_in_training
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from constrain.language.symbols import Model
     from constrain.runtime.binding import Index, Population
     from constrain.runtime.codegen import Generated
 
-__all__ = ["explain"]
+__all__ = ["explain", "refuse_training"]
 
 LISTED = 3
 """Rows that are named."""
@@ -84,6 +86,36 @@ def explain(
         fix = "arguments that the function takes, for every row"
     text = f"{language_printing().text(failing, limit=80)} fails on {where}: {_words(error)}"
     raise ModelingError("E112", text, at=failing.loc, fix=fix) from error
+
+
+def refuse_training(
+    error: Exception, generated: Generated, columns: Mapping[str, Tensor], models: Sequence[Model]
+) -> None:
+    """Says that a model takes no such batch in training mode; returns where that is known already.
+
+    Args:
+        error: what was raised in training mode.
+        generated: the function that failed.
+        columns: the rows that it failed on, by column.
+        models: of the problem.
+
+    Raises:
+        ModelingError: E122 with the words of torch.
+    """
+    failing = None if isinstance(error, _PASSED) else _failing(error, generated)
+    if failing is None:
+        return
+    own = {x.model.name: x.model for x in n.postorder(failing) if isinstance(x, n.Call)}
+    name = next(iter(own), models[0].name)
+    words = layers_in_training(own.get(name, models[0]))
+    count = len(next(iter(columns.values()), ()))
+    what = "a batch of 1 row" if count == 1 else f"a batch of {count} rows"
+    layers = f"{' and '.join(words)} of {name}" if words else f"{name} in training mode"
+    fix = f"{name}.module.eval() before, which trains it without"
+    if count == 1:
+        fix = "batch= of two rows or more (drop_last=True of a loader), or " + fix
+    text = f"{layers} cannot take a training step on {what}: {_words(error)}"
+    raise ModelingError("E122", text, at=failing.loc, fix=fix) from error
 
 
 def _of_device(error: Exception, population: Population | None) -> ModelingError:

@@ -198,12 +198,13 @@ class Lagrangian(MultiplierState):
 
         Args:
             batch: as of `forward`.
-            learn: the running averages move towards those of the batch.
+            learn: the running averages move towards those of the batch, and gradients are those of a step:
+                with dropout, and batch normalization in training mode.
         """
         self.evaluator.follow_parameters()
         seen = self.seen
         seen.batches = self.batches(batch)
-        estimate = seen.estimate = self.estimator.forward(seen.batches)
+        estimate = seen.estimate = self.estimator.forward(seen.batches, step=learn)
         if learn:
             self.estimator.learn(*estimate.moments, seen.batches)
         return estimate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from constrain.language import nodes as n
 from constrain.language.data import suggest
 from constrain.language.expr import Expr
 from constrain.language.types import type_of
+from constrain.runtime.modes import TRIED, Modes, acting_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -117,7 +119,33 @@ def _function(evaluator: Evaluator, name: str, value: Any, lr: float) -> Multipl
         )
     module = nn.ModuleList([m.module for m in models])
     value = evaluator.per_row(node, part.rows)
-    return MultiplierFunction(value, module.to(evaluator.device), lr, nonneg=part.kind == "<=")
+    module = module.to(evaluator.device)
+    _refuse_modes(Modes(models), evaluator.populations[part.rows], value, node)
+    return MultiplierFunction(value, module, lr, nonneg=part.kind == "<=")
+
+
+def _refuse_modes(
+    modes: Modes, population: Population, value: Callable[[Mapping[str, Tensor]], Tensor], node: n.Node
+) -> None:
+    """E122 for multipliers that training mode changes: they are weights of rows, not drawn at random."""
+    if not any(modes.flags) or population.device.type == "meta":
+        return
+    rows = population.take(slice(0, min(population.rows, TRIED)))
+
+    def values(training: bool) -> list[Tensor]:
+        with nullcontext() if training else modes.evaluation():
+            return [value(rows.columns)]
+
+    if modes.acts(values):
+        name = modes.models[0].name
+        what = acting_words(modes.models) or f"training mode of {name}"
+        shown = language_printing().text(node, limit=80)
+        raise ModelingError(
+            "E122",
+            f"{what} changes the multipliers {shown}: a multiplier is a function of its row",
+            at=node.loc,
+            fix=f"{name}.module.eval(), or layers without dropout and batch normalization",
+        )
 
 
 def _part(program: Program, name: str) -> Part:

@@ -27,6 +27,7 @@ from constrain.language.frames import as_series
 from constrain.language.types import type_of
 from constrain.runtime import rowwise
 from constrain.runtime.functional import call_with
+from constrain.runtime.modes import in_evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -86,7 +87,7 @@ def call_shape(node: n.Call, shapes: Sequence[Shape | None], leads: Sequence[int
         def run(*given: Tensor) -> Any:
             return call_with(module, fresh, given)
 
-        with _untouched(module):
+        with _untouched(module), in_evaluation(module.modules()):
             return rowwise.on_features(run, *inputs, dtype=floating) if node.features else run(*inputs)
 
     result = _first_success(attempt, dtypes, floating, rows, node, shown)

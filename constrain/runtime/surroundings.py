@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections import deque
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 if TYPE_CHECKING:
@@ -30,13 +31,14 @@ class Surroundings:
 
     Args:
         modules: with all their children.
-        optimizer: any of torch.
+        optimizer: any of torch, if there is one.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, modules: Iterable[nn.Module], optimizer: torch.optim.Optimizer | None = None) -> None:
         own: list[_Entries] = [vars(m) for m in modules]
-        own += [vars(optimizer), *optimizer.param_groups]
-        own += [cast("_Entries", state) for state in optimizer.state.values() if isinstance(state, dict)]
+        if optimizer is not None:
+            own += [vars(optimizer), *optimizer.param_groups]
+            own += [cast("_Entries", state) for state in optimizer.state.values() if isinstance(state, dict)]
         held: list[tuple[Any, Any]] = [item for entries in own for item in entries.items()]
         own += [cast("_Entries", v) for _, v in held if isinstance(v, dict)]
         several: list[Any] = [v for _, v in held if isinstance(v, (list, set, deque))]
@@ -79,20 +81,26 @@ class Watched:
     """
 
     def __init__(self, entries: list[tuple[_Entries, Any, Any]], fixed: list[_Entries]) -> None:
-        self._entries = entries
+        self._containers = [own for own, _, _ in entries]
+        self._keys = [key for _, key, _ in entries]
+        self._were = [value for _, _, value in entries]
         self._empty = [own for own in fixed if not own]  # most of them: hooks
         self._full = [(own, list(own.values())) for own in fixed if own]
 
     @property
     def same(self) -> bool:
         """Whether all of them are as they were."""
-        for own, key, value in self._entries:
-            now = own.get(key, self)
-            if now is not value and not (_plain(value) and type(now) is type(value) and now == value):
-                return False
+        now = list(map(dict[Any, Any].get, self._containers, self._keys, repeat(self)))
+        if not all(map(operator.is_, now, self._were)) and not all(map(_alike, now, self._were)):
+            return False
         return not any(self._empty) and all(
             len(own) == len(was) and all(map(operator.is_, own.values(), was)) for own, was in self._full
         )
+
+
+def _alike(now: Any, was: Any) -> bool:
+    """Whether an entry is the object that it was, or an equal number or text."""
+    return now is was or (_plain(was) and type(now) is type(was) and now == was)
 
 
 def _plain(value: Any) -> bool:

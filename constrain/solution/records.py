@@ -239,6 +239,8 @@ class KKT:
             valid, and empty where there are none at all.
         no_errors: why standard errors are missing, or some of them.
         noise: what independent batches say about |grad L|; None where it was not asked for.
+        acting: layers that act in training steps only, such as `dropout of f`. The gradient here is that of
+            evaluation mode, which such steps do not follow.
     """
 
     stationarity: float
@@ -281,6 +283,7 @@ class KKT:
     standard_errors: dict[str, NDArray[np.float64]] = field(default_factory=dict[str, "NDArray[np.float64]"])
     no_errors: str = ""
     noise: GradientNoise | None = None
+    acting: str = ""
 
     def interval(self, key: str, z: float = 1.959964) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Normal interval of the multipliers of a part; NaN where there is no standard error.

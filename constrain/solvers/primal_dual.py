@@ -265,7 +265,12 @@ class Training:
         return self.lagrangian.spreads
 
     def prepare(self, multipliers: Mapping[str, Any] | None) -> None:
-        """Scales of surrogates and steps, and the start of the multipliers."""
+        """Scales of surrogates and steps, and the start of the multipliers.
+
+        Raises:
+            ModelingError: E122 for a model that takes no such batch in training mode.
+        """
+        self.evaluator.modes.check(self.evaluator, self.sampler.sizes)
         self.evaluator.refresh_scales()
         self.lagrangian.calibrate(self.generator)
         self.lagrangian.set_multipliers(self._weights())
