@@ -24,6 +24,7 @@ from constrain._lazy import language_printing
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.surrogates import Hinge, Power, Sigmoid
+from constrain.language.types import type_of
 from constrain.lowering.dependence import depends_on_decisions
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = [
     "LEAST_SPREAD",
     "EventWriter",
+    "chosen_class",
+    "class_margin",
     "hinge",
     "nearest",
     "power",
@@ -68,6 +71,35 @@ def power(margin: Tensor, width: Width, order: float, core: float) -> Tensor:
     u = (margin / width).clamp(-1, 1)
     outside = u.abs().clamp(min=core) ** (1 / order) * torch.sign(u.detach())
     return (1 + torch.where(u.abs() > core, outside, u * core ** (1 / order - 1))) / 2
+
+
+def class_margin(scores: Tensor, label: Tensor | float) -> Tensor:
+    """The score of the label's class less the largest one of the others: its sign is that of the event.
+
+    Args:
+        scores: (..., classes), two classes at least.
+        label: positions of classes, a number or a tensor that broadcasts to (...).
+    """
+    if not isinstance(label, Tensor):
+        label = scores.new_full((), label)
+    place = label.long().expand(scores.shape[:-1])[..., None]
+    rest = scores.scatter(-1, place, -math.inf).amax(-1)
+    return scores.gather(-1, place)[..., 0] - rest
+
+
+def chosen_class(event: n.Node) -> tuple[n.Node, n.Node] | None:
+    """Scores and label of `scores.argmax(-1) == label`; None of any other expression."""
+    if not isinstance(event, n.Comparison) or event.op not in ("==", "!="):
+        return None
+    for side, label in ((event.lhs, event.rhs), (event.rhs, event.lhs)):
+        if isinstance(side, n.Opaque) and side.function in (torch.argmax, torch.Tensor.argmax):
+            scores, *place = side.arguments
+            options = dict(side.keywords)
+            classes = type_of(scores).shape
+            along = place[0] if place else options.get("dim")
+            if classes and classes[-1] > 1 and along in (-1, len(classes)) and not options.get("keepdim"):
+                return scores, label
+    return None
 
 
 def robust_spread(margin: Tensor) -> Tensor:
@@ -146,21 +178,28 @@ class EventWriter:
 
     def _sides(self, node: n.Comparison) -> tuple[str, str]:
         """Surrogates of a comparison and of its complement."""
-        if node.op in ("==", "!="):
+        chosen = chosen_class(node)
+        if chosen is not None:
+            margin = self.emit(f"surrogates.class_margin({', '.join(self.value(x) for x in chosen)})")
+            measured: n.Node = n.Opaque("constrain.class_margin", class_margin, chosen, loc=node.loc)
+        elif node.op in ("==", "!="):
             raise ModelingError(
                 "E133",
                 f"{language_printing().text(node, limit=80)}: the event of a continuous quantity being equal "
                 "to a number has no usable surrogate",
                 at=node.loc,
-                fix="abs(e - b) <= tolerance as the event",
+                fix="abs(e - b) <= tolerance as the event; of a class scores.argmax(-1) == label",
             )
-        a, b = (node.lhs, node.rhs) if node.op in (">", ">=") else (node.rhs, node.lhs)
-        margin = self.emit(f"{self.value(a)} - {self.value(b)}")
+        else:
+            a, b = (node.lhs, node.rhs) if node.op in (">", ">=") else (node.rhs, node.lhs)
+            margin = self.emit(f"{self.value(a)} - {self.value(b)}")
+            measured = n.Apply("sub", (a, b), loc=node.loc)
         if self.surrogate.scale is not None:
             width = repr(float(self.surrogate.scale))
         else:
-            width = f"{float(self.surrogate.part)!r} * {self.spread(n.Apply('sub', (a, b), loc=node.loc))}"
-        return self._form(margin, width), self._form(f"-{margin}", width)
+            width = f"{float(self.surrogate.part)!r} * {self.spread(measured)}"
+        holds, fails = self._form(margin, width), self._form(f"-{margin}", width)
+        return (fails, holds) if node.op == "!=" else (holds, fails)
 
     def _form(self, margin: str, width: str) -> str:
         match self.surrogate:
