@@ -237,7 +237,7 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------ words
-def _kind(layer: nn.Module) -> str:
+def _kind(layer: Any) -> str:
     """What a layer does in training mode, in words; empty where it is not known to do anything else."""
     if isinstance(layer, _DROPOUT):
         return "dropout" if layer.p > 0 else ""
@@ -248,11 +248,12 @@ def _kind(layer: nn.Module) -> str:
     if isinstance(layer, nn.RReLU):
         return "RReLU"
     if isinstance(layer, (nn.MultiheadAttention, nn.RNNBase)):
-        return "dropout" if cast("Any", layer).dropout > 0 else ""
+        return "dropout" if float(layer.dropout) > 0 else ""
     if type(layer).__module__.startswith("torch."):
         return ""
-    code = getattr(type(layer).forward, "__code__", None)
-    return type(layer).__name__ if code is not None and "training" in code.co_names else ""
+    kind = cast("Any", type(layer))
+    code = getattr(kind.forward, "__code__", None)
+    return kind.__name__ if code is not None and "training" in code.co_names else ""
 
 
 def layers_in_training(model: Model) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import numpy as np
@@ -321,10 +322,8 @@ def test_flags_are_put_back_when_a_run_is_stopped(at, training):
     net = network(nn.BatchNorm1d(6), nn.Dropout(0.3), Stopping(at, training))
     net[1].eval()
     before = flags(net)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):  # outside of the steps
         bounded(net).solve("lagrangian", epochs=8, batch=60, graph="off", progress=False)
-    except KeyboardInterrupt:  # outside of the steps
-        pass
     assert net[3].count >= at
     assert flags(net) == before
     assert before.count(False) == 1
