@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from torch import Tensor
+
+from constrain.runtime.machine import compiled
 from constrain.runtime.trace import NotRecorded, record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import Tensor
-
-    from constrain.runtime.trace import Graph, Recording, Replay
+    from constrain.runtime.operations import Replay
+    from constrain.runtime.trace import Recording
 
 __all__ = ["Mode", "Replayed"]
 
@@ -55,7 +57,7 @@ class Replayed:
     @property
     def moved(self) -> bool:
         """Whether a tensor that it reads has other memory than it had: a state was loaded."""
-        return [t.data_ptr() for t in self.reads] != self._places
+        return list(map(Tensor.data_ptr, self.reads)) != self._places
 
     def __call__(self, arguments: Sequence[Tensor]) -> Any:
         """What the function does, and returns."""
@@ -87,7 +89,9 @@ class Replayed:
                 self._places = [t.data_ptr() for t in self.reads]
             recording.confirm(replay, function, arguments)
             if self.mode == "compiled" and self._compiled is None:
-                self._compile(recording.graph, arguments)
+                self._compile(recording, arguments)
+            if self._compiled is not None and not recording.graph.random:  # compiled code draws others
+                recording.confirm(self._compiled, function, arguments)
         except BaseException:
             self.drop()
             raise
@@ -95,12 +99,12 @@ class Replayed:
         if self._confirmations == CHECKS:
             self._recording = None  # what it has copied is needed no more
 
-    def _compile(self, graph: Graph, arguments: Sequence[Tensor]) -> None:
+    def _compile(self, recording: Recording, arguments: Sequence[Tensor]) -> None:
         """Machine code for it, or the replay where there can be none and it was not asked for."""
         try:
-            if graph.random and not self.strict:
+            if recording.graph.random and not self.strict:
                 raise NotRecorded("the model draws random numbers, and compiled code draws others")
-            self._compiled = graph.compile(arguments)
+            self._compiled = compiled(recording.graph, arguments, recording.changed)
         except Exception:
             if self.strict:
                 raise

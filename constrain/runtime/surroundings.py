@@ -22,8 +22,12 @@ __all__ = ["Surroundings", "Watched"]
 
 _Entries: TypeAlias = "dict[Any, Any]"
 
-_GIVEN = frozenset({"lr", "foreach", "fused"})
-"""Options of optimizers that a recorded step is given, or that are no part of what it does."""
+_APART = frozenset({
+    "lr", "foreach", "fused",  # given to a recorded step, or no part of what it does
+    "_zero_grad_profile_name", "_step_supports_amp_scaling",  # set once by the class of an optimizer
+    "_is_full_backward_hook",  # says of which kind hooks are, which are looked at themselves
+})  # fmt: skip
+"""What a recorded step need not find as it was."""
 
 
 class Surroundings:
@@ -67,7 +71,7 @@ class Surroundings:
             (entries, key, value)
             for entries, was in self._entries
             for key, value in was.items()
-            if key not in _GIVEN and (_plain(value) or id(value) in read)
+            if key not in _APART and (_plain(value) or id(value) in read)
         ]
         return Watched(found, self._fixed)
 

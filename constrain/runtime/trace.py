@@ -1,4 +1,4 @@
-"""Functions of tensors as a list of torch operations, to be replayed one after the other, or compiled.
+"""Records functions of tensors as lists of torch operations (`operations.py`).
 
 A function that reads and changes tensors wherever they are held (buffers, columns, an optimizer's state) is
 run once while torch tells of every operation, and everything that it changed is put back. Tensors that no
@@ -7,14 +7,12 @@ whole training step is one graph. Python runs only while it is recorded: numbers
 constants of the graph, and everything that changes between calls has to be a tensor.
 
 What cannot be told from the operations, such as a kernel that torch does not see or a number that is another
-one in every call, shows when a replay is compared with the function: `Recording.agrees`.
+one in every call, shows when a replay is compared with the function: `Recording.confirm`.
 """
 
 from __future__ import annotations
 
-import operator
 import random
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,181 +24,18 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from constrain.runtime.operations import Graph, Operation, Value, values
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from torch import fx
-    from torch._ops import OpOverload
+    from constrain.runtime.operations import Replay
 
-    Replay = Callable[[Sequence[Tensor]], Any]
-
-__all__ = ["Graph", "NotRecorded", "Recording", "record", "undone"]
+__all__ = ["NotRecorded", "Recording", "record", "undone"]
 
 
 class NotRecorded(Exception):
     """A function is no graph of operations; the message says why."""
-
-
-# ------------------------------------------------------------------------------------------------- graphs
-class _Value(int):
-    """A tensor of a recording, by number."""
-
-
-@dataclass(frozen=True)
-class _Operation:
-    """A call of a torch operation; `made` is its result, or for several results a tuple."""
-
-    function: OpOverload
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    made: _Value | tuple[_Value | None, ...] | None
-
-    @property
-    def results(self) -> tuple[_Value | None, ...]:
-        return self.made if isinstance(self.made, tuple) else (self.made,)
-
-    @property
-    def changes(self) -> bool:
-        """Whether it writes to a tensor that it was given."""
-        return self.function._schema.is_mutable  # pyright: ignore[reportPrivateUsage]
-
-    @property
-    def random(self) -> bool:
-        """Whether it draws random numbers."""
-        return torch.Tag.nondeterministic_seeded in self.function.tags
-
-    @property
-    def acts(self) -> bool:
-        """Whether it does something even where nobody needs its results (those that check have none)."""
-        return self.changes or self.random or self.made is None
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A recorded function.
-
-    Attributes:
-        operations: in order.
-        inputs: the arguments, then the tensors of `reads`.
-        result: what the function returns, with values for tensors.
-        reads: every tensor that the function met beside its arguments.
-    """
-
-    operations: list[_Operation]
-    inputs: list[_Value]
-    result: Any
-    reads: list[Tensor]
-
-    @property
-    def random(self) -> bool:
-        """Whether it draws random numbers (dropout): compiled code draws others than torch."""
-        return any(x.random for x in self.operations)
-
-    def replay(self) -> Replay:
-        """The operations one after the other, as a function of the arguments alone."""
-        return self._of_arguments(_straight(self))
-
-    def compile(self, arguments: Sequence[Tensor]) -> Replay:
-        """Machine code for it, as a function of arguments like these. Takes seconds to a minute."""
-        try:
-            from torch._inductor import standalone_compile  # noqa: PLC0415  # takes a second to import
-        except ImportError:  # torch before 2.8
-            standalone_compile = None
-        module = _module(self)
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's own modules
-            if standalone_compile is None:
-                return self._of_arguments(torch.compile(module, fullgraph=True, dynamic=False))
-            compiled = standalone_compile(  # has no look at every argument at each call like torch.compile
-                module,
-                [*arguments, *(t.detach() for t in self.reads)],
-                dynamic_shapes="from_example_inputs",
-                options={"config_patches": {"size_asserts": False}},
-            )
-        return self._of_arguments(compiled)
-
-    def _of_arguments(self, function: Callable[..., Any]) -> Replay:
-        reads = [t.detach() for t in self.reads]
-
-        def run(arguments: Sequence[Tensor]) -> Any:
-            with torch.no_grad():
-                return function(*arguments, *reads)
-
-        return run
-
-
-def _values(given: Any) -> Iterator[_Value]:
-    """The values in the arguments of an operation."""
-    match given:
-        case _Value():
-            yield given
-        case list() | tuple():
-            for x in cast("Sequence[Any]", given):
-                yield from _values(x)
-        case dict():
-            yield from _values(list(cast("dict[str, Any]", given).values()))
-        case _:
-            pass
-
-
-def _straight(graph: Graph) -> Callable[..., Any]:
-    """A graph as one Python function that calls the operations directly."""
-    scope: dict[str, Any] = {}
-    lines: list[str] = []
-    last = {v: x for x in graph.operations for v in _values([x.args, x.kwargs])}
-    kept = {*graph.inputs, *_values(graph.result)}
-
-    def bound(value: Any) -> str:
-        name = f"c{len(scope)}"
-        scope[name] = value
-        return name
-
-    def shown(value: Any) -> str:
-        match value:
-            case _Value():
-                return f"v{int(value)}"
-            case list() | tuple():
-                items = "".join(f"{shown(x)}, " for x in cast("Sequence[Any]", value))
-                return f"[{items}]" if isinstance(value, list) else f"({items})"
-            case bool() | int() | None:
-                return repr(value)
-            case _:
-                return bound(value)
-
-    for x in graph.operations:
-        given = [shown(a) for a in x.args] + [f"{k}={shown(v)}" for k, v in x.kwargs.items()]
-        call = f"{bound(x.function._op)}({', '.join(given)})"  # pyright: ignore[reportPrivateUsage]
-        names = ["_" if v is None else shown(v) for v in x.results]
-        comma = "," if isinstance(x.made, tuple) else ""
-        lines.append(f"{', '.join(names)}{comma} = {call}" if x.made else call)
-        done = {v for v in _values([x.args, x.kwargs, x.made]) if last.get(v, x) is x} - kept
-        if done:
-            lines.append("del " + ", ".join(map(shown, sorted(done))))
-    lines.append(f"return {shown(graph.result)}")
-    inputs = ", ".join(map(shown, graph.inputs))
-    source = f"def replayed({inputs}):\n" + "".join(f"    {line}\n" for line in lines)
-    exec(compile(source, "<recorded step>", "exec"), scope)  # of the graph's own names and numbers
-    return scope["replayed"]
-
-
-def _module(graph: Graph) -> fx.GraphModule:
-    """A graph in the form that torch's compiler takes."""
-    from torch import fx  # noqa: PLC0415  # needed here only
-
-    made = fx.Graph()
-    nodes = {v: made.placeholder(f"v{int(v)}") for v in graph.inputs}
-
-    def shown(given: Any) -> Any:
-        return pytree.tree_map_only(_Value, nodes.__getitem__, given)
-
-    for x in graph.operations:
-        node = made.call_function(x.function, shown(x.args), shown(x.kwargs))
-        for k, v in enumerate(x.results):
-            if v is not None:
-                several = isinstance(x.made, tuple)
-                nodes[v] = made.call_function(operator.getitem, (node, k)) if several else node
-    made.output(shown(graph.result))
-    return fx.GraphModule(torch.nn.Module(), made)
 
 
 # --------------------------------------------------------------------------------------------- recordings
@@ -276,6 +111,11 @@ class Recording:
 
     graph: Graph
     before: _Before
+
+    @property
+    def changed(self) -> list[Tensor]:
+        """Of the tensors that it reads those that it changes."""
+        return [t for t in self.graph.reads if _memory(t) in self.before.tensors]
 
     def confirm(self, replay: Replay, function: Callable[..., Any], arguments: Sequence[Tensor]) -> None:
         """Sees that a replay and the function do the same, and puts back what they have done.
@@ -406,8 +246,8 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, arguments: Sequence[Tensor]) -> None:
         super().__init__()
         self.before = _Before()
-        self._operations: list[_Operation] = []
-        self._inputs: list[_Value] = []
+        self._operations: list[Operation] = []
+        self._inputs: list[Value] = []
         self._reads: list[Tensor] = []
         self._places: list[tuple[Tensor, Tensor]] = []  # tensors that no operation made, as they were
         self._known: Any = WeakTensorKeyDictionary()
@@ -438,7 +278,7 @@ class _Recorder(TorchDispatchMode):
         elif torch.Tag.inplace_view in func.tags:
             self._seen_anew(func, args[0], given, options)
         else:
-            self._operations.append(_Operation(func, given, options, self._named(result)))
+            self._operations.append(Operation(func, given, options, self._named(result)))
         return result
 
     def _seen_anew(self, func: Any, t: Tensor, given: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -448,7 +288,7 @@ class _Recorder(TorchDispatchMode):
         if view is None or view._schema.returns[0].alias_info is None:
             self.refuse(f"it gives a tensor other memory ({func})")
         else:
-            self._operations.append(_Operation(view, given, options, self._new(t)))
+            self._operations.append(Operation(view, given, options, self._new(t)))
 
     def put_back(self) -> None:
         """Puts back what was changed, and the memory and shapes of tensors that were given others."""
@@ -485,19 +325,19 @@ class _Recorder(TorchDispatchMode):
             case _:
                 return given
 
-    def _input(self, t: Tensor) -> _Value:
+    def _input(self, t: Tensor) -> Value:
         """A tensor that no operation made."""
         self._outside.add(_memory(t))
         self._places.append((t, t.detach()))
         self._inputs.append(self._new(t))
         return self._inputs[-1]
 
-    def _new(self, t: Tensor) -> _Value:
+    def _new(self, t: Tensor) -> Value:
         self._count += 1
-        self._known[t] = value = _Value(self._count)
+        self._known[t] = value = Value(self._count, t.shape)
         return value
 
-    def _named(self, result: Any) -> _Value | tuple[_Value | None, ...] | None:
+    def _named(self, result: Any) -> Value | tuple[Value | None, ...] | None:
         """Remembers which tensors an operation made; those that it was given and changed have a name."""
         if isinstance(result, (list, tuple)):
             made = [self._named(each) for each in cast("Sequence[Any]", result)]
@@ -513,11 +353,11 @@ class _Recorder(TorchDispatchMode):
         if self._reason is not None:
             raise NotRecorded(self._reason)
         shown = pytree.tree_map_only(Tensor, self._shown, result)
-        needed, kept = set(_values(pytree.tree_leaves(shown))), list[_Operation]()
+        needed, kept = set(values(pytree.tree_leaves(shown))), list[Operation]()
         for x in reversed(self._operations):
             if x.acts or not needed.isdisjoint(x.results):
                 kept.append(x)
-                needed.update(_values([x.args, x.kwargs]))
+                needed.update(values([x.args, x.kwargs]))
         return Graph(kept[::-1], self._inputs, shown, self._reads)
 
 

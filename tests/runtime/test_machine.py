@@ -1,0 +1,73 @@
+"""Compiled lists of operations do what the operations do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from constrain.runtime import machine
+from constrain.runtime.trace import record
+
+g = torch.Generator().manual_seed(0)
+
+
+def matrix(rows, columns):
+    return torch.randn(rows, columns, generator=g, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def products():
+    """All products of matrices with one row or column, some with a third matrix added, as one function."""
+    shapes = [(a, b, c) for a in (1, 3) for b in (1, 4) for c in (1, 5)]
+    factors = [(matrix(a, b), matrix(b, c), matrix(a, c)) for a, b, c in shapes]
+
+    def function(x):
+        plain = [left @ right * x for left, right, _ in factors]
+        added = [torch.addmm(other[0], left, right * x) for left, right, other in factors]
+        turned = [right.T @ left.T * x for left, right, _ in factors]
+        scaled = [torch.addmm(other, left, right * x, beta=0.5, alpha=2.0) for left, right, other in factors]
+        return torch.cat([t.flatten() for t in plain + added + turned + scaled])
+
+    recording = record(function, [torch.ones((), dtype=torch.float64)])
+    return recording.graph, function
+
+
+def test_products_with_one_row_or_column(products):
+    graph, function = products
+    x = torch.tensor(1.7, dtype=torch.float64)
+    found = machine.compiled(graph, [torch.ones((), dtype=torch.float64)], [])([x])
+    torch.testing.assert_close(found, function(x), rtol=1e-13, atol=1e-13)
+
+
+def test_which_products_become_sums(products):
+    """Those with one row or column, and no other."""
+    graph, _ = products
+    called = [str(node.target) for node in machine._joined(graph).graph.nodes if node.op == "call_function"]
+    left = [name for name in called if name in ("aten.mm.default", "aten.addmm.default")]
+    assert len(left) == 3 + 8  # of 3 by 4 by 5 in three ways; and all with factors of their own
+
+
+@pytest.mark.parametrize("aliased", [False, True])
+def test_what_it_changes_counts_as_changed(aliased):
+    """A gradient of what was computed before a step is refused, as torch does after its own steps."""
+    weight = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    seen = torch.zeros(4, dtype=torch.float64)
+    given = torch.arange(4, dtype=torch.float64)
+
+    def step(x):
+        with torch.no_grad():
+            weight.sub_(0.1 * x * weight)
+            seen.add_(weight)
+            return (seen, seen[:2], x.sum()) if aliased else (seen.sum(), x.sum())
+
+    recording = record(step, [given])
+    assert {id(t) for t in recording.changed} == {id(weight), id(seen)}
+    run = machine.compiled(recording.graph, [given], recording.changed)
+    before = weight.square().sum()
+    found = run([given])
+    torch.testing.assert_close(weight.detach(), 1 - 0.1 * given)
+    torch.testing.assert_close(seen, 1 - 0.1 * given)
+    assert isinstance(found, tuple)
+    torch.testing.assert_close(found[0], seen if aliased else seen.sum())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        before.backward()
