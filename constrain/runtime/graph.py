@@ -162,7 +162,10 @@ class RecordedStep:
         The first size is compiled, if any is: the last batch of a stream may be a smaller one.
         """
         mode: Mode = "recorded" if self._replays else self._mode
-        replayed = self._replays.get(packed.key) or Replayed(mode, strict=self.strict)
+        replayed = self._replays.get(packed.key)
+        if replayed is None:
+            own = [t for t in tree_leaves(list(self.optimizer.state.values())) if isinstance(t, Tensor)]
+            replayed = Replayed(mode, strict=self.strict, own=own)
         if not replayed.used:
             self._prepare()
         try:

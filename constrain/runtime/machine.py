@@ -32,7 +32,7 @@ def compiled(graph: Graph, arguments: Sequence[Tensor], changed: Sequence[Tensor
     Args:
         graph: the operations.
         arguments: examples.
-        changed: of the tensors that it reads those that it changes.
+        changed: of the tensors that it reads those whose changes are to be counted, for autograd.
 
     Returns:
         What the graph does and returns, as a function of arguments like these.

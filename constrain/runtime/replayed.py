@@ -10,7 +10,7 @@ from constrain.runtime.machine import compiled
 from constrain.runtime.trace import NotRecorded, record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from constrain.runtime.operations import Replay
     from constrain.runtime.trace import Recording
@@ -29,14 +29,16 @@ class Replayed:
     Args:
         mode: "recorded" replays the operations, "compiled" joins them into few (which takes a while).
         strict: what cannot be compiled is not to be replayed instead.
+        own: tensors that no graph of autograd holds, so that changes of them need not be counted.
 
     Attributes:
         reads: the tensors that it reads beside its arguments.
     """
 
-    def __init__(self, mode: Mode = "recorded", *, strict: bool = True) -> None:
+    def __init__(self, mode: Mode = "recorded", *, strict: bool = True, own: Iterable[Tensor] = ()) -> None:
         self.mode: Mode = mode
         self.strict = strict
+        self._own = {id(t) for t in own}
         self._recording: Recording | None = None
         self._replay: Replay | None = None
         self._compiled: Replay | None = None
@@ -104,7 +106,8 @@ class Replayed:
         try:
             if recording.graph.random and not self.strict:
                 raise NotRecorded("the model draws random numbers, and compiled code draws others")
-            self._compiled = compiled(recording.graph, arguments, recording.changed)
+            shared = [t for t in recording.changed if id(t) not in self._own]
+            self._compiled = compiled(recording.graph, arguments, shared)
         except Exception:
             if self.strict:
                 raise
