@@ -79,7 +79,7 @@ def spread(
         grams: sums of products of the rows' integrands, if they were made already.
     """
     places = [_chosen(u) for u in urgency]
-    if not moments:
+    if not moments or not functions:
         return [_certain(f.shape, place) for f, place in zip(functions, places, strict=True)]
     scalars = [f.reshape(-1)[k] for f, place in zip(functions, places, strict=True) for k in place]
     grams = grams or Grams(evaluator, moments, len(scalars))

@@ -16,7 +16,8 @@ from constrain._lazy import language_printing
 from constrain.diagnostics.alive import Attached, evaluation_of, judge_other
 from constrain.diagnostics.confidence import Judgment, judge_sample
 from constrain.diagnostics.course import read_course
-from constrain.diagnostics.kkt import CERTIFIED, kkt, largest_violation
+from constrain.diagnostics.feasibility import largest_violation
+from constrain.diagnostics.kkt import CERTIFIED, kkt
 from constrain.diagnostics.mixture import offered
 from constrain.diagnostics.names import level_axis
 from constrain.diagnostics.point import Point, align, read_point, reduce_to
@@ -191,9 +192,13 @@ def _status(
             return Status.INFEASIBLE
         if not math.isfinite(point.objective):  # the constraints hold, where the objective has no value
             return Status.INFEASIBLE
-    return judge_status(
+    status = judge_status(
         record, raw, facts.certified_convex, record.tolerance, feasibility=program.feasibility
     )
+    proven = raw.bound is not None or program.feasibility
+    if _integers(program) and status.solved and not (status is Status.OPTIMAL and proven):
+        return Status.FEASIBLE  # forces balance with the integers fixed, which says nothing about others
+    return status
 
 
 def _pointless(program: Program, raw: RawResult, status: Status) -> bool:
@@ -252,6 +257,7 @@ def _constraints(
     program = evaluator.program.judged
     result: dict[str, ConstraintResult] = {}
     at_risk = values_at_risk(evaluator)
+    texts = _texts(program)
     for k, form in enumerate(program.forms):
         if form.name == EPIGRAPH:
             continue
@@ -263,7 +269,7 @@ def _constraints(
         relaxation, cost = _relaxation(evaluator, point, form, rows, np.shape(estimate.value))
         result[form.name] = ConstraintResult(
             name=form.name,
-            text=str(language_printing().text(form.relation)),
+            text=texts[form.name],
             op=form.op,
             value=estimate.value,
             bound=estimate.bound,
@@ -285,6 +291,17 @@ def _constraints(
             matrix=matrix_multiplier(form, duals),
         )
     return result
+
+
+def _texts(program: Program) -> dict[str, str]:
+    """Every constraint as written; those of a family have the same names in them."""
+    printing, known = language_printing(), program.shared
+    found = {form.name: str(printing.text(form.relation)) for form in known.singles}
+    for family in known.families:
+        names = printing.Names(family.relations[:1])
+        own = (str(printing.text(relation, names=names)) for relation in family.relations)
+        found |= zip(family.names, own, strict=True)
+    return found
 
 
 def matrix_multiplier(form: Form, duals: tuple[Any, Any] | None) -> NDArray[np.float64] | None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from constrain.diagnostics.feasibility import scales_of, values_of
 from constrain.diagnostics.fit import Balance, best_fit, bounded_fit, fit_with_slopes, projected
 from constrain.diagnostics.jacobian import (
     Entry,
@@ -30,7 +31,7 @@ from constrain.diagnostics.jacobian import (
     qualify,
 )
 from constrain.diagnostics.noise import BATCHES, boundless, gradient_noise
-from constrain.diagnostics.point import Point, align, bound_scale, read_point, user_objective
+from constrain.diagnostics.point import Point, align, read_point, user_objective
 from constrain.diagnostics.regularity import alone, mangasarian_fromovitz
 from constrain.diagnostics.relaxed import judged, row_prices
 from constrain.diagnostics.sandwich import multiplier_errors
@@ -47,12 +48,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from constrain.diagnostics.feasibility import Values
     from constrain.diagnostics.relaxed import Priced
     from constrain.diagnostics.ties import Ties
     from constrain.runtime.evaluator import Evaluator
     from constrain.solution.noise import GradientNoise
 
-__all__ = ["CERTIFIED", "ESTIMATE", "kkt", "largest_violation", "system_at"]
+__all__ = ["CERTIFIED", "ESTIMATE", "kkt", "system_at"]
 
 NOTHING = 1e-9
 """Forces below this are rounding: nothing pulls."""
@@ -90,7 +92,7 @@ def kkt(
     with warnings.catch_warnings():  # W220: the slopes of optimal values with kinks are chosen here
         warnings.filterwarnings("ignore", r"\[W220\]", ModelingWarning)
         forces = _balance(view, point, multipliers, tolerance, convex=convex)
-    values = _values(view, point, forces.multipliers, forces.scales)
+    values = values_of(view, point, forces.multipliers, forces.scales)
     pull = _stationarity(evaluator, forces)
     gap = values.total + pull.short if bound is None else abs(point.objective - bound)
     holds = values.scaled <= tolerance and values.dual >= -tolerance
@@ -164,7 +166,7 @@ def _record(
     view: Evaluator,
     point: Point,
     forces: _Forces,
-    values: _Values,
+    values: Values,
     pull: _Stationarity,
     gap: float,
     certified: bool,
@@ -256,20 +258,6 @@ class _Forces:
         return ~(self.at_lower | self.at_upper)
 
 
-def _scales(evaluator: Evaluator, point: Point) -> list[NDArray[np.float64]]:
-    """The unit of each entry of each part: the one the user gave, else 1 + |bound|."""
-    sides = dict(zip((form.name for form in evaluator.program.forms), point.sides, strict=True))
-    parts = zip(evaluator.program.parts, point.residuals, strict=True)
-    return [bound_scale(sides[part.constraint], r.shape, part.scale) for part, r in parts]
-
-
-def largest_violation(evaluator: Evaluator, point: Point) -> float:
-    """The largest violation in the units of its constraint: `KKT.feasibility_scaled` without any gradient."""
-    view = judged(evaluator)
-    none: list[NDArray[np.float64] | None] = [None] * len(view.program.parts)
-    return _values(view, point, none, _scales(view, point)).scaled
-
-
 def _keyed(
     evaluator: Evaluator, values: Sequence[NDArray[np.float64] | None]
 ) -> dict[str, NDArray[np.float64]]:
@@ -293,7 +281,7 @@ def _balance(
     convex: bool = False,
 ) -> _Forces:
     parts = evaluator.program.parts
-    scales = _scales(evaluator, point)
+    scales = scales_of(evaluator, point)
     aligned: list[NDArray[np.float64] | None] = [
         align(p, multipliers, r, m) for p, r, m in zip(parts, point.residuals, point.masks, strict=True)
     ]
@@ -478,63 +466,3 @@ def _stationarity(evaluator: Evaluator, forces: _Forces) -> _Stationarity:
     share = 1 - left / total if total > 0 else (1.0 if left == 0 else math.nan)
     balance = share if share >= 0 else math.nan  # no share: the constraints pull more than the objective
     return _Stationarity(*sizes(slice(None)), blocks, balance, ties.short(multipliers, choice))
-
-
-# ------------------------------------------------------------------------------------------- values
-@dataclass
-class _Values:
-    """Feasibility and complementarity.
-
-    Attributes:
-        violations: largest per constraint, in its units.
-        scaled: largest violation / (1 + |bound|).
-        worst: its constraint.
-        dual: least multiplier of an inequality, at most 0.
-        products: largest |multiplier * residual| per constraint.
-        complementarity: largest of those of inequalities.
-        total: |sum multiplier * residual|.
-        strict: strict complementarity margin.
-    """
-
-    violations: dict[str, float]
-    scaled: float
-    worst: str
-    dual: float
-    products: dict[str, float]
-    complementarity: float
-    total: float
-    strict: float
-
-
-def _values(
-    evaluator: Evaluator,
-    point: Point,
-    multipliers: Sequence[NDArray[np.float64] | None],
-    scales: Sequence[NDArray[np.float64]],
-) -> _Values:
-    result = _Values({}, 0.0, "", 0.0, {}, 0.0, 0.0, float("nan"))
-    largest = max((float(np.max(np.abs(m), initial=0.0)) for m in multipliers if m is not None), default=0.0)
-    signed = 0.0
-    for i, part in enumerate(evaluator.program.parts):
-        residual = point.selected(i)
-        violation = np.abs(residual) if part.kind == "==" else np.maximum(0.0, residual)
-        name = "objective" if part.constraint == EPIGRAPH else part.constraint
-        size = float(np.max(violation, initial=0.0))
-        result.violations[name] = max(result.violations.get(name, 0.0), size)
-        scaled = float(np.max(violation / scales[i], initial=0.0))
-        if scaled > result.scaled or not result.worst or np.isnan(scaled):
-            result.scaled, result.worst = scaled, name
-        given = multipliers[i]
-        if given is None:
-            continue
-        product = np.where(np.isfinite(residual), given * np.where(np.isfinite(residual), residual, 0.0), 0.0)
-        signed += float(product.sum())
-        biggest = float(np.max(np.abs(product), initial=0.0))
-        result.products[name] = max(result.products.get(name, 0.0), biggest)
-        if part.kind == "<=":
-            result.complementarity = max(result.complementarity, biggest)
-            result.dual = min(result.dual, float(np.min(given, initial=0.0)))
-            margin = np.maximum(given / (largest or 1.0), -residual / scales[i])
-            result.strict = float(np.nanmin([result.strict, np.min(margin, initial=np.inf)]))
-    result.total = abs(signed)
-    return result

@@ -31,6 +31,8 @@ _PACKAGES = ("torch", "numpy", "scipy")
 
 LONGEST = 50_000
 """Characters of mathematics that are kept."""
+SHORTEST = 12
+"""Fewest characters that a constraint takes in these."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,16 @@ def provenance_of(
         for population in source.populations.values() if source is not None else ():
             described = {"rows": population.rows, "sha256": fingerprint(population)}
             data[f"{split}:{population.data.name}"] = described
-    mathematics = str(language_printing().problem_latex(attached.program.problem))
+    problem = attached.program.problem
+    long = len(problem.constraints) > LONGEST // SHORTEST
+    mathematics = "" if long else str(language_printing().problem_latex(problem))
     return Provenance(
         versions=versions,
         solver=raw.solver,
         route=facts.route,
         problem_class=facts.problem_class,
         convex=facts.certified_convex,
-        source=repr(attached.program.problem),
+        source=repr(problem),
         seed=seed,
         seconds=raw.seconds,
         iterations=raw.iterations,

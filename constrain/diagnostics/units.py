@@ -17,18 +17,29 @@ from constrain.diagnostics.point import array_of
 from constrain.solution.constraint import slack_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
 
     from constrain.diagnostics.point import Point
     from constrain.language import nodes as n
+    from constrain.language.data import Data
     from constrain.lowering.families import Family, Stack
     from constrain.lowering.program import Form, Program
     from constrain.runtime.evaluator import Evaluator
 
-__all__ = ["Missing", "Spreads", "Unit", "Values", "absent", "spreads_of", "units_of", "values_at"]
+__all__ = [
+    "Missing",
+    "Spreads",
+    "Unit",
+    "Values",
+    "absent",
+    "residual_spreads",
+    "spreads_of",
+    "units_of",
+    "values_at",
+]
 
 
 @dataclass(frozen=True)
@@ -182,7 +193,6 @@ def spreads_of(
 ) -> Spreads:
     """Standard errors of everything that is judged; `whole` is the objective with what else it counts."""
     vectors = _Vectors(evaluator, moments)
-    stacks = evaluator.program.stacks
     objective = vectors.add([whole], [np.zeros(())])
     lefts = [
         vectors.add([own[0]], [_urgency(unit.form, point.sides[int(unit.places[0])])])
@@ -190,27 +200,42 @@ def spreads_of(
         else vectors.family(own[0], unit.family.lhs)
         for unit, own in zip(units, values.sides, strict=True)
     ]
-    residuals = [
-        None
-        if own is None
-        else vectors.add([own], [_pressing(stack, point)])
-        if stack.names is None
-        else vectors.family(own, stack.residual)
-        for stack, own in zip(stacks, values.residuals, strict=True)
-    ]
-    found = vectors.found()
-
-    def at(place: slice | Spread) -> Spread:
-        if isinstance(place, Spread):
-            return place
-        own = found[place]
-        if place.stop - place.start == 1:
-            return own[0]
-        return Spread(*(np.array([getattr(x, key) for x in own]) for key in ("error", "smallest")))
-
+    residuals = vectors.residuals(point, values.residuals)
+    at = vectors.found()
     return Spreads(
         at(objective), [at(own) for own in lefts], [None if r is None else at(r) for r in residuals]
     )
+
+
+def residual_spreads(
+    evaluator: Evaluator, point: Point, moments: Sequence[Tensor], data: Data
+) -> list[Spread | None]:
+    """Standard errors of the residual of every part that come from one sample; None for parts per row.
+
+    Args:
+        evaluator: the program with the samples.
+        point: values there.
+        moments: leaves that require gradients, exact, float64.
+        data: the sample.
+    """
+    own = [m.data is data for m in evaluator.program.moments]
+    _, *values = evaluator.roots(
+        [m if mine else m.detach() for m, mine in zip(moments, own, strict=True)], "exact"
+    )
+    vectors = _Vectors(evaluator, moments)
+    places = vectors.residuals(point, values)
+    at = vectors.found()
+    found: list[Spread | None] = [None] * len(evaluator.program.parts)
+    for stack, place in zip(evaluator.program.stacks, places, strict=True):
+        if place is None:
+            continue
+        spreads = at(place)
+        each = [spreads]
+        if stack.names is not None:
+            each = [Spread(*pair) for pair in zip(spreads.error, spreads.smallest, strict=True)]
+        for i, one in zip(stack.places.tolist(), each, strict=True):
+            found[i] = one
+    return found
 
 
 class _Vectors:
@@ -240,10 +265,31 @@ class _Vectors:
         entries = [vector[k] for k in range(len(vector))]
         return self.add(entries, [np.zeros(())] * len(entries))
 
-    def found(self) -> list[Spread]:
-        """The standard errors of all functions that were added."""
+    def residuals(self, point: Point, values: Sequence[Tensor | None]) -> list[slice | Spread | None]:
+        """Those of the residuals, per stack; None for constraints per row."""
+        return [
+            None
+            if own is None
+            else self.add([own], [_pressing(stack, point)])
+            if stack.names is None
+            else self.family(own, stack.residual)
+            for stack, own in zip(self.evaluator.program.stacks, values, strict=True)
+        ]
+
+    def found(self) -> Callable[[slice | Spread], Spread]:
+        """The standard errors of all functions that were added, by their place."""
         grams = self.grams if self.many else None
-        return spread(self.evaluator, self.moments, self.functions, self.urgency, grams)
+        found = spread(self.evaluator, self.moments, self.functions, self.urgency, grams)
+
+        def at(place: slice | Spread) -> Spread:
+            if isinstance(place, Spread):
+                return place
+            own = found[place]
+            if len(own) == 1:
+                return own[0]
+            return Spread(np.array([x.error for x in own]), np.array([x.smallest for x in own]))
+
+        return at
 
 
 def _pressing(stack: Stack, point: Point) -> NDArray[np.float64]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import numpy as np
 
 from constrain._lazy import language_printing
-from constrain.diagnostics.influence import spread
 from constrain.diagnostics.names import part_label
 from constrain.diagnostics.point import array_of
+from constrain.diagnostics.units import residual_spreads
 from constrain.driver.findings import Finding, listed
 from constrain.driver.linear import linear_form
 from constrain.language import nodes as n
@@ -165,10 +165,11 @@ def absence(count: int, rows: int, size: int) -> float:
 def tiny(found: Sequence[Group]) -> list[Finding]:
     """W207: groups with so few rows that averages over them say little."""
     result: list[Finding] = []
-    for terms in dict.fromkeys(g.terms for g in found):
-        small = [g for g in found if g.terms == terms and 0 < g.rows < TINY]
-        if not small:
-            continue
+    by_terms: dict[tuple[str, ...], list[Group]] = {}
+    for g in found:
+        if 0 < g.rows < TINY:
+            by_terms.setdefault(g.terms, []).append(g)
+    for terms, small in by_terms.items():
         names = listed((f"{g.name} ({g.rows} rows)" for g in small), 4)
         half = CONFIDENT * 0.5 / math.sqrt(small[0].rows)
         spread_ = CONFIDENT / math.sqrt(small[0].rows)
@@ -216,8 +217,9 @@ def noise(evaluator: Evaluator, point: Point, batches: Mapping[str, int] | None)
     moments = [m.double().requires_grad_(True) for m in evaluator.moments("exact")]
     sample, batch = _variances(evaluator, moments, chosen, point, batches)
     found: list[Noise] = []
-    for name in dict.fromkeys(program.parts[i].constraint for i in chosen):
-        own = [i for i in chosen if program.parts[i].constraint == name]
+    for name, own in program.places.items():
+        if not set(own) <= sample.keys():
+            continue
         residuals = {i: np.atleast_1d(_signed(program.parts[i].kind, point.residuals[i])) for i in own}
         i = max(own, key=lambda i: float(np.max(residuals[i], initial=-np.inf)))
         if not residuals[i].size:
@@ -246,19 +248,13 @@ def _variances(
 
     The variance is a sum over samples; that of a batch has each sample's in proportion to rows per batch row.
     """
-    program = evaluator.program
     sample = {i: np.zeros(point.residuals[i].shape) for i in chosen}
     batch = {i: np.zeros(point.residuals[i].shape) for i in chosen}
     for data, population in evaluator.populations.items():
-        mine = [
-            m if moment.data is data else m.detach()
-            for m, moment in zip(moments, program.moments, strict=True)
-        ]
-        outer = evaluator.outer(mine, "exact")
-        functions = [r for i in chosen if (r := outer.residuals[i]) is not None]
-        urgency = [_signed(program.parts[i].kind, point.residuals[i]) for i in chosen]
-        errors = [np.nan_to_num(s.error) for s in spread(evaluator, moments, functions, urgency)]
-        for i, error in zip(chosen, errors, strict=True):
+        spreads = residual_spreads(evaluator, point, moments, data)
+        for i in chosen:
+            own = spreads[i]
+            error = np.zeros(()) if own is None else np.nan_to_num(own.error)
             sample[i] += error**2
             if batches is not None:
                 batch[i] += error**2 * population.rows / batches[data.name]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from constrain._lazy import language_printing
+from constrain.analysis.once import asked_once
 from constrain.diagnostics.point import read_point
 from constrain.driver import batches as of_batches
 from constrain.driver import structure
@@ -202,11 +203,12 @@ def _number(value: float | None) -> str:
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
     """A table: numbers to the right, the first and last column to the left."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    right = [k > 0 and _numeric(rows, k) for k in range(len(rows[0]))]
     lines: list[str] = []
     for row in rows:
         cells = [
-            cell.ljust(width) if k == 0 or not _numeric(rows, k) else cell.rjust(width)
-            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.rjust(width) if last else cell.ljust(width)
+            for cell, width, last in zip(row, widths, right, strict=True)
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
@@ -272,7 +274,7 @@ def check(
             found.append(finding_of(error, "error"))
     report = Check(text, decisions=tuple(_decisions(program)), routes=answers, method=chosen)
     try:
-        with precision(program, torch.float64):
+        with asked_once(), precision(program, torch.float64):
             where = place(program, device)
             setup = prepare(program, device=where, dtype=torch.float64, data=data, params=params)
             return _filled(report, found, setup, batch, seed)
