@@ -8,6 +8,7 @@ of the norms), and these are reported.
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,7 @@ from constrain.solution.records import Estimate, plain
 from constrain.solvers.mixtures import NOTHING, best_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Generator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -50,9 +50,11 @@ class Members:
     def __init__(self, attached: Attached) -> None:
         self.attached = attached
 
-    def at(self, state: Mapping[str, Any]) -> AbstractContextManager[None]:
-        """A block with models and variables at these decisions."""
-        return self.attached.at(state)
+    @contextmanager
+    def at(self, state: Mapping[str, Any]) -> Generator[None]:
+        """A block with models, in evaluation mode, and variables at these decisions."""
+        with self.attached.at(state), self.attached.evaluator.modes.evaluation():
+            yield
 
     def evaluate_mixture(self, mixture: Mixture, data: Data | Mapping[str, Data]) -> Evaluation:
         """Statistics of the mixture on other data."""

@@ -13,11 +13,13 @@ from torch import nn
 
 import constrain as cn
 from constrain import E, P, forall
+from constrain.diagnostics.mixture import Members
 from constrain.driver.setup import prepare
 from constrain.lowering.lower import lower
 from constrain.runtime.estimates import Estimator
 from constrain.runtime.modes import Modes
-from constrain.solvers.primal_dual import PrimalDual
+from constrain.solvers.primal_dual import PrimalDual, Training
+from constrain.solvers.training import IterateJudge
 
 
 def sample(rows=240):
@@ -570,4 +572,30 @@ def test_trying_changes_nothing():
     assert net[1].seen == []
     assert not hasattr(net[1], "last")
     assert torch.equal(net[1].numbers.get_state(), state)
+    assert all(flags(net))
+
+
+def test_late_iterates_are_averaged_with_their_statistics():
+    """Mean weights with the running statistics of the last iterate would be of no network."""
+    net = noisy()
+    evaluator = prepared(bounded(net))
+    judge, seen = IterateJudge(evaluator, 3, 1e-3), []
+    method = Training(PrimalDual(epochs=3, batch=60), evaluator)
+    method.prepare(None)
+    for epoch in range(3):
+        method.epoch(epoch)
+        judge.judge(epoch, method)
+        if epoch == 2:
+            seen.append(evaluator.decisions.snapshot())
+    average = judge.late_average(seen[0])
+    assert torch.equal(average["f.1.running_var"], seen[0]["f.1.running_var"])
+    assert "f.1.num_batches_tracked" not in average
+    assert not torch.equal(average["f.1.running_var"], torch.ones(6))
+
+
+def test_members_of_a_mixture_are_in_evaluation_mode():
+    net = noisy()
+    members = Members(bounded(net).solve(epochs=2, progress=False).live)
+    with members.at(members.attached.decisions.snapshot()):
+        assert not any(flags(net))
     assert all(flags(net))
