@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from constrain.diagnostics.listing import others_line, telling
 from constrain.diagnostics.samples import (
     SHOWN,
     WIDTH,
@@ -113,7 +114,7 @@ HEADER = (
 def report_table(s: Solution) -> list[tuple[str, ...]]:
     """The table of constraints as cells, `HEADER` first."""
     rows: list[tuple[str, ...]] = [HEADER]
-    for name in s.names:
+    for name in telling(s):
         rows += _block(s, s[name])
     return rows
 
@@ -397,6 +398,8 @@ def text_report(s: Solution) -> str:
     lines += wrapped("objective", objective_text(s))
     if s.names:
         lines += aligned(fitted(report_table(s), 1, WIDTH), left=2)
+    if others := others_line(s):
+        lines += wrapped("others", others)
     for text in row_lines(s):
         lines += wrapped("rows", text)
     if at_risk := at_risk_text(s):
@@ -423,6 +426,8 @@ def markdown_report(s: Solution) -> str:
     lines += [f"- route: {s.provenance.route}"] if s.provenance.route else []
     if s.names:
         lines += ["", *markdown(report_table(s), left=2)]
+    if others := others_line(s):
+        lines += ["", f"- {others}"]
     if rows := row_lines(s):
         lines += ["", "## Rows", "", *(f"- {line}" for line in rows)]
     if at_risk := at_risk_text(s):

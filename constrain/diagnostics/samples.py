@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from constrain.diagnostics.listing import bounds_of, telling_estimates
 from constrain.diagnostics.table import (
     aligned,
     cut,
@@ -53,8 +54,11 @@ def evaluation_text(e: Evaluation) -> str:
 def constraint_table(e: Evaluation) -> list[tuple[str, ...]]:
     """The constraints of an evaluation, a row per entry, under their titles."""
     rows: list[tuple[str, ...]] = [("constraint", "as written", "value", "bound", "verdict")]
-    for name, estimate in e.estimates.items():
-        rows += _estimate_rows(name, e.texts.get(name, ""), estimate)
+    kept = telling_estimates(e.estimates)
+    for name in kept:
+        rows += _estimate_rows(name, e.texts.get(name, ""), e.estimates[name])
+    if len(kept) < len(e.estimates):
+        rows.append((f"  ... and {len(e.estimates) - len(kept):,} more constraints", "", "", "", ""))
     return rows
 
 
@@ -68,10 +72,7 @@ def _estimate_rows(name: str, text: str, estimate: Estimate) -> list[tuple[str, 
     values, lower, upper = (
         np.broadcast_to(x, shape).ravel() for x in (estimate.value, estimate.lower, estimate.upper)
     )
-    bounds = [
-        np.broadcast_to(b, shape).ravel()
-        for b in (estimate.bound if isinstance(estimate.bound, tuple) else (estimate.bound,))
-    ]
+    bounds = [np.broadcast_to(b, shape).ravel() for b in bounds_of(estimate)]
     violation = np.broadcast_to(estimate.violation, shape).ravel()
     order = np.argsort(-violation, kind="stable")[:SHOWN] if values.size > SHOWN else np.arange(values.size)
     rows: list[tuple[str, ...]] = []

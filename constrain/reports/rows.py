@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from constrain.diagnostics.listing import others_line, telling
 from constrain.diagnostics.report import SHOWN, constraint_rows, listed, share_text
 from constrain.diagnostics.table import limit_text, number, plus_minus
 from constrain.reports.charts import Bar, interval_bar, scale_of
@@ -26,7 +27,7 @@ def constraint_table(s: Solution) -> Markup:
     """One row per constraint, or a row for its name and one per entry."""
     columns = _columns(s)
     head = [element("th", title, class_="picture" if key == "picture" else None) for key, title in columns]
-    rows = [row for name in s.names for row in _rows(s, s[name], [key for key, _ in columns])]
+    rows = [row for name in telling(s) for row in _rows(s, s[name], [key for key, _ in columns])]
     return joined(
         element("table", element("thead", element("tr", joined(*head))), element("tbody", joined(*rows))),
         element("p", *_caption(s), class_="caption"),
@@ -52,7 +53,9 @@ def _caption(s: Solution) -> list[Markup | str]:
     sample = "hold-out" if s.holdout is not None else "training data"
     text = f"Bars: values that the bound admits are shaded; a line is the 95 % interval on the {sample}"
     text += ", a disk its center, a ring the training value. " if s.holdout is not None else ". "
-    return [text + "Shadow price: change of the optimal value per unit of the right-hand side as written."]
+    text += "Shadow price: change of the optimal value per unit of the right-hand side as written."
+    others = others_line(s)
+    return [f"{others}. {text}" if others else text]
 
 
 def _rows(s: Solution, c: ConstraintResult, keys: Sequence[str]) -> list[Markup]:

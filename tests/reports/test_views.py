@@ -166,3 +166,21 @@ def test_a_suffix_of_no_format_is_refused(linear, tmp_path):
     for name in ("report", "report.txt"):
         linear.report(tmp_path / name)
         assert (tmp_path / name).read_text() == str(linear) + "\n"
+
+
+# ------------------------------------------------------------------------------------ very many of them
+def test_a_report_of_many_constraints_lists_those_that_tell():
+    """Violations and prices, in the user's order; the others are counted, and rows leave nothing out."""
+    x = cn.Variable(100, "x")
+    rules = {f"c{i}": x[i] >= (1.0 if i in (7, 70) else -i - 1.0) for i in range(100)}
+    solution = cn.minimize(cn.sum_squares(x)).subject_to(**rules).solve(progress=False)
+    assert solution.status == "optimal"
+    page = solution.report(format="html")
+    shown = [str(solution), solution.report(format="markdown"), page[page.index(">Constraints<") :]]
+    for text in (*shown, str(solution.train)):
+        named = [i for i in range(100) if re.search(rf"\bc{i}\b", text.split("<details")[0])]
+        assert {7, 70} <= set(named)
+        assert len(named) <= 30
+        assert "70 more constraints" in text
+    assert all("70 hold; solution.to_frame() has all" in text for text in shown)
+    assert [row["constraint"] for row in solution.rows()] == list(rules)
