@@ -17,6 +17,7 @@ from constrain.solvers.kinks import above_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -34,6 +35,7 @@ __all__ = [
     "Qualification",
     "at_bounds",
     "choose",
+    "curved",
     "gradients",
     "inside",
     "qualify",
@@ -229,14 +231,18 @@ def _built_in(node: n.Node) -> bool:
 
 
 def at_bounds(decisions: Decisions) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """(decisions,) coordinates at their lower and at their upper bound."""
+    """(decisions,) coordinates at their lower and at their upper bound.
+
+    Whole numbers are at both: multipliers and balance are those of the program with its integers fixed.
+    """
     lower, upper = decisions.bounds()
     x = decisions.get()
+    whole = decisions.integers()
     finite_lower, finite_upper = np.isfinite(lower), np.isfinite(upper)
     low, high = np.where(finite_lower, lower, 0.0), np.where(finite_upper, upper, 0.0)
     at_lower = finite_lower & (x - low <= NEAR_BOUND * (1 + np.abs(low)))
     at_upper = finite_upper & (high - x <= NEAR_BOUND * (1 + np.abs(high)))
-    return at_lower, at_upper
+    return at_lower | whole, at_upper | whole
 
 
 def inside(
@@ -260,20 +266,20 @@ def inside(
     x = decisions.get()
     inside = np.where(at_lower, lower + NEAR_BOUND * (1 + np.abs(np.where(at_lower, lower, 0.0))), x)
     inside = np.where(at_upper, upper - NEAR_BOUND * (1 + np.abs(np.where(at_upper, upper, 0.0))), inside)
-    curved = _curved(evaluator, entries)
+    bent = curved(evaluator, entries)
     decisions.set(inside)
     try:
-        other = gradients(evaluator, [entries[k] for k in curved], _remaining(entries, multipliers))
+        other = gradients(evaluator, [entries[k] for k in bent], _remaining(entries, multipliers))
     finally:
         decisions.set(x)
     rows = found.rows.copy()
-    rows[curved] = np.where(moved, other.rows, rows[curved])
+    rows[bent] = np.where(moved, other.rows, rows[bent])
     return Gradients(
         np.where(moved, other.objective, found.objective), rows, np.where(moved, other.rest, found.rest)
     )
 
 
-def _curved(evaluator: Evaluator, entries: Sequence[Entry]) -> list[int]:
+def curved(evaluator: Evaluator, entries: Sequence[Entry]) -> list[int]:
     """Places of the entries of parts that are not affine: gradients of the others are the same everywhere."""
     memo = facts_of(evaluator.program)
     parts = {e.part for e in entries}
@@ -353,7 +359,12 @@ def _like_a_square(residual: float, length: float) -> bool:
 
 
 def qualify(
-    entries: Sequence[Entry], rows: NDArray[np.float64], free: NDArray[np.bool_], *, single: bool
+    entries: Sequence[Entry],
+    rows: NDArray[np.float64],
+    free: NDArray[np.bool_],
+    *,
+    bent: AbstractSet[int],
+    single: bool,
 ) -> Qualification:
     """Rank of the active Jacobian (LICQ), with the dependent and the vanishing rows.
 
@@ -361,12 +372,15 @@ def qualify(
         entries: the chosen entries.
         rows: (entries, decisions) their gradients.
         free: (decisions,) coordinates that are off their bounds.
+        bent: places of the entries that are not affine. The gradient of an affine one is small in its unit
+            only, or zero everywhere: a row of zeros constrains nothing and is not counted.
         single: whether gradients come from single precision.
     """
-    active = [k for k, e in enumerate(entries) if e.binding]
     lengths = np.linalg.norm(rows, axis=1)
+    active = [k for k, e in enumerate(entries) if e.binding and (lengths[k] > 0 or k in bent)]
     cut = (1e-4 if single else 1e-6) * max(1.0, float(np.max(lengths, initial=0.0)))
-    gone = {k for k in active if lengths[k] <= cut or _like_a_square(entries[k].residual, float(lengths[k]))}
+    small = {k for k in bent if lengths[k] <= cut or _like_a_square(entries[k].residual, float(lengths[k]))}
+    gone = small & set(active)
     vanishing = [entries[k] for k in active if k in gone]
     used = [k for k in active if k not in gone]
     matrix = (rows[used] / lengths[used, None])[:, free] if used else np.zeros((0, 1))

@@ -26,6 +26,7 @@ from constrain.diagnostics.jacobian import (
     Qualification,
     at_bounds,
     choose,
+    curved,
     gradients,
     inside,
     qualify,
@@ -175,7 +176,7 @@ def _record(
     """The record of everything that was found."""
     independence = _independence(view, forces)
     magnitude = 1 + abs(user_objective(view, point))
-    return KKT(
+    record = KKT(
         stationarity=pull.absolute,
         stationarity_scaled=pull.scaled,
         blocks=pull.blocks,
@@ -204,7 +205,7 @@ def _record(
         truncated=forces.truncated,
         strict_complementarity=values.strict,
         surrogate=view.program.has_rates,
-        warnings=tuple(recognize(view, point, independence, forces.entries, tolerance, forces.alone)),
+        warnings=(),
         tolerance=tolerance,
         kinks=forces.ties.count,
         jumps=forces.ties.jumps,
@@ -215,6 +216,8 @@ def _record(
         ),
         fritz_john=forces.alone,
     )
+    found = recognize(view, point, independence, forces.entries, record)
+    return replace(record, warnings=tuple(found))
 
 
 # ---------------------------------------------------------------------------------------- gradients
@@ -269,7 +272,8 @@ def _keyed(
 def _independence(evaluator: Evaluator, forces: _Forces) -> Qualification:
     """Rank of the active Jacobian on the coordinates off their bounds."""
     single = evaluator.dtype != torch.float64
-    return qualify(forces.entries, forces.folded.rows, forces.folded.free, single=single)
+    bent = frozenset(curved(evaluator, forces.entries))
+    return qualify(forces.entries, forces.folded.rows, forces.folded.free, bent=bent, single=single)
 
 
 def _balance(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from constrain.lowering.program import Program
     from constrain.runtime.evaluator import Evaluator
     from constrain.runtime.result import RawResult
+    from constrain.solution.records import KKT
 
 __all__ = ["honest_bound", "recognize"]
 
@@ -27,8 +28,7 @@ def recognize(
     point: Point,
     qualification: Qualification,
     entries: Sequence[Entry],
-    tolerance: float,
-    alone: Mapping[str, float],
+    record: KKT,
 ) -> list[Warn]:
     """W203 redundant-constraints, W204 vanishing-gradient, W215 degenerate-duals, W226 no-multipliers, C301.
 
@@ -37,15 +37,17 @@ def recognize(
         point: values there.
         qualification: of the active gradients.
         entries: those whose gradients were formed, with the judged multipliers.
-        tolerance: of the judgment.
-        alone: weights of gradients that balance without the objective, at a point without multipliers.
+        record: of the point.
     """
+    # with integers fixed, implied constraints are the rule (x <= b z at z = 0), and no price is claimed
+    whole = bool(evaluator.decisions.integers().any())
     found: list[Warn] = []
-    if alone:
-        found.append(_no_multipliers(alone))
-    elif qualification.dependent:
+    if record.fritz_john:
+        found.append(_no_multipliers(record.fritz_john))
+    elif qualification.dependent and not whole:
         found.append(_redundant(qualification))
-    found += _degenerate(evaluator.program, qualification, entries)
+    if record.feasible and not whole:
+        found += _degenerate(evaluator.program, qualification, entries)
     if qualification.vanishing:
         names = _listed(dict.fromkeys(e.label for e in qualification.vanishing))
         found.append(
@@ -56,7 +58,7 @@ def recognize(
                 "write the quantity itself (r == 0, not E(r**2) == 0), or allow a tolerance",
             )
         )
-    return found + _surrogate_gaps(evaluator, point, tolerance)
+    return found + _surrogate_gaps(evaluator, point, record.tolerance)
 
 
 def _listed(names: Iterable[str], limit: int = 6) -> str:
@@ -81,7 +83,7 @@ def _redundant(q: Qualification) -> Warn:
     names = _listed(entry.label for entry, _ in q.dependent)
     sure = all(entry.equality or entry.multiplier > 0 for entry, _ in q.dependent)
     word = "are" if sure else "may be"
-    if q.rank == 0:
+    if q.rank == 0 or len(q.dependent) == 1:
         where = "vanish" if len(q.dependent) > 1 else "vanishes"
         return Warn(
             "W203",

@@ -184,6 +184,13 @@ class Decisions:
             highs.append(np.full(size, np.inf) if block.upper is None else block.upper.reshape(-1))
         return np.concatenate(lows), np.concatenate(highs)
 
+    def integers(self) -> NDArray[np.bool_]:
+        """Coordinates of the flat vector that are whole numbers."""
+        variables = [symbol.integer or symbol.boolean for symbol in self.variables]
+        whole = variables + [False] * (len(self.blocks) - len(variables))
+        sizes = [block.tensor.numel() for block in self.blocks]
+        return np.repeat(np.array(whole, dtype=np.bool_), sizes)
+
     def project(self) -> None:
         """Clips bounded variables in place (no host synchronization)."""
         with torch.no_grad():
