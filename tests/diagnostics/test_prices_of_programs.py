@@ -1,4 +1,4 @@
-"""Warnings and balance at points of operations research: integers, zero rows, units, points that are infeasible."""
+"""Warnings and balance of programs with integers, rows of zeros, small units, or no feasible point."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_balanced_forces_with_the_integers_fixed_prove_nothing_about_other_integ
     class Stays:
         name, minibatch = "stays", False
 
-        def solve(self, evaluator, *, progress, multipliers=None, time_limit=None):
+        def solve(self, evaluator, **_options):
             (part,) = evaluator.program.parts
             return RawResult("converged", {part.key: np.array(1.0)}, "")
 
