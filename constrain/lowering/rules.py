@@ -35,6 +35,7 @@ __all__ = [
     "gathered",
     "indicator_mean",
     "is_level",
+    "is_share",
     "level_of",
     "listed",
     "moment",
@@ -98,6 +99,16 @@ def moment(node: n.Mean, data: Data) -> n.Moment:
     Exact: the shares are counted before solving, so the moment is linear in g and unbiased on minibatches.
     """
     return n.Moment(data, node.arg, node.given, node.by, loc=node.loc)
+
+
+def is_share(node: n.Node) -> bool:
+    """Whether an average is the share of rows of a condition that depends on decisions, which may be 0."""
+    if not isinstance(node, n.Moment):
+        return False
+    mask = node.integrand
+    while isinstance(mask, n.Apply) and mask.atom == "index":
+        mask = mask.args[0]
+    return isinstance(mask, n.Indicator) and mask.surrogate is not None
 
 
 def ratio(node: n.Mean, data: Data, surrogate: Surrogate = DEFAULT) -> n.Node:

@@ -23,6 +23,7 @@ from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS
 from constrain.language.types import type_of
 from constrain.lowering.dependence import depends_on_decisions
+from constrain.lowering.rules import is_share
 from constrain.runtime import declared, rowwise, surrogates
 
 if TYPE_CHECKING:
@@ -252,6 +253,8 @@ class _Writer:
         infix = {"add": "+", "sub": "-", "mul": "*", "div": "/"}.get(node.atom)
         if node.atom == "pow":
             return self.emit(f"real({refs[0]}, dtype) ** {refs[1]}")
+        if node.atom == "div" and is_share(node.args[1]):
+            return self.emit(f"rowwise.conditional({refs[0]}, {refs[1]})")
         if infix is not None:
             return self.emit(f"{refs[0]} {infix} {refs[1]}")
         if atom.declared is None and not atom.torch.startswith("rowwise."):

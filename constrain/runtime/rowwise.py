@@ -93,6 +93,16 @@ def _axes(x: Tensor, axis: tuple[int, ...] | None, lead: int) -> tuple[int, ...]
 
 
 # ------------------------------------------------------------------------------------------ products
+def conditional(total: Tensor, share: Tensor) -> Tensor:
+    """total / share, and 0 with slope 0 where the share is 0: an average over rows that follow the decisions.
+
+    A model that accepts nobody on its way is no reason to stop; 0 is also what a precision without accepted
+    rows (`zero_division`), or a false discovery rate without discoveries, is taken for.
+    """
+    empty = share == 0
+    return torch.where(empty, torch.zeros_like(total), total / torch.where(empty, 1.0, share))
+
+
 def matmul(a: Tensor, b: Tensor, *, lead: Lead) -> Tensor:
     """Row-wise `a @ b`; the row axis takes no part."""
     a, b = _common(a, b)
