@@ -172,9 +172,9 @@ def _modes(module: nn.Module) -> str | None:
     named = cast("Iterator[tuple[str, nn.Module]]", module.named_modules())
     for path, part in named:
         if part.training and isinstance(part, _RANDOM) and part.p > 0:
-            return f"{_named(part, path)} is in training mode and draws at random: call eval()"
+            return f"{_named(part, path)} is in training mode and draws at random, until eval()"
         if part.training and isinstance(part, _COUPLED):
-            return f"{_named(part, path)} is in training mode and couples the rows of a batch: call eval()"
+            return f"{_named(part, path)} is in training mode and couples the rows of a batch, until eval()"
     return None
 
 

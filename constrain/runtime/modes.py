@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Modes", "acting_words", "in_evaluation", "layers_in_training", "noted"]
 
-_DROPOUT: Any = nn.modules.dropout._DropoutNd  # pyright: ignore[reportPrivateUsage]  # the class of all
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _BATCH_NORM: Any = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
 _INSTANCE_NORM: Any = nn.modules.instancenorm._InstanceNorm  # pyright: ignore[reportPrivateUsage]
 TRIED = 6
