@@ -22,6 +22,7 @@ from constrain.diagnostics.mixture import offered
 from constrain.diagnostics.names import level_axis
 from constrain.diagnostics.point import Point, align, read_point, reduce_to
 from constrain.diagnostics.provenance import Facts, provenance_of
+from constrain.diagnostics.refuted import refuted
 from constrain.diagnostics.relaxed import cost_of, shares
 from constrain.diagnostics.traps import honest_bound
 from constrain.language import nodes as n
@@ -100,7 +101,7 @@ def _uncertified(program: Program, status: Status, record: KKT) -> str:
     if fixed := _fixed(program):
         return fixed
     if status in (Status.OPTIMAL, Status.STATIONARY) and not record.surrogate:
-        return ""
+        return _of_another_point(record)
     if not status.solved:
         return "the constraints do not hold at the point" if status is not Status.DIVERGED else "it diverged"
     if record.surrogate:
@@ -118,6 +119,22 @@ def _uncertified(program: Program, status: Status, record: KKT) -> str:
     if record.dual_feasibility < -record.tolerance:
         return "a multiplier of an inequality is negative"
     return "a constraint with a multiplier has room left"
+
+
+WRONG = 1e-3
+"""Scaled slopes that are left by multipliers which are not those of the point."""
+
+
+def _of_another_point(record: KKT) -> str:
+    """Why the multipliers of an optimum are not its own, where others balance the slopes; else empty."""
+    left, best = min(record.stationarity, record.stationarity_scaled), record.fit_stationarity
+    readable = record.origin == "given" and not record.nonsmooth and best <= record.tolerance
+    if not (readable and left > max(WRONG, 10 * record.tolerance)):
+        return ""
+    return (
+        f"the solver's multipliers do not balance the slopes at the point ({left:.1e} is left); those in "
+        f"solution.kkt().fit do ({best:.1e})"
+    )
 
 
 # ----------------------------------------------------------------------------------------- building
@@ -151,6 +168,9 @@ def build_solution(  # noqa: PLR0913  # one record of everything
     raw, doubt = honest_bound(program.judged, _found(evaluator, raw, point, tolerance), point, tolerance)
     convex = facts.certified_convex
     record = kkt(evaluator, raw.multipliers, tolerance, convex=convex, bound=raw.bound, point=point)
+    if against := refuted(evaluator, raw, record):
+        doubt, raw = [*doubt, *against], replace(raw, bound=None)
+        record = kkt(evaluator, raw.multipliers, tolerance, convex=convex, point=point)
     train = judge_sample(evaluator, point, tolerance=tolerance)
     other = None if holdout is None else judge_other(holdout, tolerance=tolerance)
     status = _status(decisions, raw, record, point, facts, program)

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from constrain.runtime.evaluator import Evaluator
     from constrain.solution.noise import GradientNoise
 
-__all__ = ["CERTIFIED", "ESTIMATE", "kkt", "system_at"]
+__all__ = ["CERTIFIED", "ESTIMATE", "Descent", "descent", "kkt", "system_at"]
 
 NOTHING = 1e-9
 """Forces below this are rounding: nothing pulls."""
@@ -126,6 +126,26 @@ def system_at(evaluator: Evaluator, multipliers: Mapping[str, Any] | None, toler
     forces = _balance(view, point, multipliers, tolerance)
     record = kkt(evaluator, multipliers, tolerance, point=point)
     return _system(evaluator, view, forces, record)
+
+
+@dataclass(frozen=True)
+class Descent:
+    """What is left of the objective's slopes at a point.
+
+    Attributes:
+        direction: (decisions,) in which the objective falls and no active constraint gets worse, to first
+            order.
+        prices: per part of the judged program the best-fit multipliers, NaN where they were not fitted.
+    """
+
+    direction: NDArray[np.float64]
+    prices: list[NDArray[np.float64]]
+
+
+def descent(evaluator: Evaluator, tolerance: float) -> Descent:
+    """The steepest of the directions that keep what is active, at the current decisions."""
+    forces = _balance(judged(evaluator), read_point(evaluator), None, tolerance)
+    return Descent(-forces.left, forces.fit)
 
 
 def _system(evaluator: Evaluator, view: Evaluator, forces: _Forces, record: KKT) -> System:
@@ -232,7 +252,7 @@ class _Forces:
         multipliers: per part, as judged; None where there are none.
         origin: `given`, `best fit` or `none`.
         fit: per part the best-fit multipliers, NaN where they were not fitted.
-        fit_stationarity: largest entry of the gradient that remains with them.
+        left: (decisions,) the gradient that remains with them.
         at_lower: (decisions,) coordinates at their lower bound.
         at_upper: (decisions,) coordinates at their upper bound.
         ties: kinks at the point, none where the gradients that autograd returns balance already.
@@ -247,7 +267,7 @@ class _Forces:
     multipliers: list[NDArray[np.float64] | None]
     origin: str
     fit: list[NDArray[np.float64]]
-    fit_stationarity: float
+    left: NDArray[np.float64]
     at_lower: NDArray[np.bool_]
     at_upper: NDArray[np.bool_]
     ties: Ties
@@ -259,6 +279,11 @@ class _Forces:
     def free(self) -> NDArray[np.bool_]:
         """Coordinates off their bounds."""
         return ~(self.at_lower | self.at_upper)
+
+    @property
+    def fit_stationarity(self) -> float:
+        """Largest entry of the gradient that remains with the best-fit multipliers."""
+        return float(np.max(np.abs(self.left), initial=0.0))
 
 
 def _keyed(
@@ -330,10 +355,9 @@ def _balance(
             values = priced[e.part].values if e.part in priced else aligned[e.part]
             if (e.part in priced or e.part in largest) and values is not None:
                 values.reshape(-1)[e.index] = e.multiplier
-    left = float(np.max(np.abs(rest), initial=0.0))
     truncated = sum(int(active.sum()) for active in actives) - sum(e.active for e in entries)
     return _Forces(
-        entries, found, folded, aligned, origin, fit, left, at_lower, at_upper, ties, truncated, scales,
+        entries, found, folded, aligned, origin, fit, rest, at_lower, at_upper, ties, truncated, scales,
         {} if none is None else none.weights,
     )  # fmt: skip
 

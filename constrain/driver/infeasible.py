@@ -39,6 +39,7 @@ from constrain.language.problem import Problem
 from constrain.language.relations import unwrapped
 from constrain.lowering.classify import classify
 from constrain.runtime.decisions import precision
+from constrain.solution.records import Status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -186,7 +187,10 @@ def with_conflict(
     data: Data | Mapping[str, Data] | None,
     params: Mapping[str, Any] | None,
 ) -> Solution:
-    """An infeasible solution whose warning C305 names the smallest conflict, where that is cheap to find."""
+    """An infeasible solution whose warning C305 names the smallest conflict, where that is cheap to find.
+
+    Where a point is found instead that satisfies all constraints, the status is `limit`.
+    """
     firm, found = _firm(problem), None
     asked = _Asked(data, params, CHEAP_SOLVES, TOLERANCE, cheap=True)
     if firm:
@@ -210,7 +214,8 @@ def with_conflict(
             "a point satisfies all constraints (problem.diagnose_infeasible() finds it); the method did not"
         )
     told = [replace(w, message=words) if w.code == "C305" else w for w in solution.warnings]
-    return replace(solution, warnings=tuple(told))
+    status = Status.LIMIT if found.feasible else solution.status  # whatever the method calls its failure
+    return replace(solution, status=status, warnings=tuple(told))
 
 
 def _valued(problem: Problem, asked: _Asked) -> Infeasibility | None:
