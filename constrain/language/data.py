@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Any, cast
 
-from constrain._lazy import attribute, language
+from constrain._lazy import attribute, language, loaded
 from constrain.errors import DataError, ModelingError
 from constrain.language import nodes as n
 from constrain.language.frames import (
@@ -385,7 +385,9 @@ class Data:
             ModelingError: E117 for what is no index, E140 for positions that the sample does not have, E112
                 for weights that do not fit.
         """
-        if isinstance(index, (int, float, str, bool, language("expr").Expr)):
+        torch = loaded("torch")
+        tensor = torch is not None and isinstance(index, torch.Tensor)
+        if not tensor and isinstance(index, (int, float, str, bool, language("expr").Expr)):
             raise language("refusals").no_positions(self, index)
         if not hasattr(index, "keys"):
             attribute("constrain.runtime.encoding:check_positions")(self.name, len(self), index, weight)

@@ -168,6 +168,8 @@ def check_positions(data: str, rows: int, index: Any, weight: Any) -> None:
     Raises:
         ModelingError: E140 for positions, E112 for weights.
     """
+    if weight is None and _within(index, rows):
+        return
     if isinstance(index, slice):
         index = range(*index.indices(rows))
     if isinstance(index, range):
@@ -191,6 +193,16 @@ def check_positions(data: str, rows: int, index: Any, weight: Any) -> None:
                 f"{tuple(given.shape) if given.shape != (count,) else 'negative ones'}",
                 fix="1 / (rows * probability) for each row",
             )
+
+
+def _within(index: Any, rows: int) -> bool:
+    """Whether these are positions on the host, of rows that there are: what most steps are made with."""
+    if not isinstance(index, Tensor) or not index.is_cpu:
+        return False
+    if index.dtype is not torch.int64 or index.dim() != 1 or not index.shape[0]:
+        return False
+    low, high = torch.aminmax(index)
+    return -rows <= low.item() and high.item() < rows
 
 
 def _positions(data: str, rows: int, index: Any) -> Tensor:

@@ -82,8 +82,10 @@ def _alone(
     if code is None or inputs != len(examples) or returned != len(results):  # one is a view of another
         return graph.of_arguments(whole)
 
+    without_gradients = torch.no_grad()
+
     def run(given: Sequence[Tensor]) -> Any:
-        with torch.no_grad():
+        with without_gradients:
             found = code([*given, *reads])
         increment_version(changed)
         return found[0] if form is None else pytree.tree_unflatten(found, form)

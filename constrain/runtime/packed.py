@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Packed", "unpacked"]
 
 
-@dataclass(frozen=True)
-class Packed:
+class Packed(NamedTuple):
     """The rows of a batch as tensors, and what says how to make rows of them again.
 
     Attributes:
@@ -34,12 +33,16 @@ class Packed:
         key: list[Any] = []
         tensors: list[Tensor] = []
         for name, rows in batch.items():
+            index = rows.index
             own = [] if rows.gathered else list(rows.columns.values())
-            own += [t for t in (rows.index, rows.weight) if isinstance(t, Tensor)]
+            if isinstance(index, Tensor):
+                own.append(index)
+            if rows.weight is not None:
+                own.append(rows.weight)
             key += [name, rows.whole, rows.stratified]
-            key.append(str(rows.index) if isinstance(rows.index, slice) else len(own))
+            key.append(str(index) if isinstance(index, slice) else len(own))
             tensors += own
-        return Packed((*key, *((t.shape, t.dtype) for t in tensors)), tensors)
+        return Packed((*key, *[(t.shape, t.dtype) for t in tensors]), tensors)
 
 
 def unpacked(evaluator: Evaluator, batch: Mapping[str, Rows], tensors: Sequence[Tensor]) -> dict[str, Rows]:
