@@ -267,6 +267,8 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "profiler":
             return func(*args, **kwargs)
+        if func is torch.ops.aten.native_batch_norm.default and args[5] and args[3] is not None:
+            func = torch.ops.aten._native_batch_norm_legit.default  # the same, and says what it changes
         given: tuple[Any, ...] = tuple(map(self._shown, args))
         options = {k: self._shown(v) for k, v in kwargs.items()}
         if any(tag in func.tags for tag in _BY_VALUE) and not _by_places(func, args):

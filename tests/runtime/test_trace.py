@@ -167,6 +167,18 @@ def assert_same(a, b):
         torch.testing.assert_close(value, b[key], rtol=1e-12, atol=1e-12, msg=key)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_normalization_says_what_it_changes(training):
+    """The compiler drops changes that the schema of an operation does not have."""
+    torch.manual_seed(0)
+    own = Normed()
+    own.net.train(training)
+    operations = record(own, batches(1)).graph.operations
+    (norm,) = [x for x in operations if str(x.function).startswith("aten.") and "batch_norm" in str(x.function)
+               and "backward" not in str(x.function)]  # fmt: skip
+    assert norm.changes is training
+
+
 @pytest.mark.parametrize("make", STEPS)
 def test_a_replay_does_what_the_function_does(make):
     torch.manual_seed(0)
