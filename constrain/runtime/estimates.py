@@ -25,7 +25,7 @@ unbiased for any u; a group that the batch lacks leaves its average where it was
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -38,13 +38,12 @@ from constrain.language.data import suggest
 from constrain.lowering.degree import degree
 from constrain.lowering.dependence import depends_on_decisions
 from constrain.runtime.affine import affine_terms
+from constrain.runtime.copies import Selected
 from constrain.runtime.layout import Layout
 from constrain.runtime.visits import BySizes, sizes, visit_weight
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-
-    from numpy.typing import NDArray
 
     from constrain.lowering.program import Program
     from constrain.runtime.binding import Rows
@@ -133,24 +132,6 @@ class Estimate:
     def exact(self) -> Outer:
         """Objective and residuals without gradient, from exact events."""
         return self.layout.outer(self.exact_terms)
-
-
-class Selected(NamedTuple):
-    """Terms that are one entry of one average times a number, plus a constant, in the order of the terms.
-
-    Attributes:
-        terms: their places among all terms.
-        stacks: positions of the stacks that they belong to.
-        moments: positions of the averages.
-        columns: of the entries among all averages.
-        values: what they are multiplied with.
-    """
-
-    terms: NDArray[np.int64]
-    stacks: NDArray[np.int64]
-    moments: NDArray[np.int64]
-    columns: NDArray[np.int64]
-    values: NDArray[np.float64]
 
 
 @dataclass
@@ -360,7 +341,10 @@ class Estimator(nn.Module):
         order = np.flatnonzero(own)[np.argsort(rows[own], kind="stable")]
         ends = np.cumsum(self._sizes)
         moments = np.searchsorted(ends, columns[order], side="right")
-        return Selected(rows[order], stack[rows[order]], moments, columns[order], values[order].astype(float))
+        terms, constants = rows[order], self._constant.cpu().numpy().astype(float)
+        return Selected(
+            terms, stack[terms], moments, columns[order], values[order].astype(float), constants[terms]
+        )
 
     def rarity(self) -> Tensor:
         """(terms,) the sum of 1 / share of rows over the averages in each affine term, 0 in others.
@@ -370,7 +354,7 @@ class Estimator(nn.Module):
         affine = self._affine
         zeros = torch.zeros_like(self._constant)
         squares = affine.values.square().to(zeros)
-        largest = zeros.index_reduce(0, affine.rows, squares, "amax")
+        largest = zeros.scatter_reduce(0, affine.rows, squares, "amax")
         each = squares / self.flat(self._shares()).to(zeros)[affine.columns]
         return zeros.index_add(0, affine.rows, each) / torch.where(largest > 0, largest, 1.0)
 

@@ -76,7 +76,7 @@ class Rare:
             known = rarity[block.terms]
             if rows is None or rows.whole or rows.stratified or not bool((known > 0).all()):
                 continue
-            shares = (block.factors.square().to(known) / known).clamp(max=1.0)
+            shares = known.reciprocal().clamp(max=1.0)
             visits = shares * rows.count
             if not bool((visits < RARE).any()):
                 continue
@@ -85,7 +85,9 @@ class Rare:
             weights[places] = visit_weight(visits, least, rate)
             rare[places] = (visits < RARE).to(rare)
             factors = block.factors.to(shares)
-            self.blocks.append(Pooled(_as_slice(places), factors, shares / (shares.sum() * factors)))
+            weights_of_mean = shares / block.copies.to(shares)
+            weights_of_mean = weights_of_mean / (weights_of_mean.sum() * factors)
+            self.blocks.append(Pooled(_as_slice(places), factors, weights_of_mean))
         self._weights, self._rare = weights, rare
 
     def __bool__(self) -> bool:

@@ -11,6 +11,7 @@ pass to the next the step grows, where the sign changes it shrinks (the delta-ba
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from constrain.language import nodes as n
+from constrain.lowering.rules import is_share
+from constrain.runtime.copies import contents, copies, same_averages
 from constrain.runtime.largest import Largest
 
 if TYPE_CHECKING:
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from constrain.lowering.program import Part
+    from constrain.runtime.binding import Rows
     from constrain.runtime.estimates import Estimate, Estimator
 
 __all__ = ["FASTER", "LEAST_PACE", "SLOWER", "Block", "Scale", "Scales"]
@@ -44,6 +49,12 @@ LEAST_PACE = 0.5
 """Least part of its measured scale that a step shrinks to."""
 MOST_SLOPES = 128
 """Gradients that are measured of constraints of one block that are scaled apart."""
+LEAST_SLOPE = 0.3
+"""Least gradient, as a part of the objective's, of a rate among rows of which there may be none now."""
+LEAST_RATE = 0.5
+"""Least spread of such a rate: that of an event of which half of the rows are."""
+FEW = 4
+"""Gradients that are measured of a block that is scaled together."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,10 @@ class Block:
         given: (parts,) the units that the user gave, NaN where there is none.
         terms: (entries,) places of the entries among all terms; none of a constraint per row.
         factors: (entries,) what each residual is divided by, so that all have one unit.
+        labels: (entries,) what each depends on: entries of one label have one gradient in that unit. They are
+            in an order of their own, whatever that of the constraints.
+        copies: (entries,) how many constraints are the same as the one of the entry, itself included; of a
+            constraint per row one number.
         apart: whether each entry is a constraint that is scaled as if it were alone.
         slope: largest gradient so far, at most halved between calls.
         slopes: (entries,) the same of each entry, where they are apart.
@@ -93,6 +108,8 @@ class Block:
     given: NDArray[np.float64]
     terms: Tensor
     factors: Tensor
+    labels: NDArray[np.int64]
+    copies: Tensor
     apart: bool = False
     slope: float = 0.0
     slopes: Tensor | None = None
@@ -114,6 +131,7 @@ class Scales:
         self.evaluator = estimator.evaluator
         self.tensors = list(tensors)
         self._objective = 0.0
+        self._calls = 0
         self._blocks: list[Block] | None = None
 
     @property
@@ -131,31 +149,38 @@ class Scales:
     def measure(self, generator: torch.Generator | None, rows: int, batches: int) -> list[Scale]:
         """The scales of all parts, block by block, on a sample of the data.
 
-        The gradient of a block is that of one random combination of its entries, where these are not apart;
-        the spread is measured between small batches. Of |grad f| the largest seen so far is used: it vanishes
-        at an unconstrained optimum, multipliers do not. |grad c| and the spreads at most halve from one call
-        to the next: they vanish where a rate's surrogate saturates, or an event holds for all rows.
+        The gradient of a block is the root mean square of those of its entries, where these are not apart, or
+        that of random combinations of them; the spread is measured between small batches. Of |grad f| the
+        largest seen so far is used: it vanishes at an unconstrained optimum, multipliers do not. |grad c| and
+        the spreads at most halve from one call to the next: they vanish where a rate's surrogate saturates,
+        or an event holds for all rows.
+
+        Nothing depends on the order of the constraints: rows are drawn sample by sample in the order of their
+        names, and the signs of combinations by what the entries depend on.
         """
-        populations = self.evaluator.populations
-        sample = {data.name: p.some(min(rows, p.rows), generator) for data, p in populations.items()}
+        sample = self._drawn(rows, generator)
         estimate = self.estimator(sample)
         blocks = self.blocks
         self._objective = max(self._objective, self._norm(self._minimized(estimate)))
-        least = min((p.rows for p in populations.values()), default=rows)
-        signed = [self._signed(block, estimate, generator) for block in blocks]
+        least = min((p.rows for p in self.evaluator.populations.values()), default=rows)
         spreads = self._spreads(blocks, min(rows, least), batches, generator)
         rare = self.estimator.rarity()
         found: list[Scale] = []
-        for block, entries, (spread, rounding) in zip(blocks, signed, spreads, strict=True):
+        for block, (spread, rounding) in zip(blocks, spreads, strict=True):
             if block.apart:
-                found.append(self._scaled_apart(block, entries, spread, rounding))
+                found.append(self._scaled_apart(block, estimate, spread, rounding))
                 continue
             own = spread
             if block.first.rows is None:
-                own = _shrunk(spread, (rare[block.terms] / block.factors.square()).to(spread), rows)
-            gradient = self._norm(entries.sum() / max(entries.numel(), 1) ** 0.5)
-            found.append(self._scaled(block, gradient, own, rounding, estimate))
+                own = _shrunk(spread, rare[block.terms].to(spread), block.copies.to(spread), rows)
+            found.append(self._scaled(block, self._slope(block, estimate), own, rounding, estimate))
+        self._calls += 1
         return found
+
+    def _drawn(self, rows: int, generator: torch.Generator | None) -> dict[str, Rows]:
+        """Random rows of every sample, at most so many as it has."""
+        populations = sorted(self.evaluator.populations.items(), key=lambda item: item[0].name)
+        return {data.name: p.some(min(rows, p.rows), generator) for data, p in populations}
 
     def _minimized(self, estimate: Estimate) -> Tensor:
         """The objective; of one with largest values the terms of each with equal weights."""
@@ -171,55 +196,84 @@ class Scales:
     ) -> Scale:
         objective = self._objective or 1.0
         block.slope = max(block.slope / 2, gradient)
-        slope = block.slope if block.slope > torch.finfo(torch.float32).tiny else 1.0
+        slope = block.slope or float(_sizes(block, estimate).square().mean().sqrt())
+        if _of_conditions(block.first.residual):
+            slope, spread = max(slope, LEAST_SLOPE * objective), spread.clamp(min=LEAST_RATE)
         units = _units(spread, rounding, spread.new_tensor(slope))
         units = block.units = units if block.units is None else torch.maximum(units, block.units / 2)
-        pooled = float(units.square().mean().sqrt())
+        copies = block.copies.to(units)
+        pooled = float(_mean(units.square(), copies).sqrt())
         units = units.clamp(min=LEAST_SPREAD * pooled)
         if block.first.rows is not None:  # where every row is active, residuals and their spread go to zero
             pooled = max(pooled, LEAST_SPREAD * block.widest)
             block.widest = max(pooled, block.widest)
-            step = units.new_tensor([objective / (slope * pooled)])
+            step = objective / (slope * pooled * copies)
             return Scale(block, step, step, _given(block, pooled), np.array([pooled]), torch.ones_like(step))
         quietest = float(units.min())
         factors = block.factors.to(units)
-        steps = objective * quietest / (slope * units.square())
+        steps = objective * quietest / (slope * copies * units.square())
         slower = self._slower(block, steps, units, estimate)
         steps = steps * slower / factors.square()
-        largest = objective / (slope * quietest) / factors.square()
+        largest = objective / (slope * quietest) / (copies * factors.square())
         each = factors.cpu().numpy() if len(block.parts) > 1 else np.ones(1)
         most = torch.full_like(steps, 1 / slower)
         return Scale(block, steps, largest, _given(block, pooled * each), quietest * each, most)
 
-    def _scaled_apart(self, block: Block, entries: Tensor, spread: Tensor, rounding: Tensor) -> Scale:
+    def _scaled_apart(self, block: Block, estimate: Estimate, spread: Tensor, rounding: Tensor) -> Scale:
         """The same for each entry as if its constraint were alone."""
-        slopes = self._slopes(entries, spread, rounding)
+        slopes = self._slopes(block, estimate, spread, rounding)
         slopes = block.slopes = slopes if block.slopes is None else torch.maximum(slopes, block.slopes / 2)
-        slope = torch.where(slopes > torch.finfo(torch.float32).tiny, slopes, 1.0)
+        slope = torch.where(slopes > 0, slopes, _sizes(block, estimate).to(slopes))
         units = _units(spread, rounding, slope)
         units = block.units = units if block.units is None else torch.maximum(units, block.units / 2)
-        steps = (self._objective or 1.0) / (slope * units)
+        steps = (self._objective or 1.0) / (slope * units * block.copies.to(units))
         each = units.cpu().numpy()
         return Scale(block, steps, steps, _given(block, each), each, torch.ones_like(steps))
 
-    def _slopes(self, entries: Tensor, spread: Tensor, rounding: Tensor) -> Tensor:
+    def _slope(self, block: Block, estimate: Estimate) -> float:
+        """Root mean square of the lengths of the gradients of a block's entries.
+
+        Of more than FEW those of FEW random combinations are measured: their expected squares are that mean.
+        """
+        if block.first.rows is not None:
+            entries = estimate.rows[int(block.parts[0])][0].reshape(-1)
+        else:
+            _, first = np.unique(block.labels, return_index=True)
+            entries = (estimate.terms[block.terms] / block.factors)[torch.from_numpy(first)]
+        if not len(entries):
+            return 0.0
+        if len(entries) > FEW:
+            entries = self._signs(FEW, entries) @ entries / len(entries) ** 0.5
+        return math.sqrt(sum(self._norm(entry) ** 2 for entry in entries) / len(entries))
+
+    def _signs(self, count: int, entries: Tensor) -> Tensor:
+        """(count, entries) random signs, others at every measurement, which nothing else is drawn with."""
+        generator = torch.Generator().manual_seed(self._calls)
+        return torch.randint(2, (count, len(entries)), generator=generator).to(entries) * 2 - 1
+
+    def _slopes(self, block: Block, estimate: Estimate, spread: Tensor, rounding: Tensor) -> Tensor:
         """(entries,) length of the gradient of each.
 
         Of more than MOST_SLOPES those of random combinations are measured, of entries in units of their own
         spread; entries without any are combined among themselves. Gradients may cancel in a combination:
         none counts as shorter than their root mean square.
         """
+        entries = estimate.terms[block.terms] / block.factors
         found = torch.zeros_like(spread)
-        wide = spread > rounding
+        wide = (spread > rounding).cpu().numpy()
         for places, unit in ((wide, spread), (~wide, torch.ones_like(spread))):
-            own = places.nonzero().reshape(-1)
-            groups = own.tensor_split(min(max(len(own), 1), MOST_SLOPES))
-            signed = [(entries[g] / unit[g].to(entries)).sum() / max(len(g), 1) ** 0.5 for g in groups]
-            lengths = spread.new_tensor([self._norm(x) for x in signed])
-            if len(own) > MOST_SLOPES:
+            own = np.flatnonzero(places)
+            _, first, inverse = np.unique(block.labels[own], return_index=True, return_inverse=True)
+            distinct = torch.from_numpy(own[first]).to(spread.device)
+            each = entries[distinct] / unit[distinct].to(entries)
+            groups = (self._signs(1, each)[0] * each).tensor_split(min(max(len(each), 1), MOST_SLOPES))
+            lengths = spread.new_tensor([self._norm(g.sum()) / max(len(g), 1) ** 0.5 for g in groups])
+            if len(each) > MOST_SLOPES:
                 lengths = lengths.clamp(min=float(lengths.square().mean().sqrt()))
-            each = lengths.repeat_interleave(torch.tensor([len(g) for g in groups], device=spread.device))
-            found[own] = unit[own] * each
+            sizes = torch.tensor([len(g) for g in groups], device=spread.device)
+            slopes = lengths.repeat_interleave(sizes)[torch.from_numpy(inverse.reshape(-1)).to(spread.device)]
+            members = torch.from_numpy(own).to(spread.device)
+            found[members] = unit[members] * slopes
         return found
 
     def _slower(self, block: Block, steps: Tensor, units: Tensor, estimate: Estimate) -> float:
@@ -231,7 +285,7 @@ class Scales:
         """
         if len(units) < 2:
             return 1.0
-        weights = units.square().reciprocal()
+        weights = (units.square() * block.copies.to(units)).reciprocal()
         spread = float(weights.sum()) ** -0.5
         entries = estimate.terms[block.terms] / block.factors
         mean = self._norm(torch.dot((weights / weights.sum()).to(entries), entries))
@@ -248,15 +302,6 @@ class Scales:
         )
         return sum(float(g.double().square().sum()) for g in found) ** 0.5
 
-    def _signed(self, block: Block, estimate: Estimate, generator: torch.Generator | None) -> Tensor:
-        """The entries of a block with random signs."""
-        if block.first.rows is not None:
-            entries = estimate.rows[int(block.parts[0])][0].reshape(-1)
-        else:
-            entries = estimate.terms[block.terms] / block.factors
-        signs = torch.randint(2, tuple(entries.shape), generator=generator).to(entries) * 2 - 1
-        return signs * entries
-
     @torch.no_grad()
     def _spreads(
         self, blocks: Sequence[Block], rows: int, batches: int, generator: torch.Generator | None
@@ -266,8 +311,7 @@ class Scales:
         terms: list[Tensor] = []
         per_row: dict[int, list[Tensor]] = {}
         for _ in range(batches):
-            sample = {d.name: p.some(size, generator) for d, p in self.evaluator.populations.items()}
-            estimate = self.estimator(sample)
+            estimate = self.estimator(self._drawn(size, generator))
             terms.append(estimate.exact_terms.double())
             for i, (_, exact, _) in estimate.rows.items():
                 per_row.setdefault(i, []).append(exact.double())
@@ -296,24 +340,27 @@ def _joined(estimator: Estimator) -> list[Block]:
     equal = np.array([stack.part.kind == "==" for stack in layout.stacks], dtype=bool)[one.stacks]
     kinds = np.stack([one.moments, one.values > 0, equal], axis=1)
     make = _Maker(estimator)
+    make.copies[one.terms] = same_averages(one, equal)
     alone = np.ones(layout.size, dtype=bool)
     found: list[Block] = []
     for members in _equal(kinds):
-        if len(members) > 1 and len(np.unique(one.columns[members])) == len(members):
+        columns = one.columns[members]
+        if len(np.unique(columns)) > 1 and one.values[members].all():
             terms = one.terms[members]
             alone[terms] = False
-            found.append(make(terms, make.parts[terms], np.abs(one.values[members])))
+            found.append(make(terms, make.parts[terms], np.abs(one.values[members]), columns))
     rest: list[Block] = []
     for i, stack in enumerate(layout.stacks, start=1):
         terms = layout.places.get(i)
         if terms is None:
-            rest.append(make(np.zeros(0, dtype=np.int64), stack.places, np.zeros(0)))
+            rest.append(make(np.zeros(0, dtype=np.int64), stack.places, np.zeros(0), np.zeros(0, np.int64)))
             continue
         own = alone[terms]
         if own.any() or not len(own):
             parts = stack.places if stack.names is None else stack.places[own]
             apart = stack.names is not None
-            rest.append(make(terms[own], parts, np.ones(int(own.sum())), apart=apart))
+            labels = contents(stack) if apart else np.arange(len(terms))
+            rest.append(make(terms[own], parts, np.ones(int(own.sum())), labels[own], apart=apart))
     return found + sorted(rest, key=lambda block: int(block.parts[0]))
 
 
@@ -333,6 +380,8 @@ class _Maker:
 
     Attributes:
         parts: (terms,) position of the part of each term, -1 for the objective.
+        copies: (terms,) number of terms with the residual of each.
+        copies_of_rows: the same of constraints per row, by the position of the part.
     """
 
     def __init__(self, estimator: Estimator) -> None:
@@ -345,6 +394,12 @@ class _Maker:
         self.units = np.full(count, np.nan)
         self.stacks = np.zeros(count, dtype=np.int64)
         self.known = layout.stacks
+        self.copies, self.copies_of_rows = np.ones(layout.size), dict[int, float]()
+        for i, copied in enumerate(copies(layout.stacks), start=1):
+            if i in layout.places:
+                self.copies[layout.places[i]] = copied
+            else:
+                self.copies_of_rows[int(layout.stacks[i - 1].places[0])] = float(copied[0])
         for i, stack in enumerate(layout.stacks):
             if i + 1 in layout.places:
                 self.parts[layout.places[i + 1]] = stack.places
@@ -359,10 +414,12 @@ class _Maker:
         terms: NDArray[np.int64],
         parts: NDArray[np.int64],
         factors: NDArray[np.float64],
+        labels: NDArray[np.int64],
         *,
         apart: bool = False,
     ) -> Block:
-        """A block of these parts, with their terms and what they are divided by."""
+        """A block of these parts, with their terms, what they are divided by, and what they depend on."""
+        copied = self.copies[terms] if len(terms) else np.array([self.copies_of_rows.get(int(parts[0]), 1.0)])
         return Block(
             [self.keys[int(i)] for i in parts],
             parts,
@@ -370,6 +427,8 @@ class _Maker:
             self.units[parts],
             torch.from_numpy(terms).to(self.device),
             torch.from_numpy(factors).to(device=self.device, dtype=self.dtype),
+            labels,
+            torch.from_numpy(copied).to(device=self.device, dtype=self.dtype),
             apart,
         )
 
@@ -379,7 +438,21 @@ def _given(block: Block, measured: NDArray[np.float64] | float) -> NDArray[np.fl
     return np.where(np.isnan(block.given), measured, block.given)
 
 
-def _shrunk(spread: Tensor, rare: Tensor, rows: int) -> Tensor:
+def _sizes(block: Block, estimate: Estimate) -> Tensor:
+    """(entries,) absolute residuals, in the place of gradients that are 0 where a run starts."""
+    if block.first.rows is not None:
+        entries = estimate.rows[int(block.parts[0])][1].reshape(-1)
+    else:
+        entries = estimate.exact_terms[block.terms] / block.factors
+    return torch.where(entries == 0, 1.0, entries.abs())
+
+
+def _mean(values: Tensor, copies: Tensor) -> Tensor:
+    """The mean, in which copies of a constraint count once together."""
+    return (values / copies).sum() / copies.reciprocal().sum()
+
+
+def _shrunk(spread: Tensor, rare: Tensor, copies: Tensor, rows: int) -> Tensor:
     """Spreads of entries, of which those of rare levels are mostly those of the whole block.
 
     A level with share p has the spread of its rows / sqrt(p). Where few rows of it are among those that are
@@ -387,16 +460,28 @@ def _shrunk(spread: Tensor, rare: Tensor, rows: int) -> Tensor:
 
     Args:
         spread: (entries,) measured.
-        rare: (entries,) 1 / p, times the square of the factor of the average; 0 where it is not known.
+        rare: (entries,) 1 / p; 0 where it is not known.
+        copies: (entries,) how often each constraint is there.
         rows: number of rows that are measured.
     """
     known = rare > 0
     if not bool((rare * SEEN > rows).any()):
         return spread
     squares = spread.square()
-    prior = rare * (squares[known].sum() / rare[known].sum())
+    prior = rare * (_mean(squares[known], copies[known]) / _mean(rare[known], copies[known]))
     own = torch.where(known, (rows / (SEEN * rare)).clamp(max=1.0), 1.0)
     return torch.lerp(prior, squares, own).sqrt()
+
+
+def _of_conditions(residual: n.Node) -> bool:
+    """Whether a residual has rates among rows that follow the decisions, P(A | B).
+
+    While B holds nowhere, such a rate is 0 on every batch, and nothing that is measured of it is its size.
+    """
+    return any(
+        isinstance(x, n.Apply) and x.atom == "div" and is_share(x.args[0]) and is_share(x.args[1])
+        for x in n.postorder(residual)
+    )
 
 
 def _units(spread: Tensor, rounding: Tensor, slope: Tensor) -> Tensor:

@@ -300,10 +300,19 @@ class _Run:
     def calibrate(self) -> None:
         """Scales by gradient norms at the start."""
         own, *self.norms = gradient_norms(self.evaluator, self.y)
+        if not all(self.norms):  # a gradient of 0 says nothing about units: those of the residual do
+            self.norms = [norm or self._size(i) for i, norm in enumerate(self.norms)]
         self.f_scale = _usable(own)
         self.c_scale = [
             part.scale or _usable(norm) for part, norm in zip(self.parts, self.norms, strict=True)
         ]
+
+    def _size(self, i: int) -> float:
+        """Root mean square of the residuals of a part."""
+        found = self.evaluator.full("primal").residuals[i]
+        if found is None:
+            found = self.evaluator.row_residuals(i, "primal")[0]
+        return float(found.detach().double().square().mean().sqrt()) if found.numel() else 0.0
 
     def first_penalty(self, point: _Point) -> float:
         """2 |f| / |r|^2 on the scaled problem, within [0.1, 1000] (Birgin & Martinez 2014, section 12.4)."""

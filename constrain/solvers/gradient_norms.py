@@ -19,18 +19,18 @@ __all__ = ["gradient_norms"]
 def gradient_norms(evaluator: Evaluator, like: Sequence[Tensor]) -> list[float]:
     """Norms at the current decisions: of the objective's gradient, then of every part's.
 
-    Of a block it is that of one random combination of its entries, with signs of a fixed seed.
+    Of a block it is that of one random combination of its entries, with signs of a fixed seed: the same
+    wherever the block stands among the others.
 
     Args:
         evaluator: of the program.
         like: one tensor per part, with the shape of its residuals.
     """
-    generator = torch.Generator().manual_seed(0)
     functions: list[Callable[[Outer], Tensor]] = [lambda outer: outer.objective]
     signs: list[Tensor] = []
     parts = evaluator.program.parts
     for i, (part, y) in enumerate(zip(parts, like, strict=True)):
-        sign = (torch.randint(2, y.shape, generator=generator) * 2 - 1).to(y)
+        sign = (torch.randint(2, y.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(y)
         signs.append(sign / max(sign.numel(), 1) ** 0.5)
         if part.rows is None:
             functions.append(_combination(i, signs[i]))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,7 +67,8 @@ def strata(population: Population, size: int, wanted: Sampling = "auto") -> Stra
 
     Cells are the combinations of those conditions and groups of the problem of which a plain batch would
     have fewer than `RARE` rows of some group (of all conditions and groups with "stratified"). There are none
-    where a batch has less than two rows for each combination.
+    where a batch has less than two rows for each combination. They are counted in the order in which rows of
+    them come first, whatever the order of the conditions.
     """
     if wanted == "shuffle" or size >= population.rows or population.device.type == "meta":
         return None
@@ -95,9 +97,9 @@ def strata(population: Population, size: int, wanted: Sampling = "auto") -> Stra
 
 
 def _compact(codes: Tensor) -> Tensor:
-    """The codes without gaps."""
-    _, found = cast("tuple[Tensor, Tensor]", torch.unique(codes, return_inverse=True))
-    return found
+    """The codes without gaps, counted in the order in which they come."""
+    _, first, found = np.unique(codes.numpy(), return_index=True, return_inverse=True)
+    return torch.from_numpy(np.argsort(np.argsort(first))[found.reshape(-1)])
 
 
 def _allocation(counts: Sequence[int], size: int) -> list[int]:
@@ -290,7 +292,7 @@ class BatchSampler:
         self.last: dict[str, Rows] = {}
         self.whole = not drawn and all(self.sizes[name] >= p.rows for name, p in populations.items())
         self._sources: dict[str, _Shuffled | _Halved | _Stratified | _Fresh] = {}
-        for name, population in populations.items():
+        for name, population in sorted(populations.items()):  # they share the generator
             size = self.sizes[name]
             if population.endless and (name not in positions or population.positioned):
                 self._sources[name] = _Fresh(population, size, generator)

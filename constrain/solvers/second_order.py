@@ -278,9 +278,10 @@ class Scaled:
 
     # ---- scales
     def measure(self, x: Vector) -> tuple[float, Vector]:
-        """Gradient norms of objective and constraints; the user's unit where one was given."""
+        """Gradient norms of objective and constraints (residuals where these are 0), or the user's units."""
         gradient, jacobian = self.linearized(x)
         norms = lengths(jacobian)
+        norms = np.where(norms > 0, norms, np.abs(self.raw()[1]))
         for k, part in enumerate(self.parts):
             if part.scale is not None:
                 norms[self.ends[k] : self.ends[k + 1]] = part.scale

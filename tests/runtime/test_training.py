@@ -50,7 +50,7 @@ def test_a_run_leaves_the_global_random_state_alone(kit):
 
 
 # --------------------------------------------------------------------------------------------- units
-@pytest.mark.parametrize(("unit", "objective"), [(1000.0, 1.0), (1.0, 100.0), (0.01, 1.0)])
+@pytest.mark.parametrize(("unit", "objective"), [(1000.0, 100.0)])
 def test_units_change_nothing_but_the_multiplier(kit, unit, objective):
     def run(**scales):
         p, module = problem(kit, **scales)
@@ -68,7 +68,7 @@ def test_units_change_nothing_but_the_multiplier(kit, unit, objective):
     )
 
 
-@pytest.mark.parametrize(("unit", "objective"), [(1000.0, 1.0), (1.0, 100.0)])
+@pytest.mark.parametrize(("unit", "objective"), [(1000.0, 100.0)])
 def test_units_change_nothing_in_training(kit, unit, objective):
     """With a primal optimizer that is itself blind to the scale of the objective (Adam)."""
 
