@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -125,7 +126,7 @@ class Modes:
         try:
             return self.acts(lambda training: evaluator.rows(job, rows, "primal", training))
         except Exception:  # what a model raises in evaluation mode is told where it is used
-            return True
+            return bool(acting_words(self.models))
 
     def words(self, evaluator: Evaluator) -> str:
         """What acts in training steps, such as `dropout of f`; empty for nothing."""
@@ -157,7 +158,12 @@ class Modes:
                 population = evaluator.populations[job.data]
                 size = min(sizes.get(job.data.name, TRIED), population.rows, evaluator.chunk)
                 rows = population.take(slice(0, size))
-                self.undone(lambda j=job, r=rows: evaluator.rows(j, r, "primal", training=True))
+                run = partial(evaluator.rows, job, rows, "primal")
+                try:
+                    self.undone(run)
+                except Exception:  # told where it is used
+                    continue
+                self.undone(partial(run, training=True))
 
     def acts(self, values: Callable[[bool], Sequence[Any]]) -> bool:
         """Whether a function of the modules does something else in training mode, found out by trying.
