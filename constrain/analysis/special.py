@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -245,29 +245,70 @@ def _indefinite(node: n.Apply, why: str) -> Fact:
 
 
 def _symmetric(node: n.Node) -> bool:
-    """Whether a matrix is symmetric as it is written: constants, e + e', sums and multiples of such."""
+    """Whether matrices (the last two axes) are symmetric as they are written."""
     match node:
+        case n.Constant():
+            return True
         case n.Array():
             value = constant_value(node)
-            return value is not None and value.ndim == 2 and bool(np.array_equal(value, value.T))
-        case n.Apply(atom="add" | "sub" as atom, args=(a, b)):
-            mirrored = atom == "add" and (
-                (isinstance(b, n.Apply) and b.atom == "transpose" and b.args[0] == a)
-                or (isinstance(a, n.Apply) and a.atom == "transpose" and a.args[0] == b)
-            )
-            return mirrored or (_symmetric(a) and _symmetric(b))
+            if value is None or value.ndim < 2:
+                return False
+            return bool(np.array_equal(value, value.swapaxes(-1, -2)))
         case n.Decision(symbol=symbol):
             return symbol.symmetric
         case n.Apply(atom="symmetric_part"):
             return True
-        case n.Apply(atom="neg", args=(a,)):
-            return _symmetric(a)
-        case n.Apply(atom="div", args=(a, b)):
-            return _symmetric(a) and _shape_of(b) == ()
-        case n.Apply(atom="mul", args=(a, b)):
-            return all(_symmetric(x) or _shape_of(x) == () for x in (a, b))
+        case n.Apply(atom="matmul", args=(a, b)):
+            return _symmetric_product(a, b)
+        case n.Apply(args=args):
+            return _symmetric_combination(node, args)
         case _:
             return False
+
+
+def _symmetric_combination(node: n.Apply, args: Sequence[n.Node]) -> bool:
+    """Of e + e', and of sums and multiples of symmetric matrices."""
+    match node.atom, args:
+        case "add", (a, b) if _transposed(a) == b or _transposed(b) == a:
+            return True
+        case "add" | "sub", (a, b):
+            return _symmetric(a) and _symmetric(b)
+        case "neg", (a,):
+            return _symmetric(a)
+        case "div", (a, b):
+            return _symmetric(a) and _shape_of(b) == ()
+        case "mul", (a, b):
+            return all(_symmetric(x) or _shape_of(x)[-2:] in ((), (1, 1)) for x in (a, b))
+        case "sum", (a,):
+            axes = node.option("axis")
+            return axes is not None and max(axes) < -2 and not node.option("keepdims") and _symmetric(a)
+        case _:
+            return False
+
+
+def _symmetric_product(a: n.Node, b: n.Node) -> bool:
+    """Of L S L' with a symmetric S, and of L diag(v) L', written as (L * v) @ L' or L @ (v[:, None] * L')."""
+    match a, b:
+        case n.Apply(atom="matmul", args=(left, middle)), _:
+            return _mirrored(left, b) and _symmetric(middle)
+        case n.Apply(atom="mul", args=(x, y)), _:
+            return any(_mirrored(left, b) and len(_shape_of(v)) == 1 for left, v in ((x, y), (y, x)))
+        case _, n.Apply(atom="mul", args=(x, y)):
+            return any(_mirrored(a, right) and _shape_of(v)[1:] == (1,) for right, v in ((x, y), (y, x)))
+        case _:
+            return False
+
+
+def _transposed(node: n.Node) -> n.Node | None:
+    return node.args[0] if isinstance(node, n.Apply) and node.atom == "transpose" else None
+
+
+def _mirrored(a: n.Node, b: n.Node) -> bool:
+    """Whether one matrix is the transpose of the other."""
+    if _transposed(a) == b or _transposed(b) == a:
+        return True
+    left, right = (constant_value(node) if isinstance(node, n.Array) else None for node in (a, b))
+    return left is not None and right is not None and left.ndim == 2 and bool(np.array_equal(left.T, right))
 
 
 def _logdet(node: n.Apply, parts: tuple[Fact, ...]) -> Fact:

@@ -90,7 +90,7 @@ class _Lowering:
                 return n.Apply("symmetric_part", (rebuilt,), loc=rebuilt.loc)
             if isinstance(rebuilt, n.Statistic):
                 return self.expression(self.tails.written(rebuilt, sides[id(node)], target), target)
-            return self._statistic(rules.deviation(rebuilt), target)
+            return self._statistic(rules.deviation(rules.length(rebuilt)), target)
 
         return n.intern(n.fold(root, step, memo), self.table)
 

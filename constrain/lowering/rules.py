@@ -36,6 +36,7 @@ __all__ = [
     "indicator_mean",
     "is_level",
     "is_share",
+    "length",
     "level_of",
     "listed",
     "moment",
@@ -141,6 +142,33 @@ def deviation(node: n.Node) -> n.Node:
             return n.Apply("deviation", args, loc=node.loc)
         case _:
             return node
+
+
+def length(node: n.Node) -> n.Node:
+    """sqrt(sum of e^2) = |e|, the norm of order 2.
+
+    Exact; convex in an affine e, as the square root of a convex function need not be, with slopes at e = 0.
+    """
+    match node:
+        case n.Apply(atom="sqrt", args=(n.Apply() as under,)):
+            pass
+        case n.Apply(atom="pow", args=(n.Apply() as under, n.Constant(value=0.5))):
+            pass
+        case _:
+            return node
+    match under:
+        case n.Apply(atom="sum_squares", args=(e,)):
+            pass
+        case n.Apply(atom="sum", args=(n.Apply(atom="square", args=(e,)),)):
+            pass
+        case n.Apply(atom="sum", args=(n.Apply(atom="pow", args=(e, n.Constant(value=2))),)):
+            pass
+        case _:
+            return node
+    axes = under.option("axis")
+    if axes is not None and len(axes) > 1:
+        return node
+    return n.Apply("norm", (e,), (*under.options, ("ord", 2.0)), loc=node.loc)
 
 
 @dataclass(frozen=True)
