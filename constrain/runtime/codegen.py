@@ -253,7 +253,7 @@ class _Writer:
         infix = {"add": "+", "sub": "-", "mul": "*", "div": "/"}.get(node.atom)
         if node.atom == "pow":
             return self.emit(f"real({refs[0]}, dtype) ** {refs[1]}")
-        if node.atom == "div" and is_share(node.args[1]):
+        if node.atom == "div" and isinstance(node.args[0], n.Moment) and is_share(node.args[1]):
             return self.emit(f"rowwise.conditional({refs[0]}, {refs[1]})")
         if infix is not None:
             return self.emit(f"{refs[0]} {infix} {refs[1]}")

@@ -40,6 +40,11 @@ def test_the_value(shift, precision):
         assert float(found["loss"].value) == pytest.approx(float(X.square().mean()))
 
 
+def test_the_inverse_of_a_rate_is_no_average():
+    _, score, problem = classifier(-3.0)
+    assert problem.subject_to(c=1 / P(score > 0) <= 4).evaluate()["c"].value == math.inf
+
+
 @pytest.mark.parametrize("graph", ["off", "recorded"])
 def test_training_goes_on_from_a_model_that_selects_nobody(graph):
     D, score, problem = classifier(-3.0)
