@@ -182,7 +182,7 @@ def build_solution(  # noqa: PLR0913  # one record of everything
     of_run = _of_run(program, raw, record, status, train, facts, mixture)
     return Solution(
         status=status,
-        objective=math.nan if _pointless(program, raw, status) else train.objective,
+        objective=_value(program, raw, status, train.objective),
         sense=program.problem.sense,
         constraints=constraints,
         train=evaluation_of(evaluator, train, texts),
@@ -221,9 +221,11 @@ def _status(
     return status
 
 
-def _pointless(program: Program, raw: RawResult, status: Status) -> bool:
-    """Whether the decisions are those of an integer search that found no point."""
-    return raw.ending == "infeasible" and status is Status.INFEASIBLE and _integers(program)
+def _value(program: Program, raw: RawResult, status: Status, objective: float) -> float:
+    """The objective: NaN where no point is feasible, infinite where it has no bound on the feasible set."""
+    if status is Status.INFEASIBLE:
+        return math.nan
+    return -program.sign * math.inf if raw.ending == "unbounded" else objective
 
 
 def _integers(program: Program) -> bool:
@@ -427,11 +429,8 @@ def statistical(constraints: Mapping[str, ConstraintResult]) -> list[Warn]:
                 )
             )
         elif held.verdict == "undecided":
-            needed = (
-                f"; about {held.rows_needed:,} rows of its smallest group would decide it"
-                if held.rows_needed
-                else ""
-            )
+            rows = float(f"{held.rows_needed:.2g}")
+            needed = f"; about {rows:,.0f} rows of its smallest group would decide it" if rows else ""
             found.append(
                 Warn(
                     "C311",

@@ -228,6 +228,8 @@ def status_text(s: Solution) -> str:
     """The status, what it means, and what the hold-out and relaxed constraints add."""
     found = s.sense == "find" and s.status is Status.OPTIMAL and all(s[n].relaxation is None for n in s.names)
     meaning = "every constraint holds, and no more is asked for" if found else s.status.meaning
+    if math.isinf(s.objective):
+        meaning = "the problem is unbounded; the point is the one at which this was seen"
     words: list[str] = [f"{s.status.value}: {meaning}"]
     held = [s[name] for name in s.names if s[name].holdout is not None]
     open_ones = [c for c in held if c.verdict in ("violated", "undecided", "not judged")]
@@ -283,6 +285,8 @@ def objective_text(s: Solution) -> str:
         return "none (feasibility problem)" + (f", cost of relaxing {number(cost, 6)}" if cost else "")
     if s.status is Status.INFEASIBLE and math.isnan(s.objective):
         return "none: no point satisfies all constraints"
+    if math.isinf(s.objective):
+        return f"none: it {'rises' if s.objective > 0 else 'falls'} without bound on the feasible set"
     shown = f"{s.sense} {number(s.objective, 6)}"
     if cost:
         shown += f" ({'after' if s.sense == 'maximize' else 'with'} {number(cost, 6)} for relaxing)"
@@ -498,6 +502,21 @@ def kkt_text(k: KKT) -> str:
         rows.append(("curvature", f"{k.second_order}{least}"))
     if not math.isnan(k.strict_complementarity):
         rows.append(("strictness", short(k.strict_complementarity)))
+    rows += _of_slopes(k)
+    lines = [f"{label:<17} {text}" for label, text in rows]
+    if len(k.blocks) > 1:
+        lines.append("stationarity by decision")
+        lines += [
+            f"  {cut(name, 40):<40} {short(a)}, scaled {short(b)}" for name, (a, b) in _largest(k.blocks)
+        ]
+    for warning in k.warnings:
+        lines += wrapped("warning", str(warning), indent=18)
+    return "\n".join(lines)
+
+
+def _of_slopes(k: KKT) -> list[tuple[str, str]]:
+    """What slopes are where there are several, or where they are not those of the values."""
+    rows: list[tuple[str, str]] = []
     if k.kinks:
         rows.append(("kinks", f"{k.kinks}; slopes there are the ones that balance best"))
     if k.jumps:
@@ -508,15 +527,7 @@ def kkt_text(k: KKT) -> str:
         rows.append(("modes", f"gradients are of evaluation mode; training steps had {k.acting}"))
     if k.surrogate:
         rows.append(("surrogates", "gradients are those of the surrogates of rates; values are exact"))
-    lines = [f"{label:<17} {text}" for label, text in rows]
-    if len(k.blocks) > 1:
-        lines.append("stationarity by decision")
-        lines += [
-            f"  {cut(name, 40):<40} {short(a)}, scaled {short(b)}" for name, (a, b) in _largest(k.blocks)
-        ]
-    for warning in k.warnings:
-        lines += wrapped("warning", str(warning), indent=18)
-    return "\n".join(lines)
+    return rows
 
 
 def _heaviest(weights: dict[str, float]) -> Sequence[tuple[str, float]]:

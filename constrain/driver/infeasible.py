@@ -214,8 +214,10 @@ def with_conflict(
             "a point satisfies all constraints (problem.diagnose_infeasible() finds it); the method did not"
         )
     told = [replace(w, message=words) if w.code == "C305" else w for w in solution.warnings]
-    status = Status.LIMIT if found.feasible else solution.status  # whatever the method calls its failure
-    return replace(solution, status=status, warnings=tuple(told))
+    told_of = replace(solution, warnings=tuple(told))
+    if not found.feasible:
+        return told_of
+    return replace(told_of, status=Status.LIMIT, objective=solution.train.objective)
 
 
 def _valued(problem: Problem, asked: _Asked) -> Infeasibility | None:

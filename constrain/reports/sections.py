@@ -12,6 +12,7 @@ from constrain.diagnostics.report import (
     NO_SHARE,
     at_risk_text,
     next_steps,
+    objective_text,
     row_lines,
     status_text,
     uncertified_lines,
@@ -120,7 +121,10 @@ def _facts(s: Solution) -> list[Markup]:
         note = f"with {number(cost)} for relaxing" if cost else ""
         if s.bound is not None:
             note = f"proven bound {number(s.bound, 6)}"
-        found.append(fact(f"objective ({s.sense})", number(s.objective, 6), note))
+        value = number(s.objective, 6)
+        if not math.isfinite(s.objective):
+            value, _, note = objective_text(s).partition(": ")
+        found.append(fact(f"objective ({s.sense})", value, note))
     if s.holdout is not None and s.sense != "find":
         half = (s.holdout.upper - s.holdout.lower) / 2
         note = "" if math.isnan(half) else f"± {number(half)} (95 %)"

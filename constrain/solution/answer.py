@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -339,7 +340,9 @@ class Solution:
 
     def __repr__(self) -> str:
         count = len(self.constraints)
-        return f"<Solution {self.status.value}: objective {self.objective:.6g}, {count} constraints>"
+        many = "1 constraint" if count == 1 else f"{count} constraints"
+        value = f"{self.objective:.6g}" if math.isfinite(self.objective) else "none"
+        return f"<Solution {self.status.value}: objective {value}, {many}>"
 
     def report(self, path: str | Path | None = None, format: str | None = None) -> str:  # the field's word
         """The report as text, Markdown, JSON, or an HTML page that needs no network.
