@@ -90,10 +90,8 @@ class Replayed:
                 self.reads = recording.graph.reads
                 self._places = [t.data_ptr() for t in self.reads]
             recording.confirm(replay, function, arguments)
-            if self.mode == "compiled" and self._compiled is None:
-                self._compile(recording, arguments)
-            if self._compiled is not None and not recording.graph.random:  # compiled code draws others
-                recording.confirm(self._compiled, function, arguments)
+            if self.mode == "compiled":
+                self._confirm_compiled(recording, function, arguments)
         except BaseException:
             self.drop()
             raise
@@ -101,14 +99,20 @@ class Replayed:
         if self._confirmations == CHECKS:
             self._recording = None  # what it has copied is needed no more
 
-    def _compile(self, recording: Recording, arguments: Sequence[Tensor]) -> None:
-        """Machine code for it, or the replay where there can be none and it was not asked for."""
+    def _confirm_compiled(
+        self, recording: Recording, function: Callable[..., Any], arguments: Sequence[Tensor]
+    ) -> None:
+        """Machine code for it that does the same; the replay where there is none and it was not asked for."""
+        random = recording.graph.random
         try:
-            if recording.graph.random and not self.strict:
+            if random and not self.strict:
                 raise NotRecorded("the model draws random numbers, and compiled code draws others")
-            shared = [t for t in recording.changed if id(t) not in self._own]
-            self._compiled = compiled(recording.graph, arguments, shared)
+            if self._compiled is None:
+                shared = [t for t in recording.changed if id(t) not in self._own]
+                self._compiled = compiled(recording.graph, arguments, shared)
+            if not random:
+                recording.confirm(self._compiled, function, arguments, rounds=True)
         except Exception:
             if self.strict:
                 raise
-            self.mode = "recorded"
+            self.mode, self._compiled = "recorded", None

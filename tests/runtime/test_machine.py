@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from constrain.runtime import machine
-from constrain.runtime.trace import record
+from constrain.runtime.trace import NotRecorded, record
 
 g = torch.Generator().manual_seed(0)
 
@@ -71,3 +71,26 @@ def test_what_it_changes_counts_as_changed(aliased):
     torch.testing.assert_close(found[0], seen if aliased else seen.sum())
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         before.backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_other_rounding_is_told_from_another_function(dtype):
+    """Biases move by the signs of what is 0 but for rounding, as under Adam; the weights do not."""
+    bias = torch.linspace(1, 2, 15, dtype=dtype)
+    weights = torch.tensor([1.0, 2.0], dtype=dtype)
+
+    def step(x, factor=1.0, rounding=0.0):
+        noise = torch.sin((bias + rounding) / torch.finfo(dtype).eps)
+        bias.sub_(0.1 * noise.sign())
+        weights.sub_(0.1 * factor * x * weights)
+
+    x = torch.ones(2, dtype=dtype)
+    recording = record(step, [x])
+    for rounding in (-1e-5, 0.0, 1e-5):
+        recording.confirm(lambda given, r=rounding: step(*given, rounding=r), step, [x], rounds=True)
+    with pytest.raises(NotRecorded):
+        recording.confirm(lambda given: step(*given, factor=1.01), step, [x], rounds=True)
+    with pytest.raises(NotRecorded):
+        recording.confirm(lambda given: step(*given, rounding=1e-5), step, [x])
+    torch.testing.assert_close(bias, torch.linspace(1, 2, 15, dtype=dtype), rtol=0, atol=0)
+    assert weights.tolist() == [1.0, 2.0]
