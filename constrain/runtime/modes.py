@@ -144,7 +144,7 @@ class Modes:
         return self.evaluation()
 
     def check(self, evaluator: Evaluator, sizes: Mapping[str, int]) -> None:
-        """Refuses models that take no batches of these sizes in training mode.
+        """Refuses models that take no batches of these sizes in training mode; a few rows tell of more.
 
         Args:
             evaluator: of the problem.
@@ -156,7 +156,7 @@ class Modes:
         for job in evaluator.jobs:
             if job.data.name in self.acting(evaluator):
                 population = evaluator.populations[job.data]
-                size = min(sizes.get(job.data.name, TRIED), population.rows, evaluator.chunk)
+                size = min(sizes.get(job.data.name, TRIED), population.rows, TRIED)
                 rows = population.take(slice(0, size))
                 run = partial(evaluator.rows, job, rows, "primal")
                 try:

@@ -14,6 +14,7 @@ from torch import nn
 import constrain as cn
 from constrain import E, P, forall
 from constrain.diagnostics.mixture import Members
+from constrain.driver.elastic import restored
 from constrain.driver.setup import prepare
 from constrain.lowering.lower import lower
 from constrain.runtime.estimates import Estimator
@@ -172,7 +173,7 @@ def test_dropout_of_a_linear_model_is_ridge_regression():
     net = nn.Sequential(nn.Dropout(P_DROP), nn.Linear(3, 1, bias=False), nn.Flatten(0)).double()
     s = cn.Model(net, "f")(D.x)
     problem = cn.minimize(E((s - D.y) ** 2)).subject_to(level=E(s) == 0.3)
-    solution = problem.solve("lagrangian", batch=64, epochs=250, lr=0.03, progress=False)
+    solution = problem.solve("lagrangian", batch=128, epochs=250, lr=0.05, progress=False)
     expected, price = ridge(x, y, 0.3)
     without = torch.linalg.lstsq(x, y).solution
     found = net[1].weight.detach()[0]
@@ -223,7 +224,7 @@ def test_networks_without_such_layers_are_left_alone(make, graph):
 def test_constraints_hold_for_the_network_that_is_used():
     net = noisy()
     net[2].register_buffer("unused", torch.zeros(2))
-    solution = bounded(net).solve(epochs=60, progress=False)
+    solution = bounded(net).solve(epochs=30, progress=False)
     assert solution.status is cn.Status.FEASIBLE
     assert all(flags(net))
     net.eval()
@@ -599,3 +600,28 @@ def test_members_of_a_mixture_are_in_evaluation_mode():
     with members.at(members.attached.decisions.snapshot()):
         assert not any(flags(net))
     assert all(flags(net))
+
+
+def test_a_stream_whose_last_batch_has_one_row():
+    x = torch.as_tensor(sample().values("x"))[:61]
+
+    class Loader:
+        def __iter__(self):
+            return ({"x": x[i : i + 20]} for i in range(0, 61, 20))
+
+    D, net = cn.Data.from_loader("stream", Loader()), noisy()
+    s = cn.Model(net, "f")(D.x)
+    solution = cn.minimize(E((s - 1) ** 2)).subject_to(level=E(s) <= 0.2).solve(epochs=3, progress=False)
+    assert solution.provenance.iterations >= 9
+    assert all(flags(net))
+    net.eval()
+    assert solution["level"].value == pytest.approx(net(x).mean().item(), abs=1e-12)
+
+
+def test_flags_are_put_back_after_a_search_for_conflicts():
+    net = noisy()
+    net[1].eval()
+    before = flags(net)
+    with restored(bounded(net)):
+        net.train()
+    assert flags(net) == before
