@@ -57,7 +57,15 @@ class Closed:
 
 
 def knapsack(
-    p: Tensor, q: Tensor, a: Tensor, b: Tensor, lower: Tensor, upper: Tensor, *, equality: bool
+    p: Tensor,
+    q: Tensor,
+    a: Tensor,
+    b: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    *,
+    equality: bool,
+    still: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """minimize sum(p x^2 / 2 + q x) subject to a·x <= b (or == b), lower <= x <= upper; exact gradients.
 
@@ -69,6 +77,8 @@ def knapsack(
         lower: (n,) or (B, n), -inf where open.
         upper: (n,) or (B, n), inf where open.
         equality: whether the constraint is an equality.
+        still: whether a and b are constants. Where every entry is at a bound, as in the choice of k among n,
+            the solution does not change with q then, for multipliers in an interval; its middle is returned.
 
     Returns:
         x (B, n), the multiplier of the constraint (B,), whether a point exists (B,), whether there is a kink
@@ -86,6 +96,13 @@ def knapsack(
         fixed = torch.where(free, torch.zeros_like(q), at)
         scale = 1 + q.abs().amax(-1)
         kinked = (edge <= 1e-9 * scale) | (binding & ~solvable)
+        if still:
+            left, right = _interval(loose, p, q, a, lower, upper)
+            left = left if equality else left.clamp_min(0.0)
+            resting = binding & ~solvable & (right - left > 1e-9 * scale)
+            kinked = kinked & ~resting
+            middle = resting & torch.isfinite(left) & torch.isfinite(right)
+            nu = torch.where(middle, (left + right) / 2, nu)
         if not equality:
             kinked = kinked | (
                 ~binding & ((b - (a * loose.clamp(lower, upper)).sum(-1)).abs() <= 1e-9 * scale)
@@ -96,6 +113,19 @@ def knapsack(
     multiplier = torch.where(solvable, exact, nu)
     inside = (-q - multiplier[:, None] * a) / p
     return torch.where(free, inside, fixed), multiplier, feasible, kinked
+
+
+def _interval(
+    loose: Tensor, p: Tensor, q: Tensor, a: Tensor, lower: Tensor, upper: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Between which multipliers (B,) entries that are at a bound stay there."""
+    safe = torch.where(a == 0, torch.ones_like(a), a)
+    leaves_low, leaves_high = -(q + p * lower) / safe, -(q + p * upper) / safe
+    low, high, up, down = loose <= lower, loose >= upper, a > 0, a < 0
+    none = torch.full_like(q, torch.inf)
+    right = torch.where(high & up, leaves_high, torch.where(low & down, leaves_low, none))
+    left = torch.where(low & up, leaves_low, torch.where(high & down, leaves_high, -none))
+    return left.amax(-1), right.amin(-1)
 
 
 def _multiplier(
@@ -258,13 +288,27 @@ class Separable:
 
         b = -self._coefficients(0, self._residual, parameters, batched, zero)
         a = self._coefficients(1, grad(self._residual), parameters, batched, zero)
-        x, multiplier, feasible, kinked = knapsack(self.weights, q, a, b, low, high, equality=self.equality)
+        x, multiplier, feasible, kinked = knapsack(
+            self.weights,
+            q,
+            a,
+            b,
+            low,
+            high,
+            equality=self.equality,
+            still=not (self._moved(0) or self._moved(1)),
+        )
         return Closed(x, {self.key: multiplier[:, None]}, feasible, kinked)
 
     def _residual(self, x: Tensor, *parameters: Tensor) -> Tensor:
         """Of the constraint, in one row."""
         below, equal = self.functions.residuals(x, *parameters)
         return (equal if self.equality else below)[0]
+
+    def _moved(self, degree: int) -> bool:
+        """Whether parameters move the coefficients of one degree of the constraint."""
+        assert self.piece is not None  # there is a constraint
+        return self.piece.terms is None or self.piece.terms.get(degree, False)
 
     def _coefficients(
         self,
@@ -275,10 +319,8 @@ class Separable:
         zero: Tensor,
     ) -> Tensor:
         """Coefficients of one degree of the constraint; those that no parameter moves are kept."""
-        assert self.piece is not None  # there is a constraint
-        moved = self.piece.terms is None or self.piece.terms.get(degree, False)
         key = degree, zero.device
-        if moved:
+        if self._moved(degree):
             return self.functions.batch(function, batched)(zero, *parameters)
         if key not in self._fixed:
             one = [t[0] if many else t for t, many in zip(parameters, batched, strict=True)]

@@ -22,7 +22,7 @@ from constrain.lowering.lower import lower
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Curvature", "curvature_of"]
+__all__ = ["Curvature", "curvature_of", "replaced"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def curvature_of(problem: Problem, inputs: tuple[n.ParameterSymbol, ...]) -> Cur
     decisions: dict[n.Node, n.Node] = {
         n.Knob(p): n.Decision(n.VariableSymbol(f"{p.name} (input)", p.shape)) for p in inputs
     }
-    joined = _replaced(problem, decisions)
+    joined = replaced(problem, decisions)
     facts = classify(lower(joined, use_epigraph=False))
     if facts.convex and not integer:
         return Curvature("convex" if minimized else "concave", joint=True)
@@ -76,7 +76,8 @@ def _affine(problem: Problem, decisions: Mapping[n.Node, n.Node]) -> bool:
     return analyze(_node(_node(problem.objective, constants), decisions)).affine
 
 
-def _replaced(problem: Problem, by: Mapping[n.Node, n.Node]) -> Problem:
+def replaced(problem: Problem, by: Mapping[n.Node, n.Node]) -> Problem:
+    """The problem with other nodes in the place of some."""
     objective = None if problem.objective is None else _node(problem.objective, by)
     return Problem(problem.sense, objective, {k: _node(v, by) for k, v in problem.constraints.items()})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +22,7 @@ from constrain.inner.gradients import Solution
 from constrain.inner.kkt import places_of, weak
 from constrain.inner.linalg import linalg
 from constrain.inner.quadratic import Quadratic, Solved, solve
+from constrain.inner.signs import needed, relied_on
 from constrain.inner.splitting import split
 from constrain.inner.structure import Structure, structure
 
@@ -81,11 +83,13 @@ class Inner:
         self.problem = problem
         self.structure: Structure = structure(problem, solution=solution)
         self.functions = Functions(self.structure)
+        self.signs = relied_on(problem, self.functions.parameters) if self.structure.facts.convex else {}
         self.closed = closed_form(self.structure, self.functions)
         size = self.functions.size + self.functions.inequalities + self.functions.equalities
         self.large = size > LARGE and not self.structure.integer
         self.curved = Curved(self.structure, self.functions, large=self.large)
         self.iterations = 0
+        self._said: Counter[str] = Counter()
         self._constant: dict[tuple[str, torch.device], Tensor] = {}
 
     def __deepcopy__(self, _memo: Any) -> Inner:
@@ -133,6 +137,7 @@ class Inner:
                 row = int((~finite).nonzero()[0, 0]) if many else 0
                 fix = "finite numbers in the parameter: look at what it is computed from"
                 raise self._error("E193", row, "a parameter is infinite or NaN", parameters, batched, fix)
+        self._refuse_signs(parameters, batched)
         if self.closed is not None:
             found = self.closed(parameters, batched, batch)
             self._refuse(~found.feasible, "infeasible", parameters, batched)
@@ -145,6 +150,18 @@ class Inner:
             "tuple[Tensor, Tensor, Tensor]", Solution.apply(self, tuple(batched), batch, solved, *parameters)
         )
         return Answer(*found, solved[0])
+
+    def _refuse_signs(self, parameters: Sequence[Tensor], batched: Sequence[bool]) -> None:
+        """E193 where a parameter has another sign than the one that makes the problem convex."""
+        for symbol, t, many in zip(self.functions.parameters, parameters, batched, strict=True):
+            sign = self.signs.get(symbol, 0.0)
+            if sign and bool((wrong := sign * t.detach() < 0).any()):
+                row = int(wrong.nonzero()[0, 0]) if many else 0
+                reason = (
+                    f"it is convex for {symbol.name} {'>=' if sign > 0 else '<='} 0, the sign of its value"
+                )
+                fix = f"abs({symbol.name}); where both signs occur, a cn.Parameter without a value"
+                raise self._error("E193", row, reason, parameters, batched, fix)
 
     def solve(self, parameters: Sequence[Tensor], batched: Sequence[bool], batch: int) -> Solved:
         """Solves the batch without a formula; no gradients."""
@@ -187,6 +204,13 @@ class Inner:
         found = self.curved.solve(parameters, batched, batch)
         for i, reason in self.curved.failures.items():
             none = reason.startswith(("infeasible", "unbounded"))
+            missing = () if self.structure.facts.convex else needed(self.problem, self.functions.parameters)
+            if missing:
+                fix = "; ".join(
+                    f'cn.Parameter("{name}", 1.0), or abs({name}) in the problem' for name in missing
+                )
+                fix += ", where it is never negative: the problem is then known to be convex"
+                raise self._error("E192" if none else "E193", i, reason, parameters, batched, fix)
             raise self._error("E192" if none else "E193", i, reason, parameters, batched)
         for i in places_of(~found.ok):
             warnings.warn(_inexact(i), stacklevel=2)
@@ -296,17 +320,16 @@ class Inner:
         flat = system.flat(self.functions.own) if solution else dependent
         if solution and bool(flat.any()):
             rows = places_of(flat)
-            _warn(
+            self._warn(
                 "W221",
                 f"the solution of the inner problem is not unique in {_rows(rows)}: its gradient is that of "
                 "one of many",
                 "a strictly convex term in the objective, such as 1e-3 * cn.sum_squares(x)",
             )
 
-    @staticmethod
-    def _warn_duals(dependent: Tensor) -> None:
+    def _warn_duals(self, dependent: Tensor) -> None:
         rows = places_of(dependent)
-        _warn(
+        self._warn(
             "W220",
             f"the multipliers of the inner problem are not unique in {_rows(rows)}: more constraints are "
             "active than their gradients are independent, and the optimal value has a kink there; the "
@@ -314,16 +337,23 @@ class Inner:
             "a quadratic cost on a slack of the constraint: the value is smooth then",
         )
 
-    @staticmethod
-    def _warn_kinks(kinked: Tensor) -> None:
+    def _warn_kinks(self, kinked: Tensor) -> None:
         if bool(kinked.any()):
             rows = places_of(kinked)
-            _warn(
+            self._warn(
                 "W222",
                 f"an active constraint of the inner problem has multiplier zero in {_rows(rows)}: strict "
                 "complementarity fails, the solution has a kink there and the gradient is one-sided",
                 None,
             )
+
+    def _warn(self, code: str, message: str, fix: str | None) -> None:
+        """Warns at the first, second, fourth, eighth, ... batch: every training step meets other rows."""
+        self._said[code] += 1
+        times = self._said[code]
+        if times & (times - 1) == 0:
+            again = f" (batch {times} with such rows)" if times > 2 else ""
+            warnings.warn(ModelingWarning(code, message + again, fix=fix), stacklevel=2)
 
 
 _SHORT = "the interior-point method stopped short of its tolerance"
@@ -332,10 +362,6 @@ _SHORT = "the interior-point method stopped short of its tolerance"
 def _rows(rows: Sequence[int]) -> str:
     listed = ", ".join(map(str, rows[:5]))
     return f"row {listed}" if len(rows) == 1 else f"rows {listed}{' …' if len(rows) > 5 else ''}"
-
-
-def _warn(code: str, message: str, fix: str | None) -> None:
-    warnings.warn(ModelingWarning(code, message, fix=fix), stacklevel=2)
 
 
 def _inexact(row: int) -> ModelingWarning:
