@@ -24,7 +24,7 @@ from constrain.language.atoms import ATOMS
 from constrain.language.types import type_of
 from constrain.lowering.dependence import depends_on_decisions
 from constrain.lowering.rules import is_share
-from constrain.runtime import declared, rowwise, surrogates
+from constrain.runtime import declared, probe, rowwise, surrogates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -221,7 +221,9 @@ class _Writer:
             case n.Moment():
                 return f"m[{self.tables.moments.place(node)}]"
             case n.Call(model=model, args=args, features=features):
-                listed = ", ".join(self._tensor(self.ref(x, mode), x) for x in args)
+                given = [self._tensor(self.ref(x, mode), x) for x in args]
+                cast = probe.floating_arguments(node)
+                listed = ", ".join(f"real({x}, dtype)" if c else x for x, c in zip(given, cast, strict=True))
                 module = f"f[{self.tables.models.place(model)}]"
                 stacked = f"rowwise.on_features({module}, {listed}, dtype=dtype)"
                 return self.emit(stacked if features else f"{module}({listed})")

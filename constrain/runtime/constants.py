@@ -26,6 +26,7 @@ from constrain.lowering.dependence import depends_on_decisions
 from constrain.runtime import declared, rowwise
 from constrain.runtime.binding import Population, bind_population, level_codes
 from constrain.runtime.coordinates import derivative
+from constrain.runtime.probe import floating_arguments
 from constrain.runtime.tails import Sample, numbers
 
 if TYPE_CHECKING:
@@ -132,6 +133,10 @@ class Constants:
         self._kept.append(root)  # ids in the memo stay valid
         return n.fold(root, self._step, self._memo)
 
+    def inputs(self, node: n.Call) -> list[Tensor]:
+        """The arguments of a model, of the types that it takes."""
+        return list(_inputs(node, tuple(self.tensor(x) for x in node.args)))
+
     def array(self, root: n.Node) -> NDArray[Any]:
         """The same as a NumPy array; events become 0 and 1."""
         value = self.tensor(root)
@@ -225,6 +230,7 @@ class Constants:
                 return self._pinned(symbol)
             case n.Call(model=model, features=features):
                 module = copy.deepcopy(model.module).double().eval()
+                parts = _inputs(node, parts)
                 with torch.no_grad():
                     if features:
                         return rowwise.on_features(module, *parts, dtype=torch.float64)
@@ -294,3 +300,8 @@ class Constants:
             population = self._population(node.lhs.data, node.lhs.name)
             return compare(parts[0], population.level_code(node.lhs.name, node.rhs.symbol.value))
         return compare(parts[0], parts[1])
+
+
+def _inputs(node: n.Call, values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    cast = floating_arguments(node)
+    return tuple(v.double() if c else v for v, c in zip(values, cast, strict=True))

@@ -23,18 +23,22 @@ from torch.nn.parameter import is_lazy
 
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
-from constrain.language.frames import as_series
+from constrain.language.frames import as_frame, as_series
 from constrain.language.types import type_of
 from constrain.runtime import rowwise
 from constrain.runtime.functional import call_with
 from constrain.runtime.modes import in_evaluation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from constrain.language.symbols import Model
 
-__all__ = ["call_shape", "opaque_shape", "takes_features"]
+__all__ = ["call_shape", "floating_arguments", "opaque_shape", "takes_features"]
+
+MOST_TRIED = 4
+"""Arguments with whole numbers up to which it is tried which of them have to be floating."""
+_REARRANGING = frozenset(("index", "stack", "reshape", "transpose", "squeeze", "unsqueeze", "pick_levels"))
 
 Shape: TypeAlias = tuple[int, ...]
 _Row: TypeAlias = "Shape | None"
@@ -66,19 +70,37 @@ def call_shape(node: n.Call, shapes: Sequence[Shape | None], leads: Sequence[int
     module = getattr(node.model.module, "_orig_mod", node.model.module)
     if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
         return None
-    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    state = _state(module)
     if any(is_lazy(t) for t in state.values()):
         return None
     _check_signature(node, module, shown)
-    floating = next((t.dtype for t in state.values() if t.is_floating_point()), torch.get_default_dtype())
+    floating = _floating(state)
     dtypes = [_dtype(a, floating) for a in node.args]
     layers = tuple((id(m), m.training) for m in module.modules())
     key = (node.features, *shapes, *leads, *dtypes, layers, *(tuple(t.shape) for t in state.values()))
     seen = _SEEN.setdefault(module, {})
     if key in seen:
         return seen[key]
-    known = [*(s or () for s in shapes), *(tuple(t.shape) for t in state.values())]
-    rows = _unusual_size(known)
+    rows, attempt = _trial(node, module, shapes, leads)
+    result = _first_success(attempt, dtypes, floating, rows, node, shown)
+    found = seen[key] = _row_shape(result, rows if any(leads) else None, node, shown)
+    return found
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _floating(state: Mapping[str, Tensor]) -> torch.dtype:
+    return next((t.dtype for t in state.values() if t.is_floating_point()), torch.get_default_dtype())
+
+
+def _trial(
+    node: n.Call, module: nn.Module, shapes: Sequence[Shape | None], leads: Sequence[int]
+) -> tuple[int, Callable[[list[torch.dtype]], Any]]:
+    """A number of rows, and a function that runs the module on so many empty rows of these types."""
+    state = _state(module)
+    rows = _unusual_size([*(s or () for s in shapes), *(tuple(t.shape) for t in state.values())])
 
     def attempt(dtypes: list[torch.dtype]) -> Any:
         inputs = _inputs(shapes, leads, dtypes, rows)
@@ -88,11 +110,47 @@ def call_shape(node: n.Call, shapes: Sequence[Shape | None], leads: Sequence[int
             return call_with(module, fresh, given)
 
         with _untouched(module), in_evaluation(module.modules()):
+            floating = _floating(state)
             return rowwise.on_features(run, *inputs, dtype=floating) if node.features else run(*inputs)
 
-    result = _first_success(attempt, dtypes, floating, rows, node, shown)
-    found = seen[key] = _row_shape(result, rows if any(leads) else None, node, shown)
-    return found
+    return rows, attempt
+
+
+def floating_arguments(node: n.Call) -> tuple[bool, ...]:
+    """Which arguments with whole numbers a model takes as floating numbers: they are converted there.
+
+    A linear layer does not take whole numbers (ages, one-hot codes), an embedding takes nothing else. What
+    cannot be run without numbers gets its arguments as they are.
+    """
+    module = getattr(node.model.module, "_orig_mod", node.model.module)
+    whole = [i for i, arg in enumerate(node.args) if _is_whole(arg)]
+    as_they_are = (False,) * len(node.args)
+    runs = isinstance(module, nn.Module) and not isinstance(module, torch.jit.ScriptModule)
+    if not whole or not runs or len(whole) > MOST_TRIED or any(is_lazy(t) for t in _state(module).values()):
+        return as_they_are
+    kinds = [type_of(arg) for arg in node.args]
+    _, attempt = _trial(node, module, [k.shape for k in kinds], [k.lead for k in kinds])
+    floating = _floating(_state(module))
+    known = [torch.int64 if i in whole else _dtype(arg, floating) for i, arg in enumerate(node.args)]
+    for count in reversed(range(1, len(whole) + 1)):  # a linear layer without numbers takes any type
+        for chosen in itertools.combinations(whole, count):
+            dtypes = [floating if i in chosen else given for i, given in enumerate(known)]
+            try:
+                attempt(dtypes)
+            except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, ModelingError):
+                continue
+            return tuple(i in chosen for i in range(len(kinds)))
+    return as_they_are
+
+
+def _is_whole(node: n.Node) -> bool:
+    """Whether an expression may have whole numbers: columns of these, perhaps rearranged."""
+    columns = [x for x in n.postorder(node) if isinstance(x, n.Column)]
+    moved = all(
+        isinstance(x, (n.Column, n.Opaque)) or (isinstance(x, n.Apply) and x.atom in _REARRANGING)
+        for x in n.postorder(node)
+    )
+    return bool(columns) and moved and not any(_dtype(x, torch.float32).is_floating_point for x in columns)
 
 
 def takes_features(model: Model, args: tuple[n.Node, ...]) -> bool:
@@ -176,8 +234,10 @@ def _dtype(arg: n.Node, floating: torch.dtype) -> torch.dtype:
         case _:
             return floating
     series = as_series(value)
-    if series is not None:
-        whole = series.dtype.is_integer() or type(series.dtype).__name__ == "Boolean"
+    frame = as_frame(value) if series is None else None
+    if series is not None or frame is not None:
+        kinds = [series.dtype] if series is not None else frame.collect_schema().dtypes()  # type: ignore[union-attr]
+        whole = all(kind.is_integer() or type(kind).__name__ == "Boolean" for kind in kinds)
         return torch.int64 if whole else floating
     while type(value) in (list, tuple) and len(value) > 0:
         value = value[0]

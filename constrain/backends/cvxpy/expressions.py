@@ -251,7 +251,7 @@ class Lowerer:
                 raise RouteError("E125", f"cvxpy cannot take the model {model.name}: {reason}", at=node.loc)
             self._models[model] = certified
         if node not in self._features:
-            inputs = [self.constants.tensor(x) for x in node.args]
+            inputs = self.constants.inputs(node)
             per_row = any(type_of(x).lead for x in node.args)
             if node.features:
                 inputs = [rowwise.stacked(*inputs, dtype=torch.float64)]

@@ -261,7 +261,7 @@ class Lowerer:
         if certified is None:
             reason = refusal_of(node.model.module)
             raise RouteError("E125", f"pyomo cannot take the model {node.model.name}: {reason}", at=node.loc)
-        inputs = [self.constants.tensor(x) for x in node.args]
+        inputs = self.constants.inputs(node)
         per_row = any(type_of(x).lead for x in node.args)
         if node.features:
             inputs = [rowwise.stacked(*inputs, dtype=torch.float64)]
