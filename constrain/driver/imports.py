@@ -11,6 +11,7 @@ from constrain._lazy import backend
 from constrain.errors import RouteError
 from constrain.language import functions as f
 from constrain.language.expr import Constraint, Expr, as_expr
+from constrain.language.keywords import keywords
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["from_cvxpy", "from_pyomo", "from_sympy"]
 
 
+@keywords
 def from_cvxpy(problem: Any) -> Problem:
     """A `cvxpy.Problem` as a problem of the language; see `constrain.backends.cvxpy.imports`."""
     return backend("cvxpy").from_cvxpy(problem)  # type: ignore[no-any-return]
 
 
+@keywords
 def from_pyomo(model: Any) -> Problem:
     """A `pyomo.ConcreteModel` as a problem of the language; see `constrain.backends.pyomo.imports`."""
     return backend("pyomo").from_pyomo(model)  # type: ignore[no-any-return]
@@ -92,6 +95,7 @@ _SYMPY: dict[str, Callable[..., Any]] = {
 }
 
 
+@keywords
 def from_sympy(expr: Any, symbols: Mapping[Any, Any]) -> Expr | Constraint:
     """A SymPy expression or relation as one of the language.
 

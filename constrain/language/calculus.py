@@ -18,6 +18,7 @@ from constrain.language import nodes
 from constrain.language.data import as_list, static_shape
 from constrain.language.expr import Expr, apply, as_expr, code, shown
 from constrain.language.functions import stack
+from constrain.language.keywords import keywords
 from constrain.language.location import here
 from constrain.language.regions import Region
 from constrain.language.statistics import E
@@ -34,6 +35,7 @@ _FLOATING = ("float", "double", "half")
 
 
 # ---------------------------------------------------------------------------------------- derivatives
+@keywords
 def diff(e: Any, x: Any, n: int = 1) -> Expr:
     """The `n`-th partial derivative with respect to one number per row.
 
@@ -68,6 +70,7 @@ def diff(e: Any, x: Any, n: int = 1) -> Expr:
     return found
 
 
+@keywords
 def grad(e: Any, z: Any) -> Expr:
     """The gradient with respect to all components of a coordinate or column.
 
@@ -85,6 +88,7 @@ def grad(e: Any, z: Any) -> Expr:
     return Expr(nodes.Gradient(_differentiable(e, column).node, column, loc=here()))
 
 
+@keywords
 def jacobian(v: Any, z: Any) -> Expr:
     """The matrix of derivatives of a vector: entry `[..., i, j]` is that of `v[..., i]` by `z[..., j]`.
 
@@ -100,6 +104,7 @@ def jacobian(v: Any, z: Any) -> Expr:
     return Expr(nodes.Gradient(found.node, column, loc=here()))
 
 
+@keywords
 def hessian(e: Any, z: Any) -> Expr:
     """The matrix of second derivatives of a scalar expression.
 
@@ -114,6 +119,7 @@ def hessian(e: Any, z: Any) -> Expr:
     return Expr(nodes.Gradient(first.node, column, loc=here()))
 
 
+@keywords
 def laplacian(e: Any, z: Any) -> Expr:
     """The sum of the second derivatives of a scalar expression: the trace of its Hessian.
 
@@ -129,6 +135,7 @@ def laplacian(e: Any, z: Any) -> Expr:
     return apply("trace", hessian(found, z))
 
 
+@keywords
 def div(v: Any, z: Any) -> Expr:
     """The divergence of a vector field: the sum of the derivatives of `v[..., i]` by `z[..., i]`.
 
@@ -239,6 +246,7 @@ def _depends(root: nodes.Node, column: nodes.Column) -> bool:
 
 
 # ----------------------------------------------------------------------------------------- weak forms
+@keywords
 def weak(residual: Any, tests: int | Expr | Sequence[Any]) -> Expr:
     """The weak form of a residual: the vector of E(residual * test) over test functions.
 

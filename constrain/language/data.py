@@ -16,6 +16,7 @@ from constrain.language.frames import (
     in_another_order,
     refusal,
 )
+from constrain.language.keywords import keywords
 from constrain.language.location import here
 
 if TYPE_CHECKING:
@@ -186,6 +187,7 @@ class Data:
         return cls(name, **frame_columns(frame, roles))
 
     @classmethod
+    @keywords
     def from_loader(
         cls,
         name: str,
@@ -210,6 +212,7 @@ class Data:
         return language("streams").from_loader(name, loader, columns, rows)  # type: ignore[no-any-return]
 
     @classmethod
+    @keywords
     def from_dataset(
         cls,
         name: str,
@@ -339,6 +342,7 @@ class Data:
             self[column]  # E106, E167
         return tuple(attribute("constrain.runtime.columns:level_codes")(self, columns)[1])
 
+    @keywords
     def split(self, fraction: float, seed: int = 0, by: str | Sequence[str] = ()) -> tuple[Data, Data]:
         """Two samples of different rows at random, such as a training sample and a hold-out.
 

@@ -18,6 +18,7 @@ from constrain._lazy import loaded
 from constrain.errors import ModelingError
 from constrain.language import functions as fn
 from constrain.language.expr import Expr, apply, as_expr, shown
+from constrain.language.keywords import keywords
 from constrain.language.location import here
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ Distribution: TypeAlias = Normal | Bernoulli | Categorical
 
 
 # ------------------------------------------------------------------------------------------ functions
+@keywords
 def entropy(distribution: Any = None, *, logits: Any = None, probs: Any = None) -> Expr:
     """The entropy of a distribution, in nats; per row when its parameters are.
 
@@ -141,6 +143,7 @@ def entropy(distribution: Any = None, *, logits: Any = None, probs: Any = None) 
             return apply("entropy_logits", a)
 
 
+@keywords
 def kl(p: Any, q: Any, *, probs: bool = False) -> Expr:
     """The Kullback-Leibler divergence KL(p || q), in nats; per row when the parameters are.
 

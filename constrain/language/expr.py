@@ -9,6 +9,7 @@ from constrain._lazy import language, language_printing
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.data import Data, as_list, static_shape
+from constrain.language.keywords import keywords
 from constrain.language.location import here, name_in_caller
 from constrain.language.types import Type, type_of
 
@@ -474,6 +475,7 @@ class Constraint:
         raise _refusals().truth_error(self)
 
     # ---- the constraint as a whole
+    @keywords
     def relax(self, cost: Any = None) -> Constraint:
         """The constraint, which may be exceeded at a cost: `c <= z` with a slack z >= 0 that costs h(z).
 
@@ -490,6 +492,7 @@ class Constraint:
         """
         return language("relations").relax(self, cost)  # type: ignore[no-any-return]
 
+    @keywords
     def scale(self, size: Any) -> Constraint:
         """The constraint, measured in units of `size`: a residual of that size counts as 1.
 

@@ -13,6 +13,7 @@ from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.data import suggest
 from constrain.language.expr import Constraint, Expr, shown
+from constrain.language.keywords import keywords
 from constrain.language.location import here
 from constrain.language.problem import Problem
 from constrain.language.symbols import Parameter, Variable
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["argmin", "fixed_point", "layer", "value"]
 
 
+@keywords
 def value(problem: Problem, at: Any = None, *, track: str | None = None) -> Any:
     """The optimal value of a problem as a function of its parameters.
 
@@ -50,6 +52,7 @@ def value(problem: Problem, at: Any = None, *, track: str | None = None) -> Any:
     return _applied(problem, _placed(problem, at, track), ("value",), "value")
 
 
+@keywords
 def argmin(problem: Problem, *outputs: Variable | str, at: Any = None, track: str | None = None) -> Any:
     """The solution of a problem as a function of its parameters, by implicit differentiation.
 
@@ -70,6 +73,7 @@ def argmin(problem: Problem, *outputs: Variable | str, at: Any = None, track: st
     return _applied(problem, _placed(problem, at, track), _outputs(problem, outputs), "argmin")
 
 
+@keywords
 def layer(
     problem: Problem,
     inputs: Sequence[Parameter | str] | Parameter | str | None = None,
@@ -99,6 +103,7 @@ def layer(
     return attribute("constrain.inner:layer")(call)  # type: ignore[no-any-return]
 
 
+@keywords
 def fixed_point(
     equation: Constraint, inputs: Sequence[Parameter | str] | Parameter | str | None = None
 ) -> FixedPoint:

@@ -17,6 +17,7 @@ from constrain._lazy import attribute
 from constrain.errors import ModelingError
 from constrain.language.atoms import ATOMS, Atom, Declared, ShapeProblem, broadcast, register
 from constrain.language.expr import Expr, apply
+from constrain.language.keywords import keywords
 from constrain.language.location import here
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class Op:
         return apply(self.name, *args, **options)
 
 
+@keywords
 def op(  # noqa: PLR0913  # one argument per property
     name: str,
     torch: Callable[..., Any] | None = None,

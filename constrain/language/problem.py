@@ -10,6 +10,7 @@ from constrain._lazy import driver, language, language_printing
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.expr import Constraint, Expr, as_expr, code, is_flag, shown
+from constrain.language.keywords import keywords
 from constrain.language.location import here
 from constrain.language.vanishing import warn_vanishing
 
@@ -129,6 +130,7 @@ class Problem:
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
 
     @staticmethod
+    @keywords
     def from_json(document: str | Mapping[str, Any], symbols: Mapping[str, Any] | None = None) -> Problem:
         """The problem that `to_json` (or `to_dict`) wrote.
 
@@ -345,6 +347,7 @@ def _no_constraints(word: str, others: tuple[Any, ...], named: Mapping[str, Any]
 from_json = Problem.from_json
 
 
+@keywords
 def find(*objective: Any) -> Problem:
     """A feasibility problem: any point that satisfies the constraints."""
     if objective:

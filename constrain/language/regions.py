@@ -21,6 +21,7 @@ from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.data import Data, Subset, static_shape
 from constrain.language.expr import Expr
+from constrain.language.keywords import keywords
 from constrain.language.location import here
 from constrain.language.symbols import checked_name
 
@@ -175,6 +176,7 @@ class Uniform(Coordinate):
 
     __slots__ = ()
 
+    @keywords
     def __init__(
         self,
         name: str,
@@ -207,6 +209,7 @@ class Box(Coordinate):
 
     __slots__ = ()
 
+    @keywords
     def __init__(
         self,
         name: str,
@@ -243,6 +246,7 @@ class Normal(Coordinate):
 
     __slots__ = ()
 
+    @keywords
     def __init__(
         self,
         name: str,
@@ -287,6 +291,7 @@ class Grid(Coordinate):
 
     __slots__ = ()
 
+    @keywords
     def __init__(
         self,
         name: str,

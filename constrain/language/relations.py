@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.expr import Constraint, Expr, as_node, code, shown
+from constrain.language.keywords import keywords
 from constrain.language.location import here
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def check_weight(value: float, what: str, at: Location | None) -> None:
         )
 
 
+@keywords
 def squared(weight: Any = 1.0) -> Cost:
     """h(z) = weight / 2 · z², so that the multiplier is weight · z.
 
@@ -108,6 +110,7 @@ def squared(weight: Any = 1.0) -> Cost:
     return Cost((("squared", _weight(weight, "squared")),))
 
 
+@keywords
 def linear(weight: Any = 1.0) -> Cost:
     """h(z) = weight · z, the exact penalty: the multiplier is at most the weight.
 

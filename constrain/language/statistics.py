@@ -8,6 +8,7 @@ from constrain.errors import DataError, ModelingError
 from constrain.language import nodes as n
 from constrain.language.data import Data, Subset, as_list, hidden_column
 from constrain.language.expr import Constraint, Expr, as_event, as_expr, as_number, code, is_flag, shown
+from constrain.language.keywords import keywords
 from constrain.language.location import here
 from constrain.language.refusals import first_text
 from constrain.language.regions import Coordinate, Region
@@ -126,6 +127,7 @@ class _Expectation:
             (statistic inside a statistic), E118 (`by` is no column).
     """
 
+    @keywords
     def __call__(
         self, expr: Any, given: Expr | Constraint | None = None, by: Expr | Sequence[Expr] | None = None
     ) -> Expr:
@@ -160,6 +162,7 @@ class _Probability:
         ModelingError: E104, E105 (no event: write E), E107, E118, E119 (unknown surrogate).
     """
 
+    @keywords
     def __call__(
         self,
         event: Any,
@@ -193,6 +196,7 @@ E = _Expectation()
 P = _Probability()
 
 
+@keywords
 def indicator(event: Expr, surrogate: Surrogate | str | None = None) -> Expr:
     """1 where the event holds, else 0, as a number per row.
 
@@ -205,6 +209,7 @@ def indicator(event: Expr, surrogate: Surrogate | str | None = None) -> Expr:
     return Expr(n.Indicator(as_event(event, "indicator()").node, chosen, loc=here()))
 
 
+@keywords
 def forall(where: Data | Subset | Coordinate, relation: Expr | Constraint | Any = None) -> Constraint:
     """One constraint per row of a sample (per point of a region), each with its own multiplier.
 
@@ -288,6 +293,7 @@ def _no_sample(where: Any, relation: Any) -> ModelingError:
     return ModelingError("E117", "forall needs a sample first", at=here(), fix=fix)
 
 
+@keywords
 def between(lower: Any, e: Any, upper: Any) -> Constraint | Expr:
     """`lower <= e <= upper` as one constraint (split into its sides before estimation, semantics S7).
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.expr import Constraint, Expr, as_expr, code, shown
+from constrain.language.keywords import keywords
 from constrain.language.location import here
 from constrain.language.statistics import conditions, population_of
 
@@ -84,6 +85,7 @@ def _statistic(
     return Expr(n.Statistic(kind, nodes, event, columns, level, loc=here()))
 
 
+@keywords
 def Var(expr: Any, given: Given = None, by: By = None) -> Expr:  # noqa: N802  # the field's word
     """The variance of a per-row expression, E[(g - E[g])^2]: divided by n, not n - 1.
 
@@ -102,6 +104,7 @@ def Var(expr: Any, given: Given = None, by: By = None) -> Expr:  # noqa: N802  #
     return _statistic("Var", (expr,), given, by)
 
 
+@keywords
 def Cov(first: Any, second: Any, given: Given = None, by: By = None) -> Expr:  # noqa: N802
     """The covariance of two per-row expressions, E[(g - E[g]) (h - E[h])]: divided by n.
 
@@ -121,6 +124,7 @@ def Cov(first: Any, second: Any, given: Given = None, by: By = None) -> Expr:  #
     return _statistic("Cov", (first, second), given, by)
 
 
+@keywords
 def Corr(first: Any, second: Any, given: Given = None, by: By = None) -> Expr:  # noqa: N802
     """Pearson's correlation of two per-row expressions: their covariance over both standard deviations.
 
@@ -138,6 +142,7 @@ def Corr(first: Any, second: Any, given: Given = None, by: By = None) -> Expr:  
     return _statistic("Corr", (first, second), given, by)
 
 
+@keywords
 def CVaR(expr: Any, level: float | Expr, given: Given = None, by: By = None) -> Expr:
     """The conditional value at risk: the average of the worst (1 - level) part of the rows.
 
@@ -159,6 +164,7 @@ def CVaR(expr: Any, level: float | Expr, given: Given = None, by: By = None) -> 
     return _statistic("CVaR", (expr,), given, by, _level(level, "cn.CVaR"))
 
 
+@keywords
 def Quantile(expr: Any, level: float | Expr, given: Given = None, by: By = None) -> Expr:  # noqa: N802
     """The quantile of a per-row expression: the least value q with P(g <= q) >= level.
 

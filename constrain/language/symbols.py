@@ -11,6 +11,7 @@ from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.data import static_shape
 from constrain.language.expr import Constraint, Expr, as_number, shown
+from constrain.language.keywords import keywords
 from constrain.language.location import here
 from constrain.language.types import type_of
 
@@ -62,6 +63,7 @@ class Variable(Expr):
 
     symbol: n.VariableSymbol
 
+    @keywords
     def __init__(
         self,
         shape: int | Sequence[int] = (),
@@ -127,6 +129,7 @@ class Parameter(Expr):
 
     symbol: n.ParameterSymbol
 
+    @keywords
     def __init__(self, name: str, value: Any = None, shape: int | Sequence[int] | None = None) -> None:
         checked = checked_name(name, "Parameter", 'cn.Parameter("alpha", 0.05)')
         inferred = () if value is None else (static_shape(value) or ())
@@ -215,6 +218,7 @@ class Model:
         frozen: its parameters are constants.
     """
 
+    @keywords
     def __init__(self, module: Any, name: str = "f", *, frozen: bool = False) -> None:
         if not callable(module) or not hasattr(module, "named_parameters") or isinstance(module, type):
             raise _no_module(module)

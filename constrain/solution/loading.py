@@ -11,6 +11,7 @@ import numpy as np
 
 from constrain._lazy import attribute, diagnostics_alive
 from constrain.errors import DataError
+from constrain.language.keywords import keywords
 from constrain.language.problem import from_json
 from constrain.solution.answer import Evaluation, History, Solution
 from constrain.solution.constraint import ConstraintResult, PartResult
@@ -60,6 +61,7 @@ def _decode(value: Any, arrays: Any) -> Any:
     return float(stored["$float"])
 
 
+@keywords
 def load(
     folder: str | Path, problem: Problem | None = None, symbols: Mapping[str, Any] | None = None
 ) -> Solution:
