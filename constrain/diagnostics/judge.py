@@ -212,6 +212,8 @@ def _status(
             return Status.INFEASIBLE
         if not math.isfinite(point.objective):  # the constraints hold, where the objective has no value
             return Status.INFEASIBLE
+    if math.isnan(point.objective):  # a point outside of the domain of the objective
+        return Status.DIVERGED
     status = judge_status(
         record, raw, facts.certified_convex, record.tolerance, feasibility=program.feasibility
     )

@@ -75,3 +75,18 @@ def test_points_that_are_infeasible_have_no_degenerate_prices():
     solution = cn.minimize(cn.sum(x)).subject_to(total=cn.sum(x) >= 3, cap=x <= 0.5).solve(progress=False)
     assert solution.status == "infeasible"
     assert [w.code for w in solution.warnings] == ["C305"]
+
+
+def test_a_point_without_a_value_is_not_feasible():
+    t = cn.Variable((), "t")
+    t.value = -1.0
+
+    class Stays:
+        name, minibatch = "stays", False
+
+        def solve(self, evaluator, **_options):
+            return RawResult("converged", {}, "")
+
+    solution = cn.minimize(t - cn.log(t)).solve(Stays(), progress=False)
+    assert np.isnan(solution.objective)
+    assert solution.status == "diverged"
