@@ -16,11 +16,15 @@ from constrain.runtime.columns import Column, combine, match_levels, pick, read_
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from constrain.language.streams import Stream
 
 __all__ = ["Census", "Kept", "Summary", "Sums", "Tally", "count_rows"]
+
+MOST_VALUES = 200
+"""Different numbers of a column that are kept."""
 
 Sums = tuple[float, float]
 """Sum of a column over a pass, and sum of its absolute values."""
@@ -38,6 +42,8 @@ class Summary:
         declared: the levels are declared by the type of the column, in this order.
         missing: rows with missing values, and the first of them.
         sums: of the numbers.
+        values: different numbers of a column of single numbers: all of few, of many the least and the largest
+            ones and one that is not whole.
     """
 
     seen: bool = False
@@ -47,6 +53,16 @@ class Summary:
     missing: int = 0
     first: list[int] = field(default_factory=list[int])
     sums: Sums = (0.0, 0.0)
+    values: NDArray[Any] = field(default_factory=lambda: np.zeros(0))
+
+    def meet(self, values: NDArray[Any]) -> None:
+        """Takes the numbers of a batch."""
+        met = np.union1d(self.values, values)
+        if len(met) > MOST_VALUES:
+            broken = met[met % 1 != 0][:1]
+            half = MOST_VALUES // 2 - 1
+            met = np.concatenate([met[:half], broken, met[-half:]])
+        self.values = met
 
     def levels(self) -> list[str] | None:
         """Levels of a text column in their order."""
@@ -105,6 +121,8 @@ class Census:
             total = float(values.sum(dtype=np.float64))
             summary.sums = summary.sums[0] + total, summary.sums[1] + (size or abs(total))
             summary.floating |= values.dtype.kind == "f"
+            if values.ndim == 1:
+                summary.meet(values)
             self._digests[name].update(np.ascontiguousarray(values).tobytes())
             return
         texts = Counter[str]() if summary.texts is None else summary.texts

@@ -15,6 +15,7 @@ from constrain.language import nodes as n
 from constrain.language.types import type_of
 from constrain.runtime.binding import as_array
 from constrain.runtime.columns import reads_as_numbers
+from constrain.runtime.streams import StreamPopulation
 from constrain.runtime.surrogates import chosen_class
 
 if TYPE_CHECKING:
@@ -32,7 +33,15 @@ _BINARY = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
 """Losses of two classes, whose targets are probabilities."""
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
-__all__ = ["check_labels", "check_left_out", "check_rows", "check_texts", "labels_of", "refuse_labels"]
+__all__ = [
+    "check_labels",
+    "check_labels_met",
+    "check_left_out",
+    "check_rows",
+    "check_texts",
+    "labels_of",
+    "refuse_labels",
+]
 
 
 def check_left_out(evaluator: Evaluator) -> None:
@@ -97,23 +106,53 @@ def check_labels(program: Program, data: Mapping[str, Data] | None = None) -> No
         data: replaces the samples of the problem, by name.
     """
     for node in program.nodes:
-        binary = isinstance(node, n.Apply) and node.atom in _BINARY
-        labels = n.children(node)[1] if binary else labels_of(node)
         chosen = chosen_class(node)
         if chosen is not None and isinstance(chosen[1], n.Constant):
             refuse_labels(node, np.array([chosen[1].value]))
-        if not isinstance(labels, n.Column):
+        labels = _labels(node)
+        sample = None if labels is None else (data or {}).get(labels.data.name, labels.data)
+        if labels is None or sample is None or sample.streamed or labels.name not in sample.columns:
             continue
-        sample = (data or {}).get(labels.data.name, labels.data)
-        if sample.streamed or labels.name not in sample.columns:
+        _refuse(node, labels, as_array(sample.values(labels.name)))
+
+
+def check_labels_met(program: Program, data: Data, population: Population) -> None:
+    """The same of a stream whose rows were passed over, where a loss takes such labels without a word.
+
+    Args:
+        program: the moment form.
+        data: a sample of the problem.
+        population: what is bound in its place.
+    """
+    met = population.met if isinstance(population, StreamPopulation) else {}
+    for node in program.nodes if met else ():
+        labels = _labels(node)
+        if labels is None or labels.data is not data or labels.name not in met:
             continue
-        values = as_array(sample.values(labels.name))
-        if values.dtype.kind not in "biuf" or not np.isfinite(values).all():  # others are refused as data
-            continue
-        if binary:
-            _refuse_probabilities(node, labels, values)
-        else:
-            refuse_labels(node, values)
+        values = met[labels.name]
+        silent = _binary(node) or chosen_class(node) is not None or bool((values % 1 != 0).any())
+        if silent:  # torch refuses other positions itself, and then the row is known
+            _refuse(node, labels, values)
+
+
+def _labels(node: n.Node) -> n.Column | None:
+    """The labels that a loss takes; None of other nodes, and where they are computed."""
+    found = n.children(node)[1] if _binary(node) else labels_of(node)
+    return found if isinstance(found, n.Column) else None
+
+
+def _binary(node: n.Node) -> bool:
+    return isinstance(node, n.Apply) and node.atom in _BINARY
+
+
+def _refuse(node: n.Node, labels: n.Column, values: NDArray[Any]) -> None:
+    """E112 for labels that the loss would take without a word; missing values are refused as data."""
+    if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
+        return
+    if _binary(node):
+        _refuse_probabilities(node, labels, values)
+    else:
+        refuse_labels(node, values)
 
 
 def _refuse_probabilities(node: n.Node, labels: n.Column, values: NDArray[Any]) -> None:

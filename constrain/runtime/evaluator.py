@@ -26,7 +26,7 @@ from constrain.runtime.binding import (
     bind_population,
     parameter_values,
 )
-from constrain.runtime.checks import check_texts
+from constrain.runtime.checks import check_labels_met, check_texts
 from constrain.runtime.codegen import generate
 from constrain.runtime.compiled import Functions, Job
 from constrain.runtime.derivatives import RowTerm, hessian, pull
@@ -161,6 +161,7 @@ class Evaluator:
         bind_codes(population, self.program.roots, job.data, known)
         self.populations[job.data] = population
         check_texts(self.program, job.data, population)
+        check_labels_met(self.program, job.data, population)
         self._add_strata(population, [self.program.moments[i] for i in job.moments], known)
 
     def _add_strata(
@@ -501,7 +502,7 @@ class Evaluator:
     def side_vectors(
         self, moments: Sequence[Tensor]
     ) -> tuple[list[tuple[Tensor, ...] | None], list[tuple[Tensor, ...]]]:
-        """(lhs, rhs, ...) at given moments: of forms on their own, and of families with an entry per member."""
+        """(lhs, rhs, ...) at given moments: of forms on their own, and of families, an entry per member."""
         values = iter(self._run(self.functions.sides(), {}, moments, None))
 
         def sides(count: int) -> list[Tensor]:

@@ -252,6 +252,7 @@ class StreamPopulation(Population):
         self.stream = stream
         self.kinds = dict(kinds)
         self.sums = {name: s.expected(levels.get(name)) for name, s in census.columns.items()}
+        self.met = {name: s.values for name, s in census.columns.items() if s.values.size}
         self.digest = census.digest
         most = min(KEPT_ROWS, KEPT_BYTES * census.rows // max(census.bytes, 1))
         self._stride = -(-census.rows // max(most, HEAD))

@@ -164,10 +164,13 @@ LABELS = {
 
 
 @pytest.mark.parametrize("name", LABELS)
-def test_labels_that_a_loss_takes_without_a_word(name):
+@pytest.mark.parametrize("streamed", [False, True])
+def test_labels_that_a_loss_takes_without_a_word(name, streamed):
     """Positions would be cut to whole numbers, and losses without a lower bound be minimized."""
     loss, outputs, labels, said, fix = LABELS[name]
     D = cn.Data("d", x=torch.ones(3, 2), y=labels)
+    if streamed:
+        D = cn.Data.from_loader("d", [{"x": torch.ones(1, 2), "y": torch.tensor([y])} for y in labels])
     score = cn.Model(torch.nn.Linear(2, outputs), "f")(D.x)
     problem = cn.minimize(E(loss(score if outputs > 1 else score[..., 0], D.y, reduction="none")))
     if not said:
