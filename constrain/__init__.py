@@ -19,6 +19,7 @@ from constrain.language import surrogates as surrogate
 from constrain.language.calculus import diff, div, grad, hessian, jacobian, laplacian, weak
 from constrain.language.data import Data, suggest
 from constrain.language.distributions import entropy, kl
+from constrain.language.elsewhere import written_here
 from constrain.language.expr import Constraint, Expr
 from constrain.language.functions import (
     abs,
@@ -165,5 +166,5 @@ def __getattr__(name: str) -> object:
         return attribute(f"constrain.solution:{name}")
     if name in ("from_cvxpy", "from_pyomo", "from_sympy"):
         return attribute(f"constrain.driver.imports:{name}")
-    close = suggest(name, __all__) or suggest(name.lower(), __all__)
+    close = written_here(name) or suggest(name, __all__) or suggest(name.lower(), __all__)
     raise AttributeError(f"module 'constrain' has no attribute {name!r}{close}")

@@ -277,6 +277,8 @@ def _symmetric_combination(node: n.Apply, args: Sequence[n.Node]) -> bool:
             return _symmetric(a)
         case "div", (a, b):
             return _symmetric(a) and _shape_of(b) == ()
+        case "mul", (a, b) if _diagonal(a) or _diagonal(b):
+            return True
         case "mul", (a, b):
             return all(_symmetric(x) or _shape_of(x)[-2:] in ((), (1, 1)) for x in (a, b))
         case "sum", (a,):
@@ -284,6 +286,13 @@ def _symmetric_combination(node: n.Apply, args: Sequence[n.Node]) -> bool:
             return axes is not None and max(axes) < -2 and not node.option("keepdims") and _symmetric(a)
         case _:
             return False
+
+
+def _diagonal(node: n.Node) -> bool:
+    value = constant_value(node) if isinstance(node, n.Array) else None
+    if value is None or value.ndim != 2 or value.shape[0] != value.shape[1] or len(value) == 1:
+        return False
+    return bool(np.array_equal(value, np.diag(np.diag(value))))
 
 
 def _symmetric_product(a: n.Node, b: n.Node) -> bool:

@@ -15,6 +15,7 @@ from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.expr import Expr, apply, as_node, as_number, code, compare, shown
 from constrain.language.location import here, name_in_caller
+from constrain.language.torch_linear import LINEAR
 from constrain.language.torch_rules import RULES, NotInTable, Rule, axes_of, refuse_reduction
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def record(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str,
             value).
     """
     name = func.__name__
-    rule = RULES.get(name)
+    rule = RULES.get(name) or LINEAR.get(name)
     if rule is not None and _fits(rule, args, kwargs):
         try:
             return rule(*args, **kwargs)

@@ -46,7 +46,7 @@ def test_a_design_with_the_largest_determinant(form):
         lambda: V + V,
         lambda: V @ np.eye(3),
         lambda: np.arange(9.0).reshape(3, 3) * q[0],
-        lambda: np.eye(3) * w,
+        lambda: np.ones((3, 3)) * w,
     ],
 )
 def test_a_matrix_that_need_not_be_symmetric_is_not_taken_for_one(matrix):
