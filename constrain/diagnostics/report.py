@@ -29,7 +29,7 @@ from constrain.diagnostics.table import (
     wrapped,
 )
 from constrain.solution.records import Status
-from constrain.solution.storage import plain_dict, plain_value
+from constrain.solution.storage import indent_of, plain_dict, plain_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -463,7 +463,8 @@ def json_of(records: dict[str, Any]) -> str:
 
 def json_report(s: Solution) -> str:
     """The report as JSON; its keys are listed in docs/how-to/report.md."""
-    return json.dumps(finite(plain_dict(s, JSON_NUMBERS)), indent=1, ensure_ascii=False, allow_nan=False)
+    found = finite(plain_dict(s, JSON_NUMBERS))
+    return json.dumps(found, indent=indent_of(s), ensure_ascii=False, allow_nan=False)
 
 
 # ------------------------------------------------------------------------------------ other records

@@ -19,10 +19,14 @@ from constrain.solution import records
 if TYPE_CHECKING:
     from constrain.solution.answer import Solution
 
-__all__ = ["SCHEMA", "plain_dict", "plain_value", "save"]
+__all__ = ["SCHEMA", "indent_of", "plain_dict", "plain_value", "save"]
 
 SCHEMA = 1
 """Version of the layout of `solution.json`."""
+
+READABLE = 500
+"""Constraints up to which JSON is indented."""
+
 
 INLINE = 32
 """Arrays up to this size stay readable in the JSON file."""
@@ -68,6 +72,11 @@ class _Encoder:
         return {"$npz": key}
 
 
+def indent_of(solution: Solution) -> int | None:
+    """How JSON is indented: not at all where it is too long to be read, which takes a fraction of the time."""
+    return 1 if len(solution.names) <= READABLE else None
+
+
 def save(solution: Solution, folder: str | Path) -> Path:
     """Writes a solution to a folder and returns the folder.
 
@@ -89,10 +98,11 @@ def save(solution: Solution, folder: str | Path) -> Path:
     }
     named = {f"{kind}:{name}": array for kind, group in groups.items() for name, array in group.items()}
     document = {"schema": SCHEMA, "multipliers": solution.multipliers is not None, "solution": body}
-    text = json.dumps(document, allow_nan=False, indent=1, ensure_ascii=False)
+    indent = indent_of(solution)
+    text = json.dumps(document, allow_nan=False, indent=indent, ensure_ascii=False)
     (target / "solution.json").write_text(text + "\n", encoding="utf-8")
     if solution.live is not None:
-        text = solution.live.problem.to_json(indent=1)
+        text = solution.live.problem.to_json(indent=indent)
         (target / "problem.json").write_text(text + "\n", encoding="utf-8")
     with (target / "arrays.npz").open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **encoder.arrays, **named)  # type: ignore[arg-type]  # arrays
