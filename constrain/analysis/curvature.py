@@ -18,6 +18,7 @@ from constrain.analysis.bounds import (
     bounds_of_value,
     variable_bounds,
 )
+from constrain.analysis.events import event_bounds
 from constrain.analysis.fact import (
     Fact,
     Form,
@@ -149,7 +150,7 @@ def _event(node: n.Node, parts: tuple[Fact, ...]) -> Fact:
             text = f"the quantile of {shown(g)} depends on decisions: like a rate it is not convex"
         case _:
             pass
-    return unknown(text, node).within(Bounds(0.0, 1.0))
+    return unknown(text, node).within(event_bounds(node, parts))
 
 
 def _call(node: n.Call, parts: tuple[Fact, ...]) -> Fact:
@@ -228,7 +229,7 @@ def _step(node: n.Node, parts: tuple[Fact, ...]) -> Fact:  # noqa: PLR0911, PLR0
         case n.Comparison() | n.Logic():
             return _event(node, parts)
         case n.Indicator() | n.Rate():
-            return parts[0].within(Bounds(0.0, 1.0))
+            return parts[0]
         case n.Mean() | n.Moment():
             return parts[0]
         case _:

@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["AffineModel", "Features", "affine_model", "output_bounds", "refusal_of", "trainable"]
+__all__ = [
+    "AffineModel",
+    "Features",
+    "affine_model",
+    "last_layer",
+    "output_bounds",
+    "refusal_of",
+    "trainable",
+]
 
 _MOVING_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity)
 _MOVING_METHODS = frozenset(
@@ -327,12 +335,18 @@ def output_bounds(module: Any) -> tuple[float, float]:
 
     Only plain `nn.Sequential` modules (nested ones too) are looked into, past layers that move entries.
     """
+    last = last_layer(module)
+    if type(last) is nn.Hardtanh:
+        return float(last.min_val), float(last.max_val)
+    kind: type[nn.Module] = cast("type[nn.Module]", type(last))
+    return _BOUNDED.get(kind, (-_INFINITE, _INFINITE))
+
+
+def last_layer(module: Any) -> Any:
+    """The layer that makes the entries of a module's output; None when it is not known."""
     if module._forward_hooks or module._forward_pre_hooks:
-        return -_INFINITE, _INFINITE
+        return None
     if type(module) is nn.Sequential:
         last = next((part for part in reversed(list(module)) if not isinstance(part, _MOVING_MODULES)), None)
-        return (-_INFINITE, _INFINITE) if last is None else output_bounds(last)
-    if type(module) is nn.Hardtanh:
-        return float(module.min_val), float(module.max_val)
-    kind: type[nn.Module] = cast("type[nn.Module]", type(module))
-    return _BOUNDED.get(kind, (-_INFINITE, _INFINITE))
+        return None if last is None else last_layer(last)
+    return module

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from constrain.diagnostics.names import part_label
+from constrain.lowering.reach import always_held
 from constrain.solution.records import Warn
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def recognize(
     entries: Sequence[Entry],
     record: KKT,
 ) -> list[Warn]:
-    """W203 redundant-constraints, W204 vanishing-gradient, W215 degenerate-duals, W226 no-multipliers, C301.
+    """W201 idle-constraint, W203 redundant-constraints, W204, W215, W226 no-multipliers, C301.
 
     Args:
         evaluator: of the judged program, at the point.
@@ -58,7 +59,17 @@ def recognize(
                 "write the quantity itself (r == 0, not E(r**2) == 0), or allow a tolerance",
             )
         )
-    return found + _surrogate_gaps(evaluator, point, record.tolerance)
+    return found + _idle(evaluator) + _surrogate_gaps(evaluator, point, record.tolerance)
+
+
+def _idle(evaluator: Evaluator) -> list[Warn]:
+    """W201 for constraints that hold by construction, such as a share that may be 80."""
+    if len(evaluator.program.forms) > MOST_IDLE:
+        return []
+    bound = {data.name: population.data for data, population in evaluator.populations.items()}
+    names = always_held(evaluator.program, bound, evaluator.params)
+    told = "whatever the decisions are, so that nothing is asked of them; a tighter bound, or leave it out"
+    return [Warn("W201", "idle-constraint", f"{name} holds {told}") for name in names]
 
 
 def _listed(names: Iterable[str], limit: int = 6) -> str:
@@ -107,6 +118,8 @@ def _redundant(q: Qualification) -> Warn:
     )
 
 
+MOST_IDLE = 200
+"""Constraints up to which the report looks for those that always hold; `problem.check()` looks at all."""
 WEAK = 1e-7
 """Multipliers below this share of the largest one are none."""
 

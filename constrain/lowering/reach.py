@@ -232,6 +232,16 @@ def _unreachable(form: Form, relation: n.Node, memo: Memo) -> ModelingError:
         sides.reverse()
     words = ("middle",) if len(sides) == 1 else ("left side", "right side")
     found = [(word, analyze(x, memo)) for word, x in zip(words, sides, strict=True)]
+    event = _decided(relation, memo)
+    if event is not None:
+        raised = analyze(event, memo).bounds.low > 0
+        return ModelingError(
+            "E172",
+            f"the constraint {form.name!r}, {_shown(form.relation)}, cannot hold: {_shown(event)} "
+            f"{'holds' if raised else 'fails'} for every row, whatever the decisions are",
+            at=form.relation.loc,
+            fix="a threshold inside of the range of values, such as 0.5 of a probability, or 0 of the score",
+        )
     ranges = [f"its {word} lies in {_interval(fact.bounds)}" for word, fact in found if not fact.constant]
     return ModelingError(
         "E172",
@@ -240,6 +250,16 @@ def _unreachable(form: Form, relation: n.Node, memo: Memo) -> ModelingError:
         at=form.relation.loc,
         fix="a bound inside of that range, or an expression that reaches further",
     )
+
+
+def _decided(relation: n.Node, memo: Memo) -> n.Node | None:
+    """An event under a constraint that always holds, or never does, whatever the decisions are."""
+    for x in n.postorder(relation):
+        if isinstance(x, (n.Rate, n.Indicator)) and depends_on_decisions(x.event):
+            bounds = analyze(x.event, memo).bounds
+            if bounds.low == bounds.high:
+                return x.event
+    return None
 
 
 def _refuse_surrogates(form: Form, part: Part, surrogate: Surrogate | None, memo: Memo) -> None:

@@ -102,6 +102,51 @@ def chosen_class(event: n.Node) -> tuple[n.Node, n.Node] | None:
     return None
 
 
+_STEPS = frozenset(
+    (
+        "round",
+        "floor",
+        "ceil",
+        "trunc",
+        "sign",
+        "sgn",
+        "argmax",
+        "argmin",
+        "argsort",
+        "heaviside",
+        "bucketize",
+    )
+)
+"""Functions whose derivative is 0 wherever they have one."""
+
+
+def _refuse_steps(event: n.Comparison) -> None:
+    """E133 for a margin that changes with the decisions in steps only: its surrogate has no gradient."""
+    found: dict[int, n.Node | None] = {}
+    for node in n.postorder(event):
+        moving = [found[id(x)] for x in n.children(node) if depends_on_decisions(x)]
+        name = (
+            node.atom
+            if isinstance(node, n.Apply)
+            else getattr(getattr(node, "function", None), "__name__", "")
+        )
+        if moving and name in _STEPS:
+            found[id(node)] = node
+        else:  # None: the decisions reach it past a step, or it is a decision
+            found[id(node)] = moving[0] if moving and all(x is not None for x in moving) else None
+    step = found[id(event)]
+    if step is not None:
+        text = language_printing().text
+        inside = text(n.children(step)[0], limit=40)
+        raise ModelingError(
+            "E133",
+            f"{text(event, limit=80)}: {text(step, limit=60)} changes in steps, so that no surrogate of the "
+            "event has a gradient",
+            at=event.loc,
+            fix=f"an event of {inside} itself, such as a threshold; of a class scores.argmax(-1) == label",
+        )
+
+
 def robust_spread(margin: Tensor) -> Tensor:
     """1.4826 times the median absolute deviation, at least a small part of the largest margin."""
     flat = margin.detach().reshape(-1).float()
@@ -158,7 +203,8 @@ class EventWriter:
         """Name of the surrogate of an event that depends on decisions.
 
         Raises:
-            ModelingError: E133 for the equality of a quantity that depends on decisions.
+            ModelingError: E133 for the equality of a quantity that depends on decisions, and for a margin
+                that follows them in steps.
         """
         soft: dict[int, tuple[str, str]] = {}
         for node in n.postorder(event):
@@ -191,6 +237,7 @@ class EventWriter:
                 fix="abs(e - b) <= tolerance as the event; of a class scores.argmax(-1) == label",
             )
         else:
+            _refuse_steps(node)
             a, b = (node.lhs, node.rhs) if node.op in (">", ">=") else (node.rhs, node.lhs)
             margin = self.emit(f"{self.value(a)} - {self.value(b)}")
             measured = n.Apply("sub", (a, b), loc=node.loc)
