@@ -18,6 +18,7 @@ from constrain.language.regions import Region
 from constrain.language.types import type_of
 from constrain.lowering.dependence import depends_on_decisions
 from constrain.runtime.estimates import estimators
+from constrain.runtime.modes import acting_words
 from constrain.runtime.tails import moving_quantiles
 from constrain.solvers.augmented import AugmentedLagrangian
 from constrain.solvers.kinks import kinked_layers, kinks_left
@@ -258,11 +259,11 @@ def choose(
         return "lagrangian", f"{why}; {batches}"
     deep = _deep(program)
     sampled = program.populations and not any(isinstance(d, Region) for d in program.populations)
-    if deep and sampled and answers["lagrangian"].open:
-        return (
-            "lagrangian",
-            f"{why}; a network on samples: minibatch training, polish=True for the last digits",
-        )
+    acting = acting_words(program.models)
+    if deep and (sampled or acting) and answers["lagrangian"].open:
+        plain = "a network on samples: minibatch training, polish=True for the last digits"
+        without = f"minibatch training, since {acting} would have no part in other methods"
+        return "lagrangian", f"{why}; {without if acting else plain}"
     if answers["newton"].open and not deep:
         return "newton", f"{why}; {answers['newton'].reason}"
     if answers["augmented"].open and _work(program) <= FULL_DATA_WORK:

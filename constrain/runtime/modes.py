@@ -253,6 +253,8 @@ def _kind(layer: Any) -> str:
         return "instance normalization" if layer.track_running_stats else ""
     if isinstance(layer, nn.RReLU):
         return "RReLU"
+    if type(layer).__name__ == "_SpectralNorm":  # of torch.nn.utils.parametrizations
+        return "spectral normalization"
     if isinstance(layer, (nn.MultiheadAttention, nn.RNNBase)):
         return "dropout" if float(layer.dropout) > 0 else ""
     if type(layer).__module__.startswith("torch."):

@@ -419,6 +419,10 @@ ACTING = {
     "batch norm": (lambda: nn.BatchNorm1d(6), "batch normalization of f acts"),
     "batch norm by average": (lambda: nn.BatchNorm1d(6, momentum=None), "batch normalization of f acts"),
     "random slopes": (nn.RReLU, "RReLU of f acts"),
+    "spectral norm": (
+        lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6)),
+        "spectral normalization of f acts",
+    ),
     "a module of the user's": (Shaky, "Shaky of f acts"),
     "one that draws only": (Rarely, "Rarely of f acts"),
     "one that counts only": (Counting, "Counting of f acts"),
@@ -454,6 +458,25 @@ def test_what_acts_is_found_by_trying(name):
     assert same(weights(net), before)
     bounded(net).solve(epochs=1, progress=False)
     assert all(flags(net))
+
+
+def test_a_continuous_population():
+    """Points are fresh in every step, and a network with such layers is trained on batches of them."""
+    torch.manual_seed(0)
+    X, net = (
+        cn.Uniform("x", 0, 1),
+        nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, 1)),
+    )
+    u = cn.Model(net.double(), "u")
+    v, origin = u(X), torch.zeros(1, 1, dtype=torch.float64)
+    problem = cn.minimize(E((cn.diff(v, X, 1) + v) ** 2)).subject_to(start=cn.sum(u(origin)) == 1)
+    explained = problem.explain()
+    assert (explained.method, "dropout of u" in explained.reason) == ("lagrangian", True)
+    solution = problem.solve("lagrangian", batch=64, epochs=3, progress=False)
+    assert all(flags(net))
+    net.eval()
+    assert solution["start"].value == pytest.approx(net(origin).item(), abs=1e-12)
+    assert cn.minimize(E(v**2)).explain().method == "augmented"
 
 
 def test_the_report_names_the_reason():
