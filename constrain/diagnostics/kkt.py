@@ -196,6 +196,7 @@ def _record(
     """The record of everything that was found."""
     independence = _independence(view, forces)
     magnitude = 1 + abs(user_objective(view, point))
+    balanced = min(pull.absolute, pull.scaled) <= tolerance
     record = KKT(
         stationarity=pull.absolute,
         stationarity_scaled=pull.scaled,
@@ -229,7 +230,7 @@ def _record(
         tolerance=tolerance,
         kinks=forces.ties.count,
         jumps=forces.ties.jumps,
-        nonsmooth="" if certified else forces.ties.note,  # a slope that balances was found
+        nonsmooth="" if certified and balanced else forces.ties.note,  # a slope that balances was found
         acting=view.modes.words(view),
         qualified=mangasarian_fromovitz(
             forces.entries, forces.gradients.rows, forces.at_lower, forces.at_upper, independence

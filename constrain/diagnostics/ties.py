@@ -182,7 +182,11 @@ def _round(norms: Sequence[Tensor], scalars: Sequence[Tensor]) -> str:
         for k in np.flatnonzero(array_of(output) <= NEAR)[:MOST].tolist()
     ]
     moving = found and any(any(_picked(s, found)) for s in scalars)
-    return "a norm is 0, whose slopes there are not chosen (those of order 1 and inf are)" if moving else ""
+    if not moving:
+        return ""
+    return (
+        "a norm is 0, or a singular value, whose slopes there are not chosen (those of order 1 and inf are)"
+    )
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class Watch(TorchFunctionMode):
     Attributes:
         bends: functions of each entry.
         largest: largest and least entries.
-        round: norms of other orders than 1 and infinity, whose slopes at 0 are no polyhedron.
+        round: norms of other orders than 1 and infinity, and singular values: slopes at 0 are no polyhedron.
         events: comparisons of decisions, and the calls of `torch.where` that they decide.
     """
 
@@ -90,7 +90,7 @@ class Watch(TorchFunctionMode):
         if order in (1, math.inf) and args[0].requires_grad:
             return self._norm(args, options, order)
         output = self.events.see(name, args, func(*args, **options))
-        if order is not None and output.requires_grad:
+        if (order is not None or name == "linalg_svdvals") and output.requires_grad:
             self.round.append(output)
         self._extreme(name, args, options, output)
         if isinstance(output, torch.Tensor) and output.requires_grad:

@@ -84,9 +84,24 @@ def test_a_point_without_a_value_is_not_feasible():
     class Stays:
         name, minibatch = "stays", False
 
-        def solve(self, evaluator, **_options):
+        def solve(self, _evaluator, **_options):
             return RawResult("converged", {}, "")
 
     solution = cn.minimize(t - cn.log(t)).solve(Stays(), progress=False)
     assert np.isnan(solution.objective)
     assert solution.status == "diverged"
+
+
+def test_a_matrix_of_low_rank_is_a_point_of_many_slopes():
+    """Completed with the least nuclear norm: the prices are a dual certificate, which no gradient shows."""
+    rng = np.random.default_rng(7)
+    low = rng.normal(size=(5, 1)) @ rng.normal(size=(1, 4))
+    seen = (rng.random((5, 4)) < 0.7).astype(float)
+    Z = cn.Variable((5, 4), "Z")
+    solution = cn.minimize(cn.nuclear_norm(Z)).subject_to(seen=seen * Z == seen * low).solve(progress=False)
+    prices = seen * np.asarray(solution["seen"].multiplier)
+    assert solution.status == "optimal"
+    assert np.linalg.norm(prices, 2) == pytest.approx(1.0, abs=1e-6)
+    assert -(prices * low).sum() == pytest.approx(solution.objective)
+    assert solution.kkt().nonsmooth.startswith("a norm is 0, or a singular value")
+    assert solution.warnings == ()
