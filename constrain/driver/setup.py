@@ -15,6 +15,7 @@ from constrain.errors import DataError, ModelingError
 from constrain.language import nodes as n
 from constrain.lowering.dependence import depends_on_decisions
 from constrain.lowering.families import Family
+from constrain.lowering.logits import warn_of_probabilities
 from constrain.lowering.lower import EPIGRAPH, lower
 from constrain.lowering.reach import refuse_unreachable
 from constrain.lowering.relaxation import check_weights
@@ -164,6 +165,7 @@ def prepare(
     if reach:
         refuse_unreachable(program, replaced, params)
     warn_of_steps(program)
+    warn_of_probabilities(program)
     _refuse_constants(program, replaced, params)
     decisions = Decisions(program, device, dtype)
     evaluator = Evaluator(program, decisions, dtype=dtype, data=replaced, params=params)
