@@ -176,7 +176,10 @@ def _refusal(program: Program) -> str | None:
             if reason is not None:
                 return f"the model {node.model.name}: {reason}"
             if node.model.frozen or any(moving(x, memo) for x in node.args):
-                return f"the model {node.model.name} is applied to decisions: a network is no closed formula"
+                return (
+                    f"the model {node.model.name} is applied to decisions: a network is no closed formula; "
+                    "written out, cn.relu(W @ z + b) layer by layer, one of linear layers and ReLU is"
+                )
         elif isinstance(node, n.Apply):
             own = refusal_of_declared(node)
             if own is not None:
