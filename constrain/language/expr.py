@@ -373,9 +373,8 @@ class Expr:
         raise _refusals().truth_error(self)
 
     def __iter__(self) -> Iterator[Expr]:
-        raise ModelingError(
-            "E113", f"{self} cannot be iterated", at=here(), fix="index it, or use cn.sum and friends"
-        )
+        fix = "index it; over all entries cn.sum(e), cn.max(e), ...; a relation of e is one for every entry"
+        raise ModelingError("E113", f"{self} cannot be iterated", at=here(), fix=fix)
 
     def __len__(self) -> int:
         raise ModelingError(

@@ -167,6 +167,8 @@ def _check_alignment(node: n.Node, args: Sequence[n.Node], parts: Sequence[Type]
             fix = "reduce the array to that shape, or add the axis with [..., None]"
             if what == "level" and not leading[0][1].shape:
                 fix = _bound_per_level(leading[0][1].levels)
+            if what == "row":
+                fix = _array_per_row(arg, part, leading[0][0]) or fix
             raise ModelingError(
                 "E112",
                 f"{_show(arg)} has shape {part.shape} but the other side has only shape "
@@ -174,6 +176,17 @@ def _check_alignment(node: n.Node, args: Sequence[n.Node], parts: Sequence[Type]
                 at=node.loc,
                 fix=fix,
             )
+
+
+def _array_per_row(arg: n.Node, kind: Type, side: n.Node) -> str | None:
+    """What to write for an array that has one entry per row of a sample: a column of the sample."""
+    column = next((x for x in n.postorder(side) if isinstance(x, n.Column)), None)
+    if not isinstance(arg, n.Array) or column is None or column.data.streamed:
+        return None
+    name = column.data.name
+    if (kind.shape or ())[:1] != (len(column.data),):
+        return None
+    return f'a column, whose rows go with the others: cn.Data("{name}", ..., target=array), and {name}.target'
 
 
 def _bound_per_level(levels: Level | None) -> str:

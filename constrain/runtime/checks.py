@@ -257,7 +257,8 @@ def check_texts(program: Program, data: Data, population: Population) -> None:
                 used = n.children(node)
         for x in used:
             if isinstance(x, n.Column) and x.data is data and x.name in population.levels:
-                fix = f'a comparison with one of its texts, {data.name}.{x.name} == "...", or by='
+                one = f'{data.name}.{x.name} == "{population.levels[x.name][0]}"'
+                fix = f"cn.indicator({one}) as a number, {one} as an event, or by="
                 if reads_as_numbers(population.levels[x.name]):
                     fix = f"a column of numbers: {x.name} holds their texts"
                 raise DataError(
