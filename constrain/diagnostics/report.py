@@ -13,6 +13,7 @@ from constrain.diagnostics.samples import (
     SHOWN,
     WIDTH,
     evaluation_text,
+    margin_lines,
     mixture_markdown,
     mixture_text,
     run_error_line,
@@ -201,7 +202,13 @@ def _summary(s: Solution, c: ConstraintResult) -> tuple[str, ...]:
 
 
 # ------------------------------------------------------------------------------------------ lines
-def _kkt_lines(k: KKT) -> list[str]:
+def _kkt_lines(s: Solution) -> list[str]:
+    k = s.record
+    if s.status is Status.INFEASIBLE:
+        where = f" ({k.worst})" if k.worst and k.feasibility > 0 else ""
+        return [f"feasibility {short(k.feasibility)}{where}; other conditions need a feasible point"]
+    if math.isinf(s.objective):
+        return [f"feasibility {short(k.feasibility)}; other conditions need an optimum"]
     first = (
         f"stationarity {short(k.stationarity)} (scaled {short(k.stationarity_scaled)})  "
         f"feasibility {short(k.feasibility)}  complementarity {short(k.complementarity)}"
@@ -229,13 +236,16 @@ def status_text(s: Solution) -> str:
     found = s.sense == "find" and s.status is Status.OPTIMAL and all(s[n].relaxation is None for n in s.names)
     meaning = "every constraint holds, and no more is asked for" if found else s.status.meaning
     if math.isinf(s.objective):
-        meaning = "the problem is unbounded; the point is the one at which this was seen"
+        meaning = "the problem is unbounded; values are those of the point at which the method ended"
+    if s.status is Status.FEASIBLE and s.record.surrogate:
+        meaning = "the constraints hold; gradients of rates are those of surrogates and certify nothing"
     words: list[str] = [f"{s.status.value}: {meaning}"]
     held = [s[name] for name in s.names if s[name].holdout is not None]
     open_ones = [c for c in held if c.verdict in ("violated", "undecided", "not judged")]
     if open_ones:
         words.append(f"on the hold-out {len(open_ones)} of {len(held)} constraints not confirmed")
-    if s.message and (not s.status.solved or s.record.fritz_john):
+    told = math.isinf(s.objective) or s.message in s.status.meaning or "proved that no point" in s.message
+    if s.message and not told and (not s.status.solved or s.record.fritz_john):
         words.append(s.message)
     relaxed = _relaxed_words(s)
     if relaxed:
@@ -284,7 +294,7 @@ def objective_text(s: Solution) -> str:
     if s.sense == "find":
         return "none (feasibility problem)" + (f", cost of relaxing {number(cost, 6)}" if cost else "")
     if s.status is Status.INFEASIBLE and math.isnan(s.objective):
-        return "none: no point satisfies all constraints"
+        return "none: no point satisfies all constraints; values are those of the last point"
     if math.isinf(s.objective):
         return f"none: it {'rises' if s.objective > 0 else 'falls'} without bound on the feasible set"
     shown = f"{s.sense} {number(s.objective, 6)}"
@@ -302,11 +312,14 @@ def next_steps(s: Solution) -> list[str]:
     steps: list[str] = []
     if s.status in (Status.INFEASIBLE, Status.LIKELY_INFEASIBLE):
         steps.append("solution.infeasibility()")
+    if math.isinf(s.objective):
+        steps.append("problem.check()")
     if s.record.dependent:
         steps.append("solution.kkt().dependent")
-    if not s.status.solved and s.names:
-        steps.append(f'solution["{s.record.worst if s.record.worst in s.names else s.names[0]}"].worst()')
-    if s.names and not any(s[name].has_duals for name in s.names):
+    worst = s.record.worst if s.record.worst in s.names else ""
+    if not s.status.solved and worst and np.size(s[worst].value) > 1:
+        steps.append(f'solution["{worst}"].worst()')
+    if s.status.solved and s.names and not any(s[name].has_duals for name in s.names):
         steps.append("solution.kkt().fit")
     if s.tightening is None and any(w.code in ("C311", "C312") for w in s.warnings):
         steps.append('problem.solve(margin="auto")')
@@ -364,25 +377,6 @@ def at_risk_text(s: Solution) -> str:
     return "; ".join(texts)
 
 
-def margin_lines(s: Solution) -> list[str]:
-    """By how much bounds were tightened, why, and what it costs."""
-    t = s.tightening
-    if t is None:
-        return []
-    sizes = ", ".join(f"{name} {number(t.largest(name))}" for name in t.margins)
-    how = "as given"
-    if t.errors:
-        count = "one number" if t.counted == 1 else f"{t.counted} numbers together"
-        how = f"one-sided {100 * t.confidence:g} % for {count}"
-        rows = f"{t.held_back:,} rows held back" if t.held_back else "the calibration sample"
-        how += f", and the gap to {rows}" if t.gaps else ""
-    price = f"objective {number(t.objective, 6)} without, price {number(t.price)}"
-    if math.isfinite(t.expected):
-        price += f" (multipliers foresaw {number(t.expected)})"
-    skipped = [f"{name} has none: {why}" for name, why in t.skipped.items()]
-    return [f"bounds tightened by up to {sizes} ({how}); {price}", *skipped]
-
-
 def uncertified_lines(s: Solution) -> list[str]:
     """Why multipliers marked (?) are no prices, and what (!) means."""
     reasons = dict.fromkeys(s[name].uncertified for name in s.names)
@@ -411,7 +405,7 @@ def text_report(s: Solution) -> str:
     for text in margin_lines(s):
         lines += wrapped("margin", text)
     lines += mixture_text(s)
-    for k, text in enumerate(_kkt_lines(s.record)):
+    for k, text in enumerate(_kkt_lines(s)):
         lines += wrapped("" if k else "KKT", text)
     for text in uncertified_lines(s):
         lines += wrapped("multipliers", text)
@@ -438,7 +432,7 @@ def markdown_report(s: Solution) -> str:
         lines += ["", f"- {at_risk}"]
     lines += [f"- margin: {text}" for text in margin_lines(s)]
     lines += mixture_markdown(s)
-    lines += ["", "## KKT", "", *(f"- {line}" for line in _kkt_lines(s.record))]
+    lines += ["", "## KKT", "", *(f"- {line}" for line in _kkt_lines(s))]
     lines += [f"- multipliers {text}" for text in uncertified_lines(s)]
     lines += [f"- run errors: {errors}"] if (errors := run_error_line(s)) else []
     if s.warnings:

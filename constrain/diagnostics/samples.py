@@ -28,6 +28,7 @@ __all__ = [
     "WIDTH",
     "constraint_table",
     "evaluation_text",
+    "margin_lines",
     "member_table",
     "mixture_lines",
     "mixture_markdown",
@@ -92,6 +93,25 @@ def run_error_line(s: Solution) -> str:
     shown = sorted(errors, key=lambda key: -abs(errors[key].value))[:SHOWN]
     listed = ", ".join(f"{key} {number(errors[key].value)} ± {short(errors[key].error)}" for key in shown)
     return f"{listed} (noise of batches, not of starts or samples)" if listed else ""
+
+
+def margin_lines(s: Solution) -> list[str]:
+    """By how much bounds were tightened, why, and what it costs."""
+    t = s.tightening
+    if t is None:
+        return []
+    sizes = ", ".join(f"{name} {number(t.largest(name))}" for name in t.margins)
+    how = "as given"
+    if t.errors:
+        count = "one number" if t.counted == 1 else f"{t.counted} numbers together"
+        how = f"one-sided {100 * t.confidence:g} % for {count}"
+        rows = f"{t.held_back:,} rows held back" if t.held_back else "the calibration sample"
+        how += f", and the gap to {rows}" if t.gaps else ""
+    price = f"objective {number(t.objective, 6)} without, price {number(t.price)}"
+    if math.isfinite(t.expected):
+        price += f" (multipliers foresaw {number(t.expected)})"
+    skipped = [f"{name} has none: {why}" for name, why in t.skipped.items()]
+    return [f"bounds tightened by up to {sizes} ({how}); {price}", *skipped]
 
 
 # ------------------------------------------------------------------------------------------ mixtures

@@ -93,12 +93,20 @@ def wrapped(label: str, text: str, limit: int = 110, indent: int = 12) -> list[s
 
 
 def number(value: float, digits: int = 4) -> str:
-    """A number for a table: fixed point near 1, else with an exponent."""
+    """A number for a table: fixed point near 1, else with an exponent.
+
+    Args:
+        value: the number.
+        digits: after the point of numbers below 10; one less for each further digit before it.
+    """
     if not math.isfinite(value):
         return {math.inf: "inf", -math.inf: "-inf"}.get(value, "")
     if abs(value) < 1e-12:
         return "0"
-    return f"{value:.{digits}f}" if 1e-3 <= abs(value) < 1e5 else f"{value:.{max(1, digits - 2)}e}"
+    if not 1e-3 <= abs(value) < 1e5:
+        return f"{value:.{max(1, digits - 2)}e}"
+    before = max(0, math.floor(math.log10(abs(value))))
+    return f"{value:.{max(0, digits - before)}f}"
 
 
 def limit_text(value: float) -> str:

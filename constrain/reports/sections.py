@@ -134,7 +134,8 @@ def _facts(s: Solution) -> list[Markup]:
         found.append(fact("constraints", met, other.removeprefix("; ")))
         worst = s.record.worst if s.record.feasibility > 0 else ""
         found.append(fact("largest violation", short(s.record.feasibility), worst))
-    found.append(fact("stationarity", short(s.record.stationarity_scaled), "relative to the forces"))
+    if not meaningless(s):
+        found.append(fact("stationarity", short(s.record.stationarity_scaled), "relative to the forces"))
     if s.warnings:
         codes = ", ".join(dict.fromkeys(w.code for w in s.warnings))
         found.append(fact("warnings", str(len(s.warnings)), codes))
@@ -194,9 +195,11 @@ def charts_section(s: Solution) -> Markup | None:
 def kkt_section(s: Solution) -> Markup:
     """The optimality conditions, each residual against the tolerance."""
     k = s.record
-    rows = [_residual(name, value, k.tolerance) for name, value in _residuals(k)]
+    few = meaningless(s)
+    rows = [_residual(name, value, k.tolerance) for name, value in _residuals(k) if not few or name in FIRST]
     rows += [
-        element("div", element("dt", name), element("dd", text, class_="wide")) for name, text in _words(k)
+        element("div", element("dt", name), element("dd", text, class_="wide"))
+        for name, text in ([] if few else _words(k))
     ]
     return section(
         "Optimality conditions",
@@ -209,6 +212,15 @@ def kkt_section(s: Solution) -> Markup:
             class_="caption",
         ),
     )
+
+
+def meaningless(s: Solution) -> bool:
+    """Whether all conditions but feasibility need an optimum, which the problem does not have."""
+    return s.status is Status.INFEASIBLE or math.isinf(s.objective)
+
+
+FIRST = ("Feasibility, scaled",)
+"""The conditions that any point has."""
 
 
 def _residuals(k: KKT) -> list[tuple[str, float]]:
