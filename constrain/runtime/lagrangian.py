@@ -316,7 +316,8 @@ class Lagrangian(MultiplierState):
             residual: (entries,), in the order of the parts.
             rare: the rare entries that these are residuals of.
         """
-        values, steps = self.values, self.scales * self.pace
+        values, pace = self.values, self.pace if rare is None else rare.paced(self.pace, self.rate)
+        steps = self.scales * pace
         if rare is not None:
             moved = torch.maximum(values + steps * self.rate * residual, self.low)
             steps = rare.joined(steps, moved.sign().abs(), self.most, self.limits)

@@ -8,7 +8,10 @@ and Hill, 2007, "Data analysis using regression and multilevel/hierarchical mode
 
 Steps of the entries of a block are so small that all of them together are not too fast (`steps.py`). Entries
 at 0 that are not violated take no part: the steps of the others are as much larger, up to what each would be
-by itself.
+by itself. Where all take part, as where every bound is far away, they move as fast as their mean would.
+
+What is known of an entry is as old as its last visits. Its pace may only grow while a unit of its multiplier
+takes as many visits as its running residual remembers: with a faster one it would swing around its value.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from constrain.runtime.visits import visit_weight
+from constrain.runtime.steps import MANY
+from constrain.runtime.visits import VISITS, visit_weight
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,7 +73,7 @@ class Rare:
         rarity, samples = estimator.rarity(), estimator.samples()
         self.blocks: list[Pooled] = []
         weights = torch.full_like(rarity[1:], rate)  # of a batch in the running residual of each entry
-        rare = torch.zeros_like(weights)
+        rare, seen = torch.zeros_like(weights), torch.full_like(weights, torch.inf)
         for block in blocks:
             sample = samples[int(block.terms[0])]
             rows = batches.get(sample)
@@ -84,11 +88,12 @@ class Rare:
             least = rows.count / estimator.evaluator.rows_of(sample)
             weights[places] = visit_weight(visits, least, rate)
             rare[places] = (visits < RARE).to(rare)
+            seen[places] = torch.where(visits < RARE, visits, torch.inf).to(seen)
             factors = block.factors.to(shares)
             weights_of_mean = shares / block.copies.to(shares)
             weights_of_mean = weights_of_mean / (weights_of_mean.sum() * factors)
             self.blocks.append(Pooled(_as_slice(places), factors, weights_of_mean))
-        self._weights, self._rare = weights, rare
+        self._weights, self._rare, self._visits = weights, rare, seen
 
     def __bool__(self) -> bool:
         """Whether any entry is rare."""
@@ -108,8 +113,17 @@ class Rare:
             pooled[block.places] += block.factors * torch.dot(block.weights, change[block.places])
         return torch.lerp(batch.to(running), pooled, self._rare)
 
+    def paced(self, pace: Tensor, rate: float | Tensor) -> Tensor:
+        """Paces that have not grown beyond what visits can follow.
+
+        Args:
+            pace: (entries,).
+            rate: dimensionless step of the multipliers, per batch.
+        """
+        return torch.minimum(pace, (self._visits / (VISITS * rate)).clamp(min=1.0))
+
     def joined(self, steps: Tensor, active: Tensor, most: Tensor, limits: Tensor) -> Tensor:
-        """Steps as much larger as entries take no part.
+        """Steps as much larger as entries take no part, and smaller where all do.
 
         Args:
             steps: (entries,) that all entries can make together.
@@ -121,7 +135,7 @@ class Rare:
         for block in self.blocks:
             own, units = steps[block.places], block.factors.square()
             part = torch.dot(taken[block.places], units).clamp(min=torch.finfo(own.dtype).tiny)
-            factor = torch.minimum(most[block.places], torch.dot(own, units) / part)
+            factor = torch.minimum(most[block.places], torch.dot(own, units) / part - (1 - 1 / MANY))
             found[block.places] = torch.minimum(own * factor, limits[block.places])
         return found
 

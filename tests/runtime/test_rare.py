@@ -17,7 +17,7 @@ def grouped(rows=6000, groups=300, sizes="equal", unit=1.0, level=0.6):
     g = np.r_[np.arange(groups), rng.choice(groups, size=rows - groups, p=share / share.sum())]
     D, w = cn.Data("rows", x=torch.tensor(x), y=torch.tensor(y), g=g), cn.Variable(5, "w")
     w.value = 0.3 * rng.normal(size=5)
-    problem = cn.minimize(E((D.x @ w - D.y) ** 2)).subject_to(rate=E(unit * D.x @ w, by=D.g) <= unit * level)
+    problem = cn.minimize(E((D.x @ w - D.y) ** 2)).subject_to(rate=unit * E(D.x @ w, by=D.g) <= unit * level)
     means = np.stack([np.bincount(g, c) for c in x.T], 1) / np.bincount(g)[:, None]
     return problem, D, means
 
@@ -59,6 +59,24 @@ def test_units_of_a_constraint_change_nothing():
     torch.testing.assert_close(1000 * many.values, one.values, atol=1e-9, rtol=1e-5)
     assert float(one.values.max()) > 1e-3
     torch.testing.assert_close(many.running, 1000 * one.running, atol=1e-9, rtol=1e-6)
+
+
+def test_steps_know_how_many_take_part_and_how_often_each_is_seen():
+    """All together move as fast as their mean, few of them up to their own pace; paces wait for visits."""
+    problem, D, _ = grouped()
+    lagrangian = problem.compile(seed=0)
+    rare = lagrangian.rare_of(lagrangian.batches(D.rows(torch.arange(64))))
+    steps, limits = lagrangian.scales, lagrangian.limits
+    one = torch.zeros_like(steps)
+    one[0] = 1.0
+    all_of_them = rare.joined(steps, torch.ones_like(steps), lagrangian.most, limits)
+    torch.testing.assert_close(all_of_them, steps / 4)
+    alone = rare.joined(steps, one, lagrangian.most, limits)
+    assert float(alone[0]) == pytest.approx(min(float(steps[0] * lagrangian.most[0]), float(limits[0])))
+    visits = 64 * 20 / 6000
+    paces = rare.paced(torch.tensor([0.5, 1.0, 100.0]).repeat(100).to(steps), 0.001)
+    torch.testing.assert_close(paces[:3], torch.tensor([0.5, 1.0, visits / 8 / 0.001]).to(steps))
+    torch.testing.assert_close(rare.paced(torch.full_like(steps, 3.0), 0.1), torch.ones_like(steps))
 
 
 def test_recorded_steps_are_those_in_python():
