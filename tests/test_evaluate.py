@@ -105,3 +105,22 @@ def test_refusals():
         net[0].weight.fill_(float("nan"))
     with pytest.raises(DataError, match="E138"):
         problem.evaluate()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_is_the_same_without_gradients_around_it(mode):
+    problem, _, _ = build()
+    here = problem.evaluate()
+    with mode():
+        there = problem.evaluate(sample(slice(None)))
+    assert there.objective == pytest.approx(here.objective)
+    assert there["recall"].interval == pytest.approx(here["recall"].interval)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_solve_has_gradients_whatever_is_around_it(mode):
+    problem, _, _ = build()
+    with mode():
+        solution = problem.solve(epochs=1, progress=False)
+        assert np.isfinite(solution.evaluate(sample(slice(0, 60))).objective)
+    assert solution.status in {"feasible", "limit"}

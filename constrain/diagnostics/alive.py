@@ -186,8 +186,8 @@ class Attached:
 
     @contextmanager
     def at_point(self) -> Generator[None]:
-        """Runs a block with the decisions at the solution."""
-        with self.at(self.point):
+        """Runs a block with the decisions at the solution, with gradients whatever the caller set."""
+        with torch.inference_mode(mode=False), torch.enable_grad(), self.at(self.point):
             yield
 
     @contextmanager

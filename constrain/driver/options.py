@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import numpy as np
+import torch
 
 from constrain.errors import ModelingError
 from constrain.language.data import suggest
@@ -166,7 +167,10 @@ def callbacks_of(callback: Any) -> tuple[Callable[[Any], Any], ...]:
 
 
 def named(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Refuses arguments that a function does not have: E141 in the place of Python's own error."""
+    """Refuses arguments that a function does not have: E141 in the place of Python's own error.
+
+    The function has gradients whatever its caller set: `torch.no_grad()` around an evaluation is usual.
+    """
     known = inspect.signature(function).parameters
 
     @functools.wraps(function)
@@ -180,7 +184,8 @@ def named(function: Callable[_P, _T]) -> Callable[_P, _T]:
                 if name in _OF_STEPS and function.__name__ == "compile":
                     hint, fix = "", f"{_OF_STEPS[name]}, or p.solve({name}=...)"
                 raise ModelingError("E141", f"{function.__name__}() has no option {name!r}{hint}", fix=fix)
-        return function(*args, **options)
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            return function(*args, **options)
 
     return checked
 

@@ -6,6 +6,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from constrain.analysis.once import asked_once
 from constrain.diagnostics.alive import rebind
 from constrain.driver.blocks import blocks_of, components, in_order, own_data, own_params, own_start, text_of
@@ -119,7 +121,7 @@ def _solved(
         begin: Solution | Mapping[str, Any] | None,
         rows: Data | Mapping[str, Data] | None = request.data,
     ) -> Solution:
-        with asked_once():
+        with asked_once(), torch.inference_mode(mode=False), torch.enable_grad():  # whatever the caller set
             return _dispatch(problem, method, replace(request, data=rows), begin, asked)
 
     if margin is None:
