@@ -143,6 +143,13 @@ class Modes:
             return nullcontext() if self._trying else self.training()
         return self.evaluation()
 
+    def trained(self, evaluator: Evaluator) -> dict[str, Tensor]:
+        """The decisions by name; where layers act in steps, the statistics that they keep as well."""
+        decisions = evaluator.decisions
+        if not self.acting(evaluator):
+            return {block.name: block.tensor for block in decisions.blocks}
+        return {name: t for name, t in decisions.snapshot().items() if t.is_floating_point()}
+
     def check(self, evaluator: Evaluator, sizes: Mapping[str, int]) -> None:
         """Refuses models that take no batches of these sizes in training mode; a few rows tell of more.
 

@@ -226,7 +226,7 @@ class IterateJudge:
         self.found = False
         """A feasibility problem is solved: on the full data every constraint holds exactly."""
         self._tail: dict[str, Tensor] = {}
-        self._sums: dict[str, Tensor] = {}  # of `_averaged`
+        self._sums: dict[str, Tensor] = {}  # of what steps change
         self.late_epochs = 0
 
     def due(self, epoch: int) -> bool:
@@ -313,18 +313,11 @@ class IterateJudge:
             self.late_epochs += 1
             for key, value in multipliers.items():
                 self._tail[key] = value + self._tail[key] if key in self._tail else value
-            for name, tensor in self._averaged().items():
+            for name, tensor in self.evaluator.modes.trained(self.evaluator).items():
                 own = tensor.detach().double()
                 self._sums[name] = self._sums[name] + own if name in self._sums else own.clone()
         row = {"step": method.steps, "epoch": epoch + 1, "objective": self.evaluator.program.sign * objective}
         self.history.append({**row, "violation": violation, **self._entries(exact, multipliers)})
-
-    def _averaged(self) -> dict[str, Tensor]:
-        """The decisions by name; where layers act in steps, the statistics that they keep as well."""
-        decisions = self.evaluator.decisions
-        if not self.evaluator.acting:
-            return {block.name: block.tensor for block in decisions.blocks}
-        return {name: t for name, t in decisions.snapshot().items() if t.is_floating_point()}
 
     def _keep(self, epoch: int, objective: float, scaled: float) -> None:
         if not (math.isfinite(objective) and math.isfinite(scaled)):
