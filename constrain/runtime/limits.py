@@ -44,7 +44,7 @@ def check_limits(record: object, **limits: Limit) -> None:
 
 
 def check_optimizer(optimizer: object, made_by: str) -> None:
-    """Refuses what is no optimizer of torch, or one whose steps need the loss as a function.
+    """Refuses what is no optimizer of torch, or one that needs the loss as a function or sparse gradients.
 
     Args:
         optimizer: what is to move the decisions.
@@ -56,6 +56,9 @@ def check_optimizer(optimizer: object, made_by: str) -> None:
     if isinstance(optimizer, torch.optim.LBFGS):
         text = f"{made_by} is an LBFGS, which needs the loss as a function: batches differ from step to step"
         raise ModelingError("E141", text, fix='torch.optim.Adam, or method="augmented" on all rows')
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        text = f"{made_by} is a SparseAdam, which takes sparse gradients only: here they are dense"
+        raise ModelingError("E141", text, fix="torch.optim.Adam(f.module.parameters(), lr=1e-3)")
     if not isinstance(optimizer, torch.optim.Optimizer):
         text = f"{made_by} is a {type(optimizer).__name__}, which is no optimizer of torch"
         raise ModelingError("E141", text, fix="torch.optim.Adam(f.module.parameters(), lr=1e-3)")

@@ -39,6 +39,9 @@ def test_records(text):
 OPTIONS = {
     "scheduler='cosine' is not a function of the optimizer": {"scheduler": "cosine"},
     "what optimizer= makes is a NoneType, which is no optimizer of torch": {"optimizer": lambda t: None},
+    "what optimizer= makes is a SparseAdam, which takes sparse gradients only": {
+        "optimizer": torch.optim.SparseAdam
+    },
     "what optimizer= makes is an LBFGS, which needs the loss as a function": {"optimizer": torch.optim.LBFGS},
 }
 
@@ -55,3 +58,19 @@ def test_who_asks_for_a_scheme_asks_for_training(options):
     assert problem().explain(**options).method == "lagrangian"
     found = problem().solve(progress=False, epochs=2, **options)
     assert "primal-dual" in found.provenance.solver or "descent" in found.provenance.solver
+
+
+@pytest.mark.parametrize("name", ["RAdam", "ASGD"])
+def test_optimizers_that_read_their_state_in_python_make_their_steps_there(name):
+    def make(tensors):
+        return getattr(torch.optim, name)(tensors, lr=0.01)
+
+    found = problem().solve("lagrangian", epochs=120, optimizer=make, progress=False)
+    assert f"({name}, " in found.provenance.solver
+    assert "recorded" not in found.provenance.solver
+    with pytest.raises(ModelingError, match="E207"):
+        problem().solve("lagrangian", epochs=120, optimizer=make, graph="recorded", progress=False)
+    lagrangian = problem().compile(seed=0)
+    step = lagrangian.training_step(make(lagrangian.evaluator.decisions.tensors))
+    rows = lagrangian.evaluator.program.populations[0].rows(torch.arange(2))
+    assert all(bool(torch.isfinite(step(rows))) for _ in range(4))
