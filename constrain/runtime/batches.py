@@ -36,9 +36,24 @@ def rows_by_sample(evaluator: Evaluator, batch: Batches) -> dict[str, Rows]:
                 fix = f'lagrangian({{"{data.name}": 256}}), for so many fresh points'
             raise ModelingError("E140", f"the batch has no rows of {data.name!r}", fix=fix)
         found = given[data.name]
+        _refuse_other(population, found)
         drawn = found if isinstance(found, Rows) else population.drawn(found)
         result[data.name] = _at_positions(evaluator, population, found) if drawn is None else drawn
     return result
+
+
+def _refuse_other(population: Population, given: Any) -> None:
+    """E140 for positions in another sample of the same name, such as the one that was split."""
+    if not isinstance(given, Batch) or given.data is population.data:
+        return
+    if given.data.streamed or population.data.streamed or len(given.data) == population.rows:
+        return
+    raise ModelingError(
+        "E140",
+        f"the batch has rows of another sample that is called {given.data.name!r}: it has {len(given.data)} "
+        f"rows, that of the problem {population.rows}",
+        fix="rows(index) of the sample that the problem is written with, such as the first one of a split",
+    )
 
 
 def _by_name(evaluator: Evaluator, batch: Any) -> dict[str, Any]:

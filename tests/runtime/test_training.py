@@ -188,3 +188,16 @@ def test_state_dict_is_keyed_by_constraint_and_restores(kit):
     second.load_state_dict(state)
     for key, value in second.multipliers().items():
         assert torch.equal(value, first.multipliers()[key])
+
+
+def test_rows_of_the_sample_that_was_split_are_refused():
+    whole = cn.Data("split", x=torch.linspace(0, 1, 40, dtype=torch.float64))
+    part, _ = whole.split(0.25, seed=0)
+    w = cn.Variable((), "w")
+    problem = cn.minimize(E((w - part.x) ** 2))
+    problem.compile()(part.rows(range(5)))
+    with pytest.raises(
+        cn.ModelingError, match=r"E140.*another sample that is called 'split': it has 40 rows, that"
+    ):
+        problem.compile()(whole.rows(range(5)))
+    problem.compile(data=whole)(whole.rows([39]))
