@@ -65,11 +65,11 @@ def test_optimizers_that_read_their_state_in_python_make_their_steps_there(name)
     def make(tensors):
         return getattr(torch.optim, name)(tensors, lr=0.01)
 
-    found = problem().solve("lagrangian", epochs=120, optimizer=make, progress=False)
+    found = problem().solve("lagrangian", epochs=60, optimizer=make, progress=False)
     assert f"({name}, " in found.provenance.solver
     assert "recorded" not in found.provenance.solver
     with pytest.raises(ModelingError, match="E207"):
-        problem().solve("lagrangian", epochs=120, optimizer=make, graph="recorded", progress=False)
+        problem().solve("lagrangian", epochs=60, optimizer=make, graph="recorded", progress=False)
     lagrangian = problem().compile(seed=0)
     step = lagrangian.training_step(make(lagrangian.evaluator.decisions.tensors))
     rows = lagrangian.evaluator.program.populations[0].rows(torch.arange(2))
