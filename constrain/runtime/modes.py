@@ -62,6 +62,9 @@ class Modes:
         self.modules = list(every.values())
         self._fixed = [m for key, m in every.items() if key not in trained]
         self._known = dict[tuple[bool, ...], frozenset[str]]()
+        own = [(vars(m), key, value) for m in self.modules for key, value in vars(m).items()]
+        self._rates = [(entries, key) for entries, key, value in own if isinstance(value, float)]
+        self._rates_tried: list[Any] = []
         self._ready = self._trying = False
 
     @property
@@ -90,15 +93,18 @@ class Modes:
     def acting(self, evaluator: Evaluator) -> frozenset[str]:
         """Names of the samples on which models act differently in the mode that they are in now.
 
-        That is found out by trying, once for every choice of modes. An empty name stands for models that are
-        called outside of rows, which are in evaluation mode always.
+        That is found out by trying, once for every choice of modes; where nothing acts once more when numbers
+        of the modules change, such as a rate of dropout that is raised during the training. An empty name
+        stands for models that are called outside of rows, which are in evaluation mode always.
         """
         flags = self.flags
         found = self._known.get(flags)
-        if found is None:
-            if not any(flags) or not self._ready:
-                return frozenset()
+        if not any(flags) or not self._ready:
+            return frozenset() if found is None else found
+        rates = [] if found else [entries.get(key) for entries, key in self._rates]
+        if found is None or (not found and rates != self._rates_tried):
             self._known[flags], self._trying = frozenset((_OUTSIDE,)), True
+            self._rates_tried = rates
             try:
                 found = self._tried(evaluator)
             finally:
@@ -114,7 +120,8 @@ class Modes:
             nodes += [program.per_row[i].residual for i in job.parts]
             own = {x for x in n.postorder(*nodes) if isinstance(x, n.Call)}
             outside -= own
-            if own and self._acts_on(evaluator, job):
+            models = {x.model for x in own}
+            if own and (any(map(_reads_flag, models)) or self._acts_on(evaluator, job)):
                 names.add(job.data.name)
         return frozenset(names | {_OUTSIDE} if outside else names)
 
@@ -266,9 +273,21 @@ def _kind(layer: Any) -> str:
         return "dropout" if float(layer.dropout) > 0 else ""
     if type(layer).__module__.startswith("torch."):
         return ""
-    kind = cast("Any", type(layer))
+    return type(layer).__name__ if _names_flag(type(layer)) else ""
+
+
+def _names_flag(kind: Any) -> bool:
+    """Whether `forward` of a class of modules names `training`."""
     code = getattr(kind.forward, "__code__", None)
-    return kind.__name__ if code is not None and "training" in code.co_names else ""
+    return code is not None and "training" in code.co_names
+
+
+def _reads_flag(model: Model) -> bool:
+    """Whether a layer of the user's in a trained model reads its flag: some act later, or on some rows only."""
+    own = () if model.frozen else model.module.modules()
+    return any(
+        m.training and not type(m).__module__.startswith("torch.") and _names_flag(type(m)) for m in own
+    )
 
 
 def layers_in_training(model: Model) -> list[str]:

@@ -648,3 +648,37 @@ def test_flags_are_put_back_after_a_search_for_conflicts():
     with restored(bounded(net)):
         net.train()
     assert flags(net) == before
+
+
+# ------------------------------------------------------------------------------------- what acts later on
+class Delayed(nn.Module):
+    """Dropout that begins after some steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = 0
+
+    def forward(self, x):
+        self.steps += self.training
+        return F.dropout(x, 0.5) if self.training and self.steps > 10 else x
+
+
+@pytest.mark.parametrize("make", [Delayed, lambda: nn.Dropout(0.0)])
+@pytest.mark.parametrize("graph", ["auto", "off"])
+def test_layers_that_begin_to_act_during_the_training(make, graph):
+    """Values are of evaluation mode: those that are reported are those of the network."""
+    net = network(make())
+
+    def raise_rate(told):
+        net[1].p = 0.5
+
+    with pytest.MonkeyPatch.context() as patch:
+        seen = []
+        patch.setattr(Estimator, "_of_step", lambda *a, own=Estimator._of_step: seen.append(1) or own(*a))
+        solution = bounded(net).solve(
+            epochs=8, lr=0.05, batch=24, progress=False, graph=graph, callback=raise_rate
+        )
+    assert seen
+    x = torch.as_tensor(sample().values("x"))
+    with torch.no_grad():
+        assert float((net.eval()(x) > 0).double().mean()) == pytest.approx(solution["rate"].value, abs=1e-12)
