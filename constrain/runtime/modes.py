@@ -283,7 +283,7 @@ def _names_flag(kind: Any) -> bool:
 
 
 def _reads_flag(model: Model) -> bool:
-    """Whether a layer of the user's in a trained model reads its flag: some act later, or on some rows only."""
+    """Whether a layer of the user's in a trained model reads its flag: some act later, or on some rows."""
     own = () if model.frozen else model.module.modules()
     return any(
         m.training and not type(m).__module__.startswith("torch.") and _names_flag(type(m)) for m in own
