@@ -24,6 +24,8 @@ __all__ = ["compiled"]
 
 THIN = 65_536
 """Entries up to which a product with one row or column is compiled as sums, which join what is around it."""
+_RANDOM: dict[str, str | int | bool | Callable[..., Any]] = {"fallback_random": True}
+"""The compiler's option for random numbers of torch."""
 
 
 def compiled(graph: Graph, arguments: Sequence[Tensor], changed: Sequence[Tensor]) -> Replay:
@@ -35,14 +37,16 @@ def compiled(graph: Graph, arguments: Sequence[Tensor], changed: Sequence[Tensor
         changed: of the tensors that it reads those whose changes are to be counted, for autograd.
 
     Returns:
-        What the graph does and returns, as a function of arguments like these.
+        What the graph does and returns, as a function of arguments like these. It draws the random numbers of
+        torch.
     """
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own modules
         try:
             from torch._inductor import standalone_compile  # noqa: PLC0415  # takes a second to import
         except ImportError:  # torch before 2.8
-            return graph.of_arguments(torch.compile(_joined(graph), fullgraph=True, dynamic=False))
+            made = torch.compile(_joined(graph), fullgraph=True, dynamic=False, options=dict(_RANDOM))
+            return graph.of_arguments(made)
         return _alone(graph, arguments, changed, standalone_compile)
 
 
@@ -70,7 +74,7 @@ def _alone(
 
     reads = [t.detach() for t in graph.reads]
     examples = [*arguments, *reads]
-    options = {"config_patches": {"size_asserts": False}, "inner_compile": kept}
+    options = {"config_patches": {"size_asserts": False, **_RANDOM}, "inner_compile": kept}
     with config.patch(enable_autograd_cache=False):  # which has the whole, and not what is inside
         whole = standalone_compile(
             _joined(graph), [*examples], dynamic_shapes="from_example_inputs", options=options
@@ -125,6 +129,8 @@ def _thin_product(made: fx.Graph, x: Operation, given: tuple[Any, ...]) -> fx.No
         return None
     (*_, a, b), (*added, left, right) = x.args, given
     (rows, inner), (_, columns) = a.shape, b.shape
+    if not a.dtype.is_floating_point:  # sums of small integers are of larger ones
+        return None
     small = inner * max(rows, columns) <= THIN
     if inner == 1:
         product = made.call_function(aten.mul.Tensor, (left, right))

@@ -27,14 +27,16 @@ class Value(int):
 
     Attributes:
         shape: of the tensor.
+        dtype: of its entries.
     """
 
     shape: tuple[int, ...]
+    dtype: torch.dtype
 
-    def __new__(cls, number: int, shape: Sequence[int]) -> Self:
-        """That number, of a tensor of that shape."""
+    def __new__(cls, number: int, shape: Sequence[int], dtype: torch.dtype) -> Self:
+        """That number, of a tensor of that shape and type."""
         made = super().__new__(cls, number)
-        made.shape = tuple(shape)
+        made.shape, made.dtype = tuple(shape), dtype
         return made
 
 
@@ -83,11 +85,6 @@ class Graph:
     inputs: list[Value]
     result: Any
     reads: list[Tensor]
-
-    @property
-    def random(self) -> bool:
-        """Whether it draws random numbers (dropout): compiled code draws others than torch."""
-        return any(x.random for x in self.operations)
 
     def replay(self) -> Replay:
         """The operations one after the other, as a function of the arguments alone."""

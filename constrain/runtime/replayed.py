@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from constrain.runtime.machine import compiled
-from constrain.runtime.trace import NotRecorded, record
+from constrain.runtime.trace import record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -103,15 +103,11 @@ class Replayed:
         self, recording: Recording, function: Callable[..., Any], arguments: Sequence[Tensor]
     ) -> None:
         """Machine code for it that does the same; the replay where there is none and it was not asked for."""
-        random = recording.graph.random
         try:
-            if random and not self.strict:
-                raise NotRecorded("the model draws random numbers, and compiled code draws others")
             if self._compiled is None:
                 shared = [t for t in recording.changed if id(t) not in self._own]
                 self._compiled = compiled(recording.graph, arguments, shared)
-            if not random:
-                recording.confirm(self._compiled, function, arguments, rounds=True)
+            recording.confirm(self._compiled, function, arguments, rounds=True)
         except Exception:
             if self.strict:
                 raise

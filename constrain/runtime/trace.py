@@ -193,7 +193,7 @@ def _close(a: Tensor, b: Tensor, before: Tensor | None, other: Tensor | None = N
         return False
     error, size = _norm(a[finite] - b[finite]), max(_norm(a[finite]), _norm(b[finite]))
     moved = 0.0 if before is None else _norm((a - before)[finite & torch.isfinite(before)])
-    shaken = 0.0 if other is None else _norm((a - other).nan_to_num()[finite])
+    shaken = 0.0 if other is None else _norm((a - other)[finite & torch.isfinite(other)])
     return error <= 1e-3 * moved + 16 * torch.finfo(a.dtype).eps * size + SHAKEN * shaken
 
 
@@ -375,7 +375,7 @@ class _Recorder(TorchDispatchMode):
 
     def _new(self, t: Tensor) -> Value:
         self._count += 1
-        self._known[t] = value = Value(self._count, t.shape)
+        self._known[t] = value = Value(self._count, t.shape, t.dtype)
         return value
 
     def _named(self, result: Any) -> Value | tuple[Value | None, ...] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from constrain.runtime import machine
 from constrain.runtime.trace import NotRecorded, record
@@ -45,6 +46,31 @@ def test_which_products_become_sums(products):
     called = [str(node.target) for node in machine._joined(graph).graph.nodes if node.op == "call_function"]
     left = [name for name in called if name in ("aten.mm.default", "aten.addmm.default")]
     assert len(left) == 3 + 8  # of 3 by 4 by 5 in three ways; and all with factors of their own
+
+
+def test_products_of_integers_stay_of_their_type():
+    """Sums of entries of small integers would be of larger ones."""
+    left, right = torch.ones(1, 4, dtype=torch.int32), torch.ones(4, 3, dtype=torch.int32)
+    graph = record(lambda x: left @ right * x, [torch.ones((), dtype=torch.int32)]).graph
+    assert machine._joined(graph)(*[torch.ones((), dtype=torch.int32), *graph.reads]).dtype is torch.int32
+
+
+def test_random_numbers_are_those_of_torch():
+    """Dropout, noise and random slopes: compiled steps draw what steps in Python draw."""
+    x = matrix(6, 4)
+
+    def step(x):
+        noisy = F.rrelu(F.dropout(x, 0.5) + torch.randn_like(x), training=True)
+        return noisy + torch.rand(4, dtype=x.dtype)
+
+    recording = record(step, [x])
+    run = machine.compiled(recording.graph, [x], [])
+    recording.confirm(run, step, [x], rounds=True)
+    torch.manual_seed(1)
+    found = [run([x]).clone() for _ in range(2)]
+    torch.manual_seed(1)
+    torch.testing.assert_close(found, [step(x) for _ in range(2)])
+    assert not torch.equal(*found)
 
 
 @pytest.mark.parametrize("aliased", [False, True])
@@ -94,3 +120,18 @@ def test_other_rounding_is_told_from_another_function(dtype):
         recording.confirm(lambda given: step(*given, rounding=1e-5), step, [x])
     torch.testing.assert_close(bias, torch.linspace(1, 2, 15, dtype=dtype), rtol=0, atol=0)
     assert weights.tolist() == [1.0, 2.0]
+
+
+def test_numbers_that_disturbed_are_infinite_allow_no_other_function():
+    edge = torch.ones(2, dtype=torch.float64)
+    edge[0] -= 1e-16  # 1 in float64
+    state = torch.zeros(2, dtype=torch.float64)
+
+    def step(x, factor=1.0):
+        state.add_(factor * x / (edge == 1))
+        edge.mul_(1.0)
+
+    x = torch.ones(2, dtype=torch.float64)
+    recording = record(step, [x])
+    with pytest.raises(NotRecorded):
+        recording.confirm(lambda given: step(*given, factor=2.0), step, [x], rounds=True)
