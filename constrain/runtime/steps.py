@@ -149,8 +149,8 @@ class Scales:
     def measure(self, generator: torch.Generator | None, rows: int, batches: int) -> list[Scale]:
         """The scales of all parts, block by block, on a sample of the data.
 
-        The gradient of a block is the root mean square of those of its entries, where these are not apart, or
-        that of random combinations of them; the spread is measured between small batches. Of |grad f| the
+        The gradient of a block is the longest of a combination of its entries, where these are not apart; the
+        spread is measured between small batches. Of |grad f| the
         largest seen so far is used: it vanishes at an unconstrained optimum, multipliers do not. |grad c| and
         the spreads at most halve from one call to the next: they vanish where a rate's surrogate saturates,
         or an event holds for all rows.
@@ -231,20 +231,23 @@ class Scales:
         return Scale(block, steps, steps, _given(block, each), each, torch.ones_like(steps))
 
     def _slope(self, block: Block, estimate: Estimate) -> float:
-        """Root mean square of the lengths of the gradients of a block's entries.
+        """Largest length of the gradient of a combination of a block's entries with unit weights.
 
-        Of more than FEW those of FEW random combinations are measured: their expected squares are that mean.
+        Entries that move together alike are as steep as their sum, which is what limits their steps. Of more
+        than FEW entries it is that of random combinations: the root mean square of FEW.
         """
         if block.first.rows is not None:
             entries = estimate.rows[int(block.parts[0])][0].reshape(-1)
         else:
             _, first = np.unique(block.labels, return_index=True)
             entries = (estimate.terms[block.terms] / block.factors)[torch.from_numpy(first)]
-        if not len(entries):
-            return 0.0
         if len(entries) > FEW:
-            entries = self._signs(FEW, entries) @ entries / len(entries) ** 0.5
-        return math.sqrt(sum(self._norm(entry) ** 2 for entry in entries) / len(entries))
+            combined = self._signs(FEW, entries) @ entries / len(entries) ** 0.5
+            return math.sqrt(sum(self._norm(x) ** 2 for x in combined) / FEW)
+        if not entries.requires_grad:
+            return 0.0
+        each = [torch.cat([g.double().reshape(-1) for g in self._gradients(x)]) for x in entries.unbind()]
+        return float(np.linalg.norm(torch.stack(each).cpu().numpy(), 2)) if each else 0.0
 
     def _signs(self, count: int, entries: Tensor) -> Tensor:
         """(count, entries) random signs, others at every measurement, which nothing else is drawn with."""
@@ -297,10 +300,13 @@ class Scales:
         """Length of a gradient."""
         if not scalar.requires_grad:
             return 0.0
-        found = torch.autograd.grad(
+        return sum(float(g.double().square().sum()) for g in self._gradients(scalar)) ** 0.5
+
+    def _gradients(self, scalar: Tensor) -> tuple[Tensor, ...]:
+        """With respect to the decisions, zeros where it does not depend on them."""
+        return torch.autograd.grad(
             scalar, self.tensors, retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        return sum(float(g.double().square().sum()) for g in found) ** 0.5
 
     @torch.no_grad()
     def _spreads(

@@ -266,7 +266,8 @@ def test_state_is_kept_by_name_and_copied(kit):
         torch.testing.assert_close(two.state_dict()[key], value)
 
 
-def test_a_multiplier_function_approaches_the_table(kit):
+def test_a_multiplier_function_approaches_the_table():
+    """The median of three starts of the function."""
     rng = np.random.default_rng(0)
     t = torch.tensor(np.sort(rng.uniform(size=64)))
     D = cn.Data("d", t=t[:, None], y=torch.sin(3 * t))
@@ -274,18 +275,23 @@ def test_a_multiplier_function_approaches_the_table(kit):
     value = w[0] + w[1] * D.t[..., 0] + w[2] * D.t[..., 0] ** 2
     made = cn.minimize(cn.sum_squares(w)).subject_to(fit=forall(D, value >= D.y))
     exact = made.solve("cvxpy", progress=False)
-    torch.manual_seed(0)
-    net = torch.nn.Sequential(
-        torch.nn.Linear(1, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1), torch.nn.Flatten(0)
-    )
-    lam = cn.Model(net.double(), "lam")
-    w.value = None
-    found = made.solve(
-        "lagrangian", multipliers={"fit": lam(D.t)}, batch=64, epochs=3000, lr=1e-2, progress=False
-    )
-    assert float(found.objective) == pytest.approx(float(exact.objective), rel=0.15)  # signs are drawn
-    assert float(np.max(found["fit"].violation)) < 0.1
-    assert float(np.min(found["fit"].multiplier)) >= 0
+    found = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        net = torch.nn.Sequential(
+            torch.nn.Linear(1, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1), torch.nn.Flatten(0)
+        )
+        functions = {"fit": cn.Model(net.double(), "lam")(D.t)}
+        w.value = None
+        found.append(
+            made.solve(
+                "lagrangian", multipliers=functions, batch=64, epochs=3000, lr=1e-2, seed=seed, progress=False
+            )
+        )
+    median = np.median([float(solution.objective) for solution in found])
+    assert median == pytest.approx(float(exact.objective), rel=0.05)
+    assert np.median([float(np.max(solution["fit"].violation)) for solution in found]) < 0.05
+    assert min(float(np.min(solution["fit"].multiplier)) for solution in found) >= 0
 
 
 @pytest.mark.parametrize(
