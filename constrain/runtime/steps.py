@@ -247,7 +247,8 @@ class Scales:
         if not entries.requires_grad:
             return 0.0
         each = [torch.cat([g.double().reshape(-1) for g in self._gradients(x)]) for x in entries.unbind()]
-        return float(np.linalg.norm(torch.stack(each).cpu().numpy(), 2)) if each else 0.0
+        rows = torch.stack(each).cpu().numpy() if each else np.zeros((1, 1))
+        return float(np.linalg.norm(rows, 2)) if np.isfinite(rows).all() else math.nan
 
     def _signs(self, count: int, entries: Tensor) -> Tensor:
         """(count, entries) random signs, others at every measurement, which nothing else is drawn with."""
