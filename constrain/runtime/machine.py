@@ -108,7 +108,7 @@ def _joined(graph: Graph) -> fx.GraphModule:
         return pytree.tree_map_only(Value, nodes.__getitem__, given)
 
     for x in graph.operations:
-        node = _thin_product(made, x, shown(x.args))
+        node = _thin_product(made, x, shown(x.args)) or _mask(made, x, shown(x.args))
         node = node or made.call_function(x.function, shown(x.args), shown(x.kwargs))
         for k, v in enumerate(x.results):
             if v is not None:
@@ -141,6 +141,26 @@ def _thin_product(made: fx.Graph, x: Operation, given: tuple[Any, ...]) -> fx.No
     else:
         return None
     return made.call_function(aten.add.Tensor, (*added, product)) if added else product
+
+
+def _mask(made: fx.Graph, x: Operation, given: tuple[Any, ...]) -> fx.Node | None:
+    """A mask of dropout whose axes are in another order in memory, drawn in that order as torch does.
+
+    None for other operations.
+    """
+    aten = torch.ops.aten
+    if x.function is not aten.bernoulli_.float or x.kwargs:
+        return None
+    mask, *rest = x.args
+    order = sorted(range(len(mask.shape)), key=lambda axis: -mask.strides[axis])
+    if order == list(range(len(order))):
+        return None
+    sizes = [mask.shape[axis] for axis in order]
+    drawn = made.call_function(aten.new_empty.default, (given[0], sizes))
+    drawn = made.call_function(x.function, (drawn, *rest))
+    places = [order.index(axis) for axis in range(len(order))]
+    turned = made.call_function(aten.permute.default, (drawn, places))
+    return made.call_function(aten.copy_.default, (given[0], turned))
 
 
 def _sum(made: fx.Graph, factors: tuple[fx.Node, fx.Node], axis: int) -> fx.Node:

@@ -27,16 +27,19 @@ class Value(int):
 
     Attributes:
         shape: of the tensor.
+        strides: of its axes in memory.
         dtype: of its entries.
     """
 
     shape: tuple[int, ...]
+    strides: tuple[int, ...]
     dtype: torch.dtype
 
-    def __new__(cls, number: int, shape: Sequence[int], dtype: torch.dtype) -> Self:
-        """That number, of a tensor of that shape and type."""
-        made = super().__new__(cls, number)
-        made.shape, made.dtype = tuple(shape), dtype
+    @classmethod
+    def of(cls, number: int, t: Tensor) -> Self:
+        """That number, of this tensor."""
+        made = cls(number)
+        made.shape, made.strides, made.dtype = tuple(t.shape), tuple(t.stride()), t.dtype
         return made
 
 

@@ -375,7 +375,7 @@ class _Recorder(TorchDispatchMode):
 
     def _new(self, t: Tensor) -> Value:
         self._count += 1
-        self._known[t] = value = Value(self._count, t.shape, t.dtype)
+        self._known[t] = value = Value.of(self._count, t)
         return value
 
     def _named(self, result: Any) -> Value | tuple[Value | None, ...] | None:

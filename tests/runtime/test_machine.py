@@ -61,7 +61,8 @@ def test_random_numbers_are_those_of_torch():
 
     def step(x):
         noisy = F.rrelu(F.dropout(x, 0.5) + torch.randn_like(x), training=True)
-        return noisy + torch.rand(4, dtype=x.dtype)
+        turned = F.dropout((noisy + torch.rand(4, dtype=x.dtype)).view(2, 3, 4).transpose(0, 1), 0.3)
+        return turned.contiguous()  # as between layers of attention
 
     recording = record(step, [x])
     run = machine.compiled(recording.graph, [x], [])
