@@ -113,6 +113,7 @@ class RecordedStep:
             self.lagrangian.evaluate(batch, learn=False)  # says which expression fails on which rows
             raise
         self.lagrangian.count()
+        self.lagrangian.follow(batch)
         if not self._others:
             return found
         found, *gradients = found
@@ -314,7 +315,6 @@ class TrainingStep:
                 raise cannot_be(self.graph.mode, reason) from reason
             self.graph = None
             return self._step(rows)
-        lagrangian.follow(rows)
         return loss
 
     def _step(self, batch: Mapping[str, Rows]) -> Tensor:

@@ -682,3 +682,19 @@ def test_layers_that_begin_to_act_during_the_training(make, graph):
     x = torch.as_tensor(sample().values("x"))
     with torch.no_grad():
         assert float((net.eval()(x) > 0).double().mean()) == pytest.approx(solution["rate"].value, abs=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [(24,), (10, 12, 14, 16, 18, 20)])
+def test_steps_that_a_recording_leaves_to_python_count_once(sizes):
+    """Weights that are frozen and released, and more sizes of batches than are recorded: as without."""
+    found = []
+    for graph in ("recorded", "off"):
+        net = network()
+        lagrangian = bounded(net).compile()
+        (D,) = lagrangian.evaluator.populations
+        step = lagrangian.training_step(torch.optim.Adam(net.parameters(), lr=0.02), graph=graph)
+        for k in range(24):
+            net[0].weight.requires_grad_(len(sizes) > 1 or not 8 <= k < 14)
+            step(D.rows(torch.arange(sizes[k % len(sizes)]) + k))
+        found.append([*weights(net), lagrangian.running.clone(), lagrangian.evaluator.scales.clone()])
+    assert same(*found)
