@@ -300,11 +300,10 @@ class _Run:
     def calibrate(self) -> None:
         """Scales by gradient norms at the start."""
         own, *self.norms = gradient_norms(self.evaluator, self.y)
-        if not all(self.norms):  # a gradient of 0 says nothing about units: those of the residual do
-            self.norms = [norm or self._size(i) for i, norm in enumerate(self.norms)]
         self.f_scale = _usable(own)
-        self.c_scale = [
-            part.scale or _usable(norm) for part, norm in zip(self.parts, self.norms, strict=True)
+        self.c_scale = [  # a gradient of 0 says nothing about units: those of the residual do
+            part.scale or _usable(norm or self._size(i))
+            for i, (part, norm) in enumerate(zip(self.parts, self.norms, strict=True))
         ]
 
     def _size(self, i: int) -> float:

@@ -184,7 +184,7 @@ TRAINED = {
 
 @pytest.mark.parametrize(
     ("method", "options", "room"),
-    [("lagrangian", {"epochs": 250}, 0.08), ("cooper", {"epochs": 80, "lr": 3e-3}, 0.4)],
+    [("lagrangian", {"epochs": 250}, 0.08), ("cooper", {"epochs": 160, "lr": 3e-3}, 0.4)],
     ids=["lagrangian", "cooper"],
 )
 @pytest.mark.parametrize("name", TRAINED)
