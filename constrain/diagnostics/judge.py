@@ -165,12 +165,8 @@ def build_solution(  # noqa: PLR0913  # one record of everything
     """
     set_thresholds(evaluator)
     point = read_point(evaluator)
-    raw, doubt = honest_bound(program.judged, _found(evaluator, raw, point, tolerance), point, tolerance)
     convex = facts.certified_convex
-    record = kkt(evaluator, raw.multipliers, tolerance, convex=convex, bound=raw.bound, point=point)
-    if against := refuted(evaluator, raw, record):
-        doubt, raw = [*doubt, *against], replace(raw, bound=None)
-        record = kkt(evaluator, raw.multipliers, tolerance, convex=convex, point=point)
+    raw, doubt, record = _checked(program, evaluator, raw, point, tolerance, convex=convex)
     train = judge_sample(evaluator, point, tolerance=tolerance)
     other = None if holdout is None else judge_other(holdout, tolerance=tolerance)
     status = _status(decisions, raw, record, point, facts, program)
@@ -201,6 +197,18 @@ def build_solution(  # noqa: PLR0913  # one record of everything
         live=attached,
         mixture=mixture,
     )
+
+
+def _checked(
+    program: Program, evaluator: Evaluator, raw: RawResult, point: Point, tolerance: float, *, convex: bool
+) -> tuple[RawResult, list[Warn], KKT]:
+    """The run without a bound that is contradicted (W216, W228), what was found, and the KKT conditions."""
+    raw, doubt = honest_bound(program.judged, _found(evaluator, raw, point, tolerance), point, tolerance)
+    record = kkt(evaluator, raw.multipliers, tolerance, convex=convex, bound=raw.bound, point=point)
+    if against := refuted(evaluator, raw, record):
+        doubt, raw = [*doubt, *against], replace(raw, bound=None)
+        record = kkt(evaluator, raw.multipliers, tolerance, convex=convex, point=point)
+    return raw, doubt, record
 
 
 def _status(

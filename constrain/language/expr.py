@@ -525,12 +525,8 @@ class Constraint:
         )
 
     def _either(self, _other: object = None) -> Any:
-        raise ModelingError(
-            "E103",
-            f"{shown(self)} is a constraint; constraints are not joined",
-            at=here(),
-            fix=_refusals().EITHER_OR,
-        )
+        text = f"{shown(self)} is a constraint; constraints are not joined"
+        raise ModelingError("E103", text, at=here(), fix=_refusals().EITHER_OR)
 
     __and__ = __rand__ = __invert__ = _joined
     __or__ = __ror__ = _either

@@ -84,4 +84,5 @@ def test_events_that_change_in_steps_are_refused(case):
 
 
 def test_a_step_beside_a_slope_is_taken():
-    cn.minimize(E(score**2)).subject_to(c=P(torch.round(p) + p > 1) >= 0.5).compile()
+    lagrangian = cn.minimize(E(score**2)).subject_to(c=P(torch.round(p) + p > 1) >= 0.5).compile()
+    assert len(lagrangian.values) == 1

@@ -55,6 +55,7 @@ def test_what_is_applied_twice_is_warned_of_once(case):
 
 @pytest.mark.parametrize("case", ONCE)
 def test_what_is_applied_once_is_not(case):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", cn.ModelingWarning)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         cn.minimize(E(ONCE[case]())).compile()
+    assert not [w for w in told if issubclass(w.category, cn.ModelingWarning)]
