@@ -34,6 +34,10 @@ MOST_ENTRIES = 200
 """Constraints, each of which needs a gradient on all rows, that a correction takes at most."""
 MOST_NUMBERS = 20_000_000
 """Constraints times decisions up to which their gradients are held."""
+INDEPENDENT = 1e-5
+"""Of the largest singular value of gradients of length 1, the least that counts as another direction."""
+ROUNDING = 1e-14
+"""Of the largest price, one that is none."""
 
 
 def correction(
@@ -185,20 +189,36 @@ def _entry(part: int, place: int) -> Callable[[Outer], Tensor]:
 def _step(
     jacobian: NDArray[np.float64], c: NDArray[np.float64], equal: Sequence[bool]
 ) -> NDArray[np.float64]:
-    """The shortest d with c + J d <= 0, or = 0 for equalities.
+    """The shortest d with c + J d <= 0, or = 0 for equalities; where there is none, that violates least.
 
-    It is d = -J' y, where y minimizes |J' y|^2 / 2 - c' y with y >= 0 but for equalities. With the
-    eigenvectors of J J' = V diag(s) V' this is |sqrt(s) V' y - V' c / sqrt(s)|^2 / 2.
+    The dual minimizes |J' y|^2 / 2 - c' y with y >= 0 but for equalities, and tells which constraints the
+    step ends on. The step is then the shortest solution of these as equations, in the least-squares sense. It
+    is not taken as -J' y: prices of constraints that move together alike are large and cancel, and the
+    rounding of J would become as large as the step. NaN where a gradient or a residual is not finite.
     """
+    if not (np.isfinite(jacobian).all() and np.isfinite(c).all()):
+        return np.full(jacobian.shape[1], np.nan)
     scale = np.linalg.norm(jacobian, axis=1)
     scale[scale == 0] = 1.0
-    rows = jacobian / scale[:, None]
-    squares, vectors = np.linalg.eigh(rows @ rows.T)
-    roots = np.sqrt(np.maximum(squares, 1e-10 * squares[-1]))
+    target = c / scale
+    basis, factor = np.linalg.qr((jacobian / scale[:, None]).T)
+    prices = _prices(factor, target, equal)
+    held = np.asarray(equal) | (prices > ROUNDING * np.abs(prices).max())
+    solve = cast("Any", np.linalg.lstsq)
+    return basis @ solve(factor.T[held], -target[held], rcond=INDEPENDENT)[0]
+
+
+def _prices(
+    factor: NDArray[np.float64], c: NDArray[np.float64], equal: Sequence[bool]
+) -> NDArray[np.float64]:
+    """The y that minimizes |A y|^2 / 2 + |w y|^2 / 2 - c' y, y >= 0 but for equalities, with a small w.
+
+    With [A; w I] = Q R it is the least |R y - z|^2 with R' z = c: A' A, which has twice the digits of A, is
+    not formed.
+    """
+    count = len(c)
+    _, root = np.linalg.qr(np.concatenate([factor, INDEPENDENT * np.eye(count)]))
     lower = np.where(equal, -np.inf, 0.0)
-    target = (vectors.T @ (c / scale)) / roots
     solve = cast("Any", optimize).lsq_linear
-    prices: NDArray[np.float64] = solve(
-        roots[:, None] * vectors.T, target, bounds=(lower, np.inf), tol=1e-14
-    ).x
-    return -rows.T @ prices
+    aim = np.linalg.solve(root.T, c)
+    return solve(root, aim, bounds=(lower, np.inf), method="bvls", tol=1e-14, max_iter=10 * count).x

@@ -201,14 +201,15 @@ def test_full_passes_reach_the_optimum_that_cvxpy_proves():
     assert found.kkt().stationarity < 1e-4
 
 
-def test_training_on_a_dataset_is_training_on_the_table():
+@pytest.mark.parametrize("seed", [3, 9])
+def test_training_on_a_dataset_is_training_on_the_table(seed):
     runs = [
         regression(D).solve(
-            method="lagrangian", epochs=4, batch=32, seed=3, sampling="shuffle", progress=False
+            method="lagrangian", epochs=4, batch=32, seed=seed, sampling="shuffle", progress=False
         )
         for D in (table(), cn.Data.from_dataset("train", Rows(**columns()), NAMES, batch=32))
     ]
-    assert runs[0].objective == pytest.approx(runs[1].objective, rel=1e-7)  # the step onto the constraints
+    assert runs[0].objective == pytest.approx(runs[1].objective, rel=1e-12)
     for name in runs[0].names:
         np.testing.assert_allclose(runs[0][name].multiplier, runs[1][name].multiplier, rtol=1e-12)
 

@@ -4,13 +4,14 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import nnls
 
 import constrain as cn
 from constrain import E, P
 from constrain.lowering.lower import lower
 from constrain.runtime.decisions import Decisions
 from constrain.runtime.evaluator import Evaluator
-from constrain.solvers.correction import correction, descent
+from constrain.solvers.correction import _step, correction, descent
 
 
 def setting(seed, equal):
@@ -44,6 +45,44 @@ def test_the_step_is_the_shortest_one_onto_the_constraints(seed, equal):
     assert decisions.tensors[0].detach().numpy() == pytest.approx((start + point.value) / 2, abs=1e-5)
     move(1.0)
     assert correction(evaluator, decisions.tensors, {0: 1e-6, 1: 1e-6}) is None  # nothing is violated now
+
+
+def gradients(kind, rng):
+    """Gradients, residuals, and which of them are equalities."""
+    count, size = {"more than decisions": (9, 4)}.get(kind, (rng.integers(2, 9), 12))
+    jacobian, c = rng.normal(size=(count, size)), 0.1 * rng.normal(size=count)
+    c[0] = 0.1
+    if kind == "both sides":  # of one average, in other units: at most one of them is violated
+        jacobian[-1], c[-1] = -2 * jacobian[0], -2 * c[0] - 0.05
+    if kind == "alike":
+        jacobian[-1], c[-1] = 3 * jacobian[0], 3 * c[0]
+    if kind == "contradictory":
+        jacobian[-1], c[-1] = -2 * jacobian[0], 0.1
+    return jacobian, c, rng.random(count) < (0.4 if kind == "equalities" else 0.0)
+
+
+@pytest.mark.parametrize(
+    "kind", ["independent", "both sides", "alike", "equalities", "contradictory", "more than decisions"]
+)
+def test_a_step_is_certified_and_does_not_depend_on_rounding(kind):
+    """Constraints hold, and the step is a combination of their gradients; else violations are least."""
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        jacobian, c, equal = gradients(kind, rng)
+        step = _step(jacobian, c, equal.tolist())
+        length = np.linalg.norm(jacobian, axis=1)
+        left = (c + jacobian @ step) / length
+        over = np.where(equal, left, left.clip(min=0))
+        if np.abs(over).max() < 1e-12:
+            held = (jacobian / length[:, None])[equal | (left > -1e-12)]
+            signed = np.concatenate([held, -held[equal[equal | (left > -1e-12)]]])
+            assert nnls(signed.T, -step)[1] < 1e-12
+        else:
+            assert kind in ("contradictory", "more than decisions")
+            assert np.abs(over @ (jacobian / length[:, None])).max() < 1e-12
+        rounding = 1e-16 * rng.choice([-2, 0, 2], jacobian.shape)
+        moved = _step(jacobian * (1 + rounding), c * (1 + rounding[:, 0]), equal.tolist())
+        np.testing.assert_allclose(moved, step, rtol=0, atol=1e-12 * np.abs(step).max())
 
 
 def test_a_step_down_the_objective_is_the_projection_of_a_gradient_step():
