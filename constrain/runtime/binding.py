@@ -7,7 +7,6 @@ keeps the level names for the reports.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,9 +28,10 @@ from constrain.runtime.columns import (
     refuse_missing,
 )
 from constrain.runtime.encoding import Encoder, Kind, codes_column, finite_rows, tensor_of
+from constrain.runtime.rows import Gathered, Index, Rows, picked
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from constrain.language.location import Location
 
@@ -54,65 +54,6 @@ __all__ = [
 
 PLACED = 1_000_000
 """Rows whose levels are looked up at a time."""
-
-Index = Tensor | slice
-"""Positions of some rows in their sample."""
-
-
-def _picked(column: Tensor, index: Index) -> Tensor:
-    """Some rows of a column."""
-    return column[index] if isinstance(index, slice) else column.index_select(0, index)
-
-
-class _Gathered(Mapping[str, Tensor]):
-    """Columns of some rows, gathered when they are asked for: groups and conditions need none of them."""
-
-    def __init__(self, columns: Mapping[str, Tensor], index: Index) -> None:
-        self._columns = columns
-        self._index = index
-        self._made: dict[str, Tensor] = {}
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._made:
-            self._made[name] = _picked(self._columns[name], self._index)
-        return self._made[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._columns)
-
-    def __len__(self) -> int:
-        return len(self._columns)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Some rows of a sample, as one step or one chunk of a full pass sees them.
-
-    Attributes:
-        columns: by name, first axis the rows.
-        count: number of rows.
-        index: their positions in the sample; None for rows without one (streams, fresh points).
-        weight: (count,) importance weights that keep the mean of weight * integrand an unbiased estimate of
-            the mean over the sample, None when all are one.
-        whole: these are all rows of the sample, each once, so that averages over them are exact.
-        stratified: the weights are those of batches that have rows of every group, also of rare ones.
-    """
-
-    columns: Mapping[str, Tensor]
-    count: int
-    index: Index | None = None
-    weight: Tensor | None = None
-    whole: bool = False
-    stratified: bool = False
-
-    @property
-    def gathered(self) -> bool:
-        """Whether the columns are those of the sample at `index`, and not given with the rows."""
-        return isinstance(self.columns, _Gathered)
-
-    def every_other(self) -> slice:
-        """Positions of the first of two interleaved half batches."""
-        return slice(0, 2 * (self.count // 2), 2)
 
 
 @dataclass
@@ -171,7 +112,7 @@ class Population:
         columns: used columns as tensors with rows first; text columns as int64 codes.
         levels: names of the codes of text columns.
         strata: per (condition, group columns) its stratum.
-        base: (rows,) weights of the rows (quadrature), None when all count alike.
+        base: (rows,) weights of the rows (quadrature) in `wide`, None when all count alike.
         coded: group columns that have a derived column of codes.
     """
 
@@ -194,8 +135,8 @@ class Population:
             start, stop, step = index.indices(self.rows)
             count = len(range(start, stop, step))
             whole = weight is None and count == self.rows
-            return Rows(_Gathered(self.columns, index), count, index, weight, whole)
-        return Rows(_Gathered(self.columns, index), int(index.shape[0]), index, weight)
+            return Rows(Gathered(self.columns, index), count, index, weight, whole)
+        return Rows(Gathered(self.columns, index), int(index.shape[0]), index, weight)
 
     def chunks(self, size: int) -> Iterator[Rows]:
         """All rows, in chunks of at most `size`, each row once."""
@@ -259,14 +200,38 @@ class Population:
     def conditions(self, stratum: Stratum, rows: Rows) -> tuple[Tensor | None, Tensor | None]:
         """Weight (count,) and level code (count,) of each row for moments of this stratum; None without."""
         if rows.index is not None:
-            codes = None if stratum.codes is None else _picked(stratum.codes, rows.index)
-            weight = None if stratum.weight is None else _picked(stratum.weight, rows.index)
+            codes = None if stratum.codes is None else picked(stratum.codes, rows.index)
+            weight = None if stratum.weight is None else picked(stratum.weight, rows.index)
         else:
             codes = self.codes(stratum, rows.columns)
             weight = self._weight(stratum, rows, codes)
         if rows.weight is not None:
             weight = rows.weight if weight is None else weight * rows.weight.to(weight.dtype)
         return weight, codes
+
+    def members(self, stratum: Stratum, rows: Rows) -> tuple[Tensor | None, Tensor | None]:
+        """What each row of a full pass counts in sums that are divided by `stratum.counts`, and its level.
+
+        Weights of training steps are rounded to their precision; these are 0 and 1, so that a rate of k out
+        of n rows is k / n. Of quadrature they are the weights of the points.
+
+        Returns:
+            Numbers (count,) in `wide`, None where every row counts 1; level codes (count,), None without.
+        """
+        if rows.index is None:
+            mask = None if stratum.event is None else stratum.event(rows.columns)
+            return None if mask is None else mask.to(self.wide), self.codes(stratum, rows.columns)
+        codes = None if stratum.codes is None else picked(stratum.codes, rows.index)
+        mask = None if stratum.mask is None else picked(stratum.mask, rows.index).to(self.wide)
+        if self.base is None:
+            return mask, codes
+        base = picked(self.base, rows.index)
+        return base if mask is None else mask * base, codes
+
+    @property
+    def wide(self) -> torch.dtype:
+        """The precision of sums over all rows: float64 where the device has it."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
 
     def codes(self, stratum: Stratum, columns: Mapping[str, Tensor]) -> Tensor | None:
         """Level codes of rows without a position, which `given` and streams have among their columns."""
@@ -396,10 +361,11 @@ class Population:
         elif names:
             host, levels = level_codes(self.data, names, known)
             codes = torch.as_tensor(host, device=self.device)
-        ones = torch.ones(self.rows, device=self.device) if mask is None else mask.to(torch.float32)
-        ones = ones.to(torch.float64) if self.device.type != "mps" else ones
+        ones = (
+            torch.ones(self.rows, dtype=self.wide, device=self.device) if mask is None else mask.to(self.wide)
+        )
         if self.base is not None:
-            ones = ones * self.base.to(ones.dtype)
+            ones = ones * self.base
         counts = ones.sum() if codes is None else ones.new_zeros(len(levels)).index_add(0, codes, ones)
         if reference is None and self.device.type != "meta":
             self.refuse_empty(counts, Request(given, by, shown, at), levels)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from constrain.runtime.averages import means, totals
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -113,8 +115,7 @@ def _first_pass(evaluator: Evaluator) -> tuple[list[Tensor], list[Any] | None]:
     (rows,) = population.chunks(evaluator.chunk)
     values = evaluator.rows(job, rows, "primal")
     with torch.no_grad():
-        exact = [evaluator.accumulator(value) for value in values[: len(job.moments)]]
-        found = evaluator.reduce_all(job, exact, rows, population.rows)
+        found = means(evaluator, job, totals(evaluator, job, values, rows))
     places = dict(zip(job.moments, found, strict=True))
     return [places[i] for i in range(len(found))], values
 
@@ -303,8 +304,9 @@ def whole(evaluator: Evaluator, row_term: RowTerm | None) -> Whole:
         population = evaluator.populations[job.data]
         rows = population.everything()
         values = evaluator.rows(job, rows, "primal")
-        for place, i in enumerate(job.moments):
-            moments[i] = evaluator.reduce(i, evaluator.accumulator(values[place]), rows, population.rows)
+        found = means(evaluator, job, totals(evaluator, job, values, rows))
+        for i, mean in zip(job.moments, found, strict=True):
+            moments[i] = mean
         if row_term is not None:
             for term in _row_terms(job, values, rows.index, row_term):
                 added = added + term

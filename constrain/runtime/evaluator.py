@@ -17,6 +17,7 @@ from constrain.errors import DataError
 from constrain.language import nodes as n
 from constrain.language.types import type_of
 from constrain.lowering.families import Numbers
+from constrain.runtime.averages import averages
 from constrain.runtime.binding import (
     Population,
     Request,
@@ -441,16 +442,7 @@ class Evaluator:
 
     def moments(self, mode: str = "exact") -> list[Tensor]:
         """All moments on the full data, accumulated in float64 and returned so."""
-        total: list[Any] = [None] * len(self.program.moments)
-        with torch.no_grad():
-            for job in self.jobs:
-                population = self.populations[job.data]
-                for rows in population.chunks(self.chunk):
-                    values = [self.accumulator(v) for v in self.rows(job, rows, mode)[: len(job.moments)]]
-                    parts = self.reduce_all(job, values, rows, population.rows)
-                    for i, part in zip(job.moments, parts, strict=True):
-                        total[i] = part if total[i] is None else total[i] + part
-        return total
+        return averages(self, mode)
 
     def full(self, mode: str = "exact") -> Outer:
         """Outer values on the full data, without gradient."""

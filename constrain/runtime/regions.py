@@ -154,5 +154,7 @@ def bind_region(region: Region, device: torch.device, dtype: torch.dtype) -> Reg
     """The support on a device, with weights of mean one."""
     points, weights = support(region)
     column = torch.as_tensor(points).to(device=device, dtype=dtype)
-    base = None if weights is None else torch.as_tensor(weights * len(weights)).to(device=device, dtype=dtype)
-    return RegionPopulation(region, len(region), {region.name: column}, {}, device, dtype, base=base)
+    found = RegionPopulation(region, len(region), {region.name: column}, {}, device, dtype)
+    if weights is not None:
+        found.base = torch.as_tensor(weights * len(weights)).to(device=device, dtype=found.wide)
+    return found

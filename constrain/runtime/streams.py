@@ -62,10 +62,8 @@ class _Watch:
     def __init__(self, population: StreamPopulation) -> None:
         self.population = population
         self.rows = 0
-        wide = torch.float32 if population.device.type == "mps" else torch.float64
-        self.totals = {
-            name: torch.zeros((), dtype=wide, device=population.device) for name in population.sums
-        }
+        zero = torch.zeros((), dtype=population.wide, device=population.device)
+        self.totals = {name: zero.clone() for name in population.sums}
 
     def add(self, rows: Rows) -> None:
         """Takes a batch."""
@@ -411,6 +409,10 @@ class StreamPopulation(Population):
         """Weight (count,) and level code (count,) of each row for moments of this stratum; None without."""
         return super().conditions(stratum, rows if rows.index is None else replace(rows, index=None))
 
+    def members(self, stratum: Stratum, rows: Rows) -> tuple[Tensor | None, Tensor | None]:
+        """What each row counts in sums over all rows, and its level code."""
+        return super().members(stratum, rows if rows.index is None else replace(rows, index=None))
+
     # ---- counting
     def add_codes(self, columns: tuple[str, ...], known: Sequence[Any] | None) -> None:
         """Lets rows have a derived column of level codes; unknown levels are counted by `add_strata`."""
@@ -459,8 +461,7 @@ class StreamPopulation(Population):
             levels = known or self._groups.get(tally.by) or tally.levels(self._orders(tally.by))
             numbers = tally.counts(levels, f"{self.data.name}.{'/'.join(tally.by)}")
             self._learn(tally.by, levels)
-        wide = torch.float32 if self.device.type == "mps" else torch.float64
-        counts = torch.tensor(numbers, dtype=wide, device=self.device)
+        counts = torch.tensor(numbers, dtype=self.wide, device=self.device)
         if training and self.device.type != "meta":
             self.refuse_empty(counts, request, levels)
         stratum = Stratum(None, levels, None, counts, None, event, tally.by, tally.places)

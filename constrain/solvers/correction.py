@@ -197,7 +197,7 @@ def _step(
     rounding of J would become as large as the step. NaN where a gradient or a residual is not finite.
     """
     if not (np.isfinite(jacobian).all() and np.isfinite(c).all()):
-        return np.full(jacobian.shape[1], np.nan)
+        return np.full(jacobian.shape[1:], np.nan)
     scale = np.linalg.norm(jacobian, axis=1)
     scale[scale == 0] = 1.0
     target = c / scale

@@ -1,0 +1,62 @@
+"""Averages over all rows: sums over the rows that count, in float64, divided by their number.
+
+Estimates of training steps weigh rows instead (`Evaluator.reduce_all`), with weights in the precision of the
+step. A rate of k out of n rows is k / n here, to the last digit.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from constrain.runtime.binding import Rows
+    from constrain.runtime.compiled import Job
+    from constrain.runtime.evaluator import Evaluator
+
+__all__ = ["averages", "means", "totals"]
+
+
+def averages(evaluator: Evaluator, mode: str = "exact") -> list[Tensor]:
+    """All moments of a program on the full data, in one pass over every sample."""
+    found: list[Any] = [None] * len(evaluator.program.moments)
+    with torch.no_grad():
+        for job in evaluator.jobs:
+            total: list[Tensor] = []
+            for rows in evaluator.populations[job.data].chunks(evaluator.chunk):
+                parts = totals(evaluator, job, evaluator.rows(job, rows, mode), rows)
+                total = [a + b for a, b in zip(total, parts, strict=True)] if total else parts
+            for i, mean in zip(job.moments, means(evaluator, job, total), strict=True):
+                found[i] = mean
+    return found
+
+
+def totals(evaluator: Evaluator, job: Job, values: Sequence[Tensor], rows: Rows) -> list[Tensor]:
+    """Sums of a sample's integrands over some rows of a full pass, per level; differentiable.
+
+    Args:
+        evaluator: a program with data.
+        job: the sample.
+        values: the integrands on the rows, one per moment of the job; more are ignored.
+        rows: a chunk of a full pass.
+    """
+    population = evaluator.populations[job.data]
+    wide = [evaluator.accumulator(value) for value in values[: len(job.moments)]]
+    members = [population.members(population.strata[key], rows) for key in job.strata]
+    return evaluator.reduce_all(job, wide, rows, 1.0, conditions=members)
+
+
+def means(evaluator: Evaluator, job: Job, sums: Sequence[Tensor]) -> list[Tensor]:
+    """The averages of a sample's integrands from their sums over all rows; 0 of a group without any."""
+    strata, found = evaluator.populations[job.data].strata, list(sums)
+    for key, places in job.strata.items():
+        counts = strata[key].counts
+        counts = torch.where(counts == 0, 1.0, counts)
+        for place in places:
+            more = found[place].dim() - counts.dim()
+            found[place] = found[place] / counts.reshape(counts.shape + (1,) * more)
+    return found
