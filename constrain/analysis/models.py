@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.proxy import TraceError
 
 from constrain.analysis.once import once
 
@@ -276,10 +275,9 @@ def _examine(module: nn.Module) -> AffineModel | str:
     state = tuple(p.requires_grad for p in module.parameters()), tuple(m.training for m in module.modules())
     try:
         graph = _graph(module, state)
-    except (TraceError, TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
-        return (
-            f"torch.fx cannot follow its forward ({type(error).__name__}: {str(error).splitlines()[0][:80]})"
-        )
+    except Exception as error:  # torch.fx calls forward with what is no tensor: it may raise anything
+        words = str(error).split("\n", 1)[0][:80]
+        return f"torch.fx cannot follow its forward ({type(error).__name__}: {words})"
     walk = _Walk(module)
     for node in graph.nodes:
         refused = walk.step(node)

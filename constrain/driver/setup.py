@@ -150,7 +150,7 @@ def prepare(
         dtype: floating type of decisions and data.
         data: replaces the samples of the problem.
         params: values of parameters by name.
-        check: refuse what depends on other rows of a batch.
+        check: refuse what is not finite, or has no derivative, where a solve starts.
         reach: refuse what cannot hold whatever the decisions are, before anything runs.
 
     Raises:
@@ -173,8 +173,8 @@ def prepare(
     check_left_out(evaluator)
     if reach:
         _refuse_missed(evaluator)
+    check_rows(evaluator, start=check)
     if check:
-        check_rows(evaluator)
         check_derivatives(evaluator)
         _start_epigraph(program, decisions, evaluator)
     return Setup(program, decisions, evaluator)

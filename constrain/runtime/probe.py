@@ -2,8 +2,9 @@
 
 A meta tensor has a shape and no entries, so this costs no memory and next to no time. Parameters and buffers
 are replaced by meta copies, the random state is put back and so are the attributes that `forward` sets: the
-user's module is as it was. What cannot be run without numbers has an unknown shape, and is then run for the
-first time on data.
+user's module is as it was. A module that needs numbers (a constant that `forward` makes, a branch on values)
+is run on rows of zeros instead. What fails there, too, has an unknown shape, and is then run for the first
+time on data.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ __all__ = ["call_shape", "floating_arguments", "opaque_shape", "takes_features"]
 
 MOST_TRIED = 4
 """Arguments with whole numbers up to which it is tried which of them have to be floating."""
+MOST_WEIGHTS = 10_000_000
+"""Weights up to which a module that does not run on meta tensors is run on zeros."""
+_FAILURES = (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError)
 _REARRANGING = frozenset(("index", "stack", "reshape", "transpose", "squeeze", "unsqueeze", "pick_levels"))
 
 Shape: TypeAlias = tuple[int, ...]
@@ -101,19 +105,32 @@ def _trial(
     """A number of rows, and a function that runs the module on so many empty rows of these types."""
     state = _state(module)
     rows = _unusual_size([*(s or () for s in shapes), *(tuple(t.shape) for t in state.values())])
+    small = sum(t.numel() for t in state.values()) <= MOST_WEIGHTS
 
     def attempt(dtypes: list[torch.dtype]) -> Any:
         inputs = _inputs(shapes, leads, dtypes, rows)
-        fresh = {name: _meta_copy(t) for name, t in state.items()}
-
-        def run(*given: Tensor) -> Any:
-            return call_with(module, fresh, given)
-
-        with _untouched(module), in_evaluation(module.modules()):
-            floating = _floating(state)
-            return rowwise.on_features(run, *inputs, dtype=floating) if node.features else run(*inputs)
+        try:
+            return _applied(node, module, {name: _meta_copy(t) for name, t in state.items()}, inputs)
+        except _FAILURES as error:
+            if not small or _is_about_shape(error):
+                raise
+        copies = {name: t.detach().clone().requires_grad_(t.requires_grad) for name, t in state.items()}
+        return _applied(node, module, copies, inputs)
 
     return rows, attempt
+
+
+def _applied(node: n.Call, module: nn.Module, state: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> Any:
+    """The module on inputs, with other tensors in the place of its own; of inputs without numbers zeros."""
+    device = next((t.device for t in state.values()), torch.device("cpu"))
+    given = [torch.zeros(x.shape, dtype=x.dtype, device=device) for x in inputs]
+
+    def run(*args: Tensor) -> Any:
+        return call_with(module, state, args)
+
+    with _untouched(module), in_evaluation(module.modules()):
+        floating = _floating(state)
+        return rowwise.on_features(run, *given, dtype=floating) if node.features else run(*given)
 
 
 def floating_arguments(node: n.Call) -> tuple[bool, ...]:
@@ -137,7 +154,7 @@ def floating_arguments(node: n.Call) -> tuple[bool, ...]:
             dtypes = [floating if i in chosen else given for i, given in enumerate(known)]
             try:
                 attempt(dtypes)
-            except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, ModelingError):
+            except (*_FAILURES, ModelingError):
                 continue
             return tuple(i in chosen for i in range(len(kinds)))
     return as_they_are
@@ -282,7 +299,7 @@ def _first_success(
             return attempt(list(tried))
         except ModelingError:
             raise
-        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
+        except _FAILURES as error:
             if complaint is None or _is_about_shape(error):
                 complaint = error
     if complaint is not None and _is_about_shape(complaint):

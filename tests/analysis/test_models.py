@@ -104,6 +104,18 @@ AFFINE = {
 }
 
 
+class Asserts(nn.Module):
+    """Its forward takes tensors, and nothing else."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+
+    def forward(self, x):
+        assert isinstance(x, torch.Tensor)
+        return self.layer(x)
+
+
 class Wide(nn.Module):
     """Two trainable layers side by side; its forward is never followed."""
 
@@ -135,6 +147,7 @@ REFUSED = {
     "nothing trains": (lambda: frozen(nn.Linear(3, 1)), "no trainable parameters"),
     "half frozen": (_half, "trainable in part only"),
     "branches": (Branching, "torch.fx cannot follow its forward"),
+    "asserts": (Asserts, "torch.fx cannot follow its forward (AssertionError"),
     "layer used twice": (Twice, "Linear 'layer' follows the trainable layer 'layer'"),
     "weight used beside": (Shared, "uses its trainable parameter 'layer.weight' outside"),
     "squashed": (Squashed, "sigmoid follows the trainable layer 'layer'"),

@@ -152,6 +152,34 @@ def test_rows_that_depend_on_each_other_in_evaluation_mode(kit, name):
     assert all(m.training for m in module.modules())
 
 
+@pytest.mark.parametrize("layer", [Centered, Noisy])
+def test_exact_methods_refuse_such_a_model_too(kit, layer):
+    """With the last layer alone to train it is affine in the weights, and a cone solver takes it."""
+    D = kit.sample()
+    module = torch.nn.Sequential(layer(3, 3).requires_grad_(False), torch.nn.Linear(3, 1)).double()
+    model = cn.Model(module, "f")
+    problem = cn.minimize(E((model(D.x)[..., 0] - D.y) ** 2))
+    assert problem.explain().method == "cvxpy"
+    check_refused(problem, "[E122]", cn.ModelingError)
+
+
+class Picky(torch.nn.Linear):
+    """Takes no zeros, so that the shape of its output is not known before it sees data."""
+
+    def forward(self, x):
+        if x.abs().min() == 0:
+            raise ValueError("a row of zeros")
+        return super().forward(x)
+
+
+def test_a_column_vector_of_a_model_whose_shape_is_not_known(kit):
+    D = kit.sample()
+    score = cn.Model(Picky(3, 1, dtype=torch.float64), "f")(D.x)
+    assert score.shape is None
+    said = "[E112] (f(x) - y)² pairs every row with every row: its shape is (6, 6)"
+    check_refused(cn.minimize(E((score - D.y) ** 2)), said, cn.ModelingError)
+
+
 LABELS = {
     "classes that are no whole numbers": (
         F.cross_entropy, 3, [0.0, 1.5, 2.0], "the labels y have the value 1.5", "mse_loss"

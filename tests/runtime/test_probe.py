@@ -1,4 +1,4 @@
-"""Output shapes found on meta tensors: right, and without a trace in the user's module."""
+"""Output shapes found on meta tensors, or zeros: right, and without a trace in the user's module."""
 
 from __future__ import annotations
 
@@ -63,6 +63,8 @@ def _complain(_x):
     raise ValueError("the license has expired")
 
 
+BESIDE = torch.ones(1, 3)
+
 SHAPES = {
     "linear": (lambda: nn.Linear(3, 2), ("x",), (2,)),
     "float64 data, float32 module": (lambda: nn.Linear(3, 1), ("x",), (1,)),
@@ -99,9 +101,19 @@ SHAPES = {
     "spectral norm": (lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(3, 2)), ("x",), (2,)),
     "tied weights": (_tied, ("x",), (3,)),
     "derivative in forward": (lambda: Returns(_slope), ("x",), (3,)),
-    "a branch on values": (lambda: Returns(lambda x: x if x.sum() > 0 else -x), ("x",), None),
-    "a constant on the cpu": (lambda: Returns(lambda x: x + torch.ones(3)), ("x",), None),
-    "numpy inside": (lambda: Returns(lambda x: torch.as_tensor(x.numpy())), ("x",), None),
+    "a branch on values": (lambda: Returns(lambda x: x if x.sum() > 0 else -x), ("x",), (3,)),
+    "a constant on the cpu": (lambda: Returns(lambda x: x + torch.ones(3)), ("x",), (3,)),
+    "numpy inside": (lambda: Returns(lambda x: torch.as_tensor(x.numpy())), ("x",), (3,)),
+    "constants, and weights kept beside": (
+        lambda: Returns(lambda x: (x * BESIDE * torch.arange(3)).sum(-1, keepdim=True)),
+        ("x",),
+        (1,),
+    ),
+    "whole numbers beside a constant": (
+        lambda: nn.Sequential(Returns(lambda c: c[:, None] + torch.ones(1)), nn.Linear(1, 2)),
+        ("c",),
+        (2,),
+    ),
     "not made yet": (lambda: nn.LazyLinear(2), ("x",), None),
     "an error about something else": (lambda: Returns(_complain), ("x",), None),
 }
@@ -203,6 +215,7 @@ BAD_SHAPES = {
     "a fixed view": (lambda: Returns(lambda x: x.reshape(5)), "x", "shape '.5.' is invalid"),
     "a tuple": (lambda: nn.LSTM(3, 2), "x", r"f\(x\) returns a tuple, not one tensor"),
     "a number": (lambda: Returns(lambda _x: 1.0), "x", "returns a float, not one tensor"),
+    "a constant of another size": (lambda: Returns(lambda x: x * torch.arange(4)), "x", "torch says: "),
     "every row with every row": (lambda: Returns(lambda x: x @ x.T), "x", "pairs every row with every row"),
 }
 
