@@ -144,7 +144,8 @@ CASES = {
         lambda: F.binary_cross_entropy_with_logits(fx, D.t, reduction="none"),
     ],
     "binary_cross_entropy": [
-        lambda: F.binary_cross_entropy(u, torch.tensor([0.0, 1.0, 0.4]), reduction="none")
+        lambda: F.binary_cross_entropy(u, torch.tensor([0.0, 1.0, 0.4]), reduction="none"),
+        lambda: F.binary_cross_entropy(0.5 * u + 0.01 * D.x, D.share[..., :3], reduction="none"),
     ],
     "cross_entropy": [
         lambda: F.cross_entropy(c(D.x), D.k, reduction="none"),
@@ -397,3 +398,10 @@ def test_even_powers_take_negative_numbers(exponent):
     assert found.status.value == "optimal"
     assert found.objective == pytest.approx(2, rel=1e-6)
     np.testing.assert_allclose(found.variables["x"], -1, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("labels", "told"), [(D.k - 1, "go down to -1"), (D.k + 1, "go up to 4")])
+def test_labels_that_are_no_position_of_a_score(labels, told):
+    problem = cn.minimize(cn.E(F.cross_entropy(D.x @ cn.Variable((3, 4), "W"), labels, reduction="none")))
+    with pytest.raises(cn.ModelingError, match=rf"E112.*{told}"):
+        problem.to_cvxpy()

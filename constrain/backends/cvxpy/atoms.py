@@ -16,6 +16,7 @@ import numpy as np
 from constrain.analysis.fact import is_square
 from constrain.backends.cvxpy.package import cp
 from constrain.errors import RouteError
+from constrain.runtime.checks import refuse_labels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -189,7 +190,8 @@ def _logits(a: Arguments) -> Any:
 
 
 def _probabilities(a: Arguments) -> Any:
-    p, target = a.values
+    p = a.values[0]
+    target = a.values[1] if a.numbers[1] is None else a.numbers[1]  # the sign of 1 - number is known
     return -cp.multiply(target, cp.log(p)) - cp.multiply(1 - target, cp.log(1 - p))
 
 
@@ -197,6 +199,7 @@ def _cross_entropy(a: Arguments) -> Any:
     scores, target = a.values[0], a.numbers[1]
     assert target is not None  # the analysis refused targets that move
     if target.ndim == a.leads[1]:
+        refuse_labels(a.node, target.reshape(-1))  # of an expression: columns were looked at before
         target = np.eye(scores.shape[-1])[target.astype(np.int64)]
     total = 1.0 if a.numbers[1] is not target else target.sum(axis=-1)
     last = scores.ndim - 1
