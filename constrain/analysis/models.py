@@ -28,6 +28,7 @@ __all__ = [
     "Features",
     "affine_model",
     "last_layer",
+    "on_host",
     "output_bounds",
     "refusal_of",
     "trainable",
@@ -66,6 +67,11 @@ _COUPLED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 def trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Names and tensors of the parameters that are decisions."""
     return [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+
+
+def on_host(module: nn.Module) -> nn.Module:
+    """A copy in float64 on the CPU, in evaluation mode; the module itself is left alone."""
+    return copy.deepcopy(module).to("cpu", torch.float64).eval()
 
 
 @dataclass(frozen=True)
@@ -114,13 +120,13 @@ class AffineModel:
         """Runs the frozen part in float64 on a copy; the module itself is left alone.
 
         Args:
-            inputs: tensors as the module takes them, rows first when `per_row`.
+            inputs: tensors on the CPU, as the module takes them, rows first when `per_row`.
             per_row: whether the first axis of the inputs is the axis of rows.
 
         Raises:
             ValueError: when what follows the layer mixes rows.
         """
-        double = copy.deepcopy(self.module).double().eval()
+        double = on_host(self.module)
         layer = double.get_submodule(self.layer)
         caught: list[Tensor] = []
         hook = layer.register_forward_pre_hook(lambda _module, args: caught.append(args[0]))
@@ -129,7 +135,7 @@ class AffineModel:
         hook.remove()
         values = caught[0]
         moved, row_shape = self._tail(double, layer, inputs, values, per_row)
-        return Features(values.detach().cpu().numpy(), moved, row_shape)
+        return Features(values.detach().numpy(), moved, row_shape)
 
     def _tail(
         self, double: nn.Module, layer: nn.Module, inputs: Sequence[Tensor], values: Tensor, per_row: bool

@@ -7,15 +7,15 @@ tensor for all rows, or has an axis of rows in front.
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad, jacrev, vmap
 
+from constrain.analysis.models import on_host
 from constrain.language.types import type_of
 from constrain.runtime.binding import as_array
 from constrain.runtime.codegen import Tables, generate
@@ -30,6 +30,8 @@ __all__ = ["Batched", "Functions"]
 
 Batched = tuple[list[Tensor], list[bool]]
 """Tensors of the parameters, and whether each has an axis of rows in front."""
+_Fixed = tuple[list[nn.Module], list[Tensor]]
+"""Copies of models, and values of arrays, on one device."""
 
 
 class Functions:
@@ -50,7 +52,7 @@ class Functions:
         self.size = structure.size
         self.own = self.size - sum(math.prod(symbol.shape) for symbol in structure.corners)
         self.parameters = structure.program.parameters
-        self._constants: list[tuple[list[n.ArraySymbol], dict[torch.device, list[Tensor]]]] = []
+        self._fixed: list[tuple[Tables, dict[torch.device, _Fixed]]] = []
         self.low, self.high = _bounds(structure)
         self._below = torch.as_tensor(np.flatnonzero(np.isfinite(self.low)))
         self._above = torch.as_tensor(np.flatnonzero(np.isfinite(self.high)))
@@ -90,10 +92,8 @@ class Functions:
         """Expressions as a function of one row: (x (n,), parameters) -> a tensor each."""
         tables = Tables()
         generated = generate("inner", tables, [(root, "exact") for root in roots])
-        copies = (copy.deepcopy(model.module).double().eval() for model in tables.models)
-        modules = [own.requires_grad_(False) for own in copies]
-        constants: dict[torch.device, list[Tensor]] = {}
-        self._constants.append((tables.arrays, constants))
+        fixed: dict[torch.device, _Fixed] = {}
+        self._fixed.append((tables, fixed))
         self.place(torch.device("cpu"))
 
         def number(value: Any) -> Tensor:
@@ -104,17 +104,20 @@ class Functions:
             split = self.split(x)
             variables = [split[symbol] for symbol in tables.variables]
             knobs = [known[symbol] for symbol in tables.parameters]
-            inputs: tuple[Any, ...] = ({}, variables, modules, [], knobs, constants[x.device], [], [])
+            modules, constants = fixed[x.device]
+            inputs: tuple[Any, ...] = ({}, variables, modules, [], knobs, constants, [], [])
             found = generated.function(*inputs, torch.float64, number, None)
             return [v if isinstance(v, Tensor) else number(v) for v in found]
 
         return run
 
     def place(self, device: torch.device) -> None:
-        """Puts the constants of all functions on a device; never inside of a transform of `torch.func`."""
-        for symbols, held in self._constants:
+        """Puts models and constants on a device; never inside of a transform of `torch.func`."""
+        for tables, held in self._fixed:
             if device not in held:
-                held[device] = [_constant(symbol, device) for symbol in symbols]
+                copies = [on_host(model.module).to(device) for model in tables.models]
+                modules = [own.requires_grad_(False) for own in copies]
+                held[device] = modules, [_constant(symbol, device) for symbol in tables.arrays]
 
     def split(self, x: Tensor) -> dict[n.VariableSymbol, Tensor]:
         """Each variable in its shape, out of flat vectors (..., n)."""

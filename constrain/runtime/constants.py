@@ -6,7 +6,6 @@ sample-average program as data.
 
 from __future__ import annotations
 
-import copy
 import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from scipy import sparse
 from torch import Tensor
 
 from constrain._lazy import language_printing
-from constrain.analysis.models import trainable
+from constrain.analysis.models import on_host, trainable
 from constrain.errors import ModelingError
 from constrain.language import nodes as n
 from constrain.language.atoms import ATOMS
@@ -229,7 +228,7 @@ class Constants:
             case n.Pinned(symbol=symbol):
                 return self._pinned(symbol)
             case n.Call(model=model, features=features):
-                module = copy.deepcopy(model.module).double().eval()
+                module = on_host(model.module)
                 parts = _inputs(node, parts)
                 with torch.no_grad():
                     if features:

@@ -6,7 +6,6 @@ therefore b + A theta, and b and the columns of A are its values at theta = 0 an
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from constrain.analysis.models import trainable
+from constrain.analysis.models import on_host, trainable
 from constrain.language import nodes as n
 from constrain.language.types import type_of
 from constrain.lowering.dependence import depends_on_decisions
@@ -83,7 +82,7 @@ def derivative(
     function = generate("derivative", tables, [(node, "exact")]).function
     columns = {x.name: constants.column(x) for x in n.postorder(node) if isinstance(x, n.Column)}
     fresh = [m for m in tables.models if modules is None or m not in modules]
-    own = {m: copy.deepcopy(m.module).double().eval() for m in fresh}
+    own = {m: on_host(m.module) for m in fresh}
     used = [own[m] if m in own else (modules or {})[m] for m in tables.models]
     flat = [_flat(module) for module in used]
     arrays = [_real(symbol.value) for symbol in tables.arrays]
@@ -121,7 +120,7 @@ def affine_parts(
         )
     )
     zeros: dict[n.VariableSymbol, Any] = {s: np.zeros(s.shape) for s in variables}
-    copies = {m: copy.deepcopy(m.module).double().eval() for m in models}
+    copies = {m: on_host(m.module) for m in models}
     weights: dict[n.VariableSymbol | tuple[Model, str], Tensor] = {
         (m, name): p.detach() for m in models for name, p in trainable(copies[m])
     }

@@ -208,7 +208,9 @@ class RecordedStep:
             self.lagrangian.rate, self.lagrangian.recorded = rates[0], rates[1]
             rated = [group for group in self.optimizer.param_groups if "lr" in group]
             for group, lr in zip(rated, rates[2:], strict=True):
-                group.update({k: False for k in plain if k in group}, lr=lr)
+                group.update({k: False for k in plain if k in group})
+                # kernels of CUDA for all decisions at once take a rate of single precision only
+                group["lr"] = lr.float() if group.get("fused") and lr.is_cuda else lr
             found = self.step(unpacked(self.lagrangian.evaluator, batch, tensors))
             gradients = [t.grad for t in self._others]  # which somebody else moves
             for t in self.lagrangian.evaluator.decisions.tensors:

@@ -168,7 +168,7 @@ class _Shuffled:
         self.population = population
         self.size = size
         self.generator = generator
-        self.order = torch.zeros(0, dtype=torch.int64)
+        self.order = torch.zeros(0, dtype=torch.int64, device=population.device)  # restored there
         self.place = 0
 
     def draw(self) -> Rows:
