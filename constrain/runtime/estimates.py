@@ -194,7 +194,7 @@ class Estimator(nn.Module):
         """Averages as one vector."""
         if not moments:
             return torch.zeros(0, device=self.evaluator.device)
-        return torch.cat([m.reshape(-1) for m in moments])
+        return torch.cat([m if m.dim() == 1 else m.reshape(-1) for m in moments])
 
     def running(self, mode: str) -> list[Tensor]:
         """The running averages, one tensor per moment."""
@@ -471,10 +471,11 @@ class Estimator(nn.Module):
 
     def learn(self, primal: Tensor, exact: Tensor, batches: Mapping[str, Rows]) -> None:
         """Moves the running averages towards those of batches, as vectors."""
-        weights = self.weights(batches)
-        self.exact.lerp_(exact.to(self.exact.dtype), weights)
+        weights, own = self.weights(batches), self.exact
+        own.lerp_(exact.to(own.dtype), weights)
         if self.rates:
-            self.primal.lerp_(primal.to(self.primal.dtype), weights)
+            own = self.primal
+            own.lerp_(primal.to(own.dtype), weights)
 
     def weights(self, batches: Mapping[str, Rows]) -> Tensor | float:
         """(averages,) weights of batches in the running averages, or one: less in those of rare groups.

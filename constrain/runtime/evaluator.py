@@ -429,7 +429,10 @@ class Evaluator:
                 weight = weight.reshape((-1, *(1 for _ in range(values.dim() - 1))))
             values = values * weight  # no matrix product: autocast would take fewer bits
         if codes is None:
-            sums = values.mean(0) if over == values.shape[0] else values.sum(0) / over
+            if over != values.shape[0]:
+                sums = values.sum(0) / over
+            else:  # of a vector without an axis: backward has less to do
+                sums = values.mean() if values.dim() == 1 else values.mean(0)
             return sums if center is None else sums + center
         zeros = values.new_zeros((len(stratum.levels), *values.shape[1:]))
         sums = zeros.index_add(0, codes, values)

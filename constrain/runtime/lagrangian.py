@@ -97,12 +97,25 @@ class Lagrangian(MultiplierState):
         self._rare = BySizes()
         self._turn = self.slacks.turn(self._place)
         self._weighted = self.largest.places(self._place)
+        self._turns = self._turn is not None or bool(self._weighted)
         tensors = self.moved(evaluator.decisions.tensors)
         self._scales = Scales(self.estimator, tensors)
 
     def moved(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """What an optimizer moves: neither slacks nor the bound variable of a largest value."""
         return self.largest.others(self.slacks.others(tensors))
+
+    def primal_parameters(self) -> list[Tensor]:
+        """What the optimizer of a loop moves: tensors of the variables, then trainable weights of the models.
+
+        The tensors of `cn.Variable`s live here; `project` gives their values to the variables.
+        """
+        return self.moved(self.evaluator.decisions.tensors)
+
+    def project(self) -> None:
+        """Moves variables into their bounds, and gives `Variable.value` what the optimizer made of them."""
+        self.evaluator.decisions.project()
+        self.evaluator.decisions.write_back()
 
     # -------------------------------------------------------------------------------------- multipliers
     def multiplier(self, part: Part) -> Tensor:
@@ -202,11 +215,11 @@ class Lagrangian(MultiplierState):
                 with dropout, and batch normalization in training mode.
         """
         self.evaluator.follow_parameters()
-        seen = self.seen
+        seen, estimator = self.seen, self.estimator
         seen.batches = self.batches(batch)
-        estimate = seen.estimate = self.estimator.forward(seen.batches, step=learn)
+        estimate = seen.estimate = estimator.forward(seen.batches, step=learn)
         if learn:
-            self.estimator.learn(*estimate.moments, seen.batches)
+            estimator.learn(*estimate.moments, seen.batches)
         return estimate
 
     def value(self, estimate: Estimate) -> Tensor:
@@ -218,17 +231,19 @@ class Lagrangian(MultiplierState):
 
     def _weights(self, estimate: Estimate) -> Tensor:
         """The weights of all terms: 1 for the objective, then the multipliers that the primal sees."""
-        moved, low = self.values, self.low
-        if self.gain and len(self.values):  # integral plus proportional part
-            part, error = self.raised if self.recorded is None else self.recorded, self.running
+        own = self.numbers
+        moved, low, scales = own["values"], own["low"], own["scales"]
+        if self.gain and moved.shape[0]:  # integral plus proportional part
+            part, error = self.raised if self.recorded is None else self.recorded, own["running"]
             if not self.memory:
                 part, error = self.gain, estimate.exact_terms[1:]
             if self.classical:
                 error = torch.maximum(error, low)
-            moved = torch.addcmul(moved, self.scales, error, value=part)  # type: ignore[arg-type]
-            moved = torch.maximum(moved, low, out=moved)
-            moved = self._turned(moved, self.gain * self.scales)
-        return torch.cat([self.one, moved])
+            moved = torch.addcmul(moved, scales, error, value=part)  # type: ignore[arg-type]
+            torch.maximum(moved, low, out=moved)
+            if self._turns:
+                moved = self._turned(moved, self.gain * scales)
+        return torch.cat([own["one"], moved])
 
     def warm(self, batch: Batches) -> None:
         """Makes what is made on first use, and changes nothing else."""
@@ -288,27 +303,27 @@ class Lagrangian(MultiplierState):
         Raises:
             ModelingError: E140 when nothing was evaluated since the last call.
         """
-        estimate = self.seen.estimate
+        seen = self.seen
+        estimate = seen.estimate
         if estimate is None:
             fix = "loss = lagrangian(batch) first"
             raise ModelingError("E140", "ascend() without a forward before it", fix=fix)
-        self.seen.estimate = None
+        seen.estimate = None
         self.count()
-        if len(self.values):
-            residual = estimate.exact_terms[1:]
-            rare = self.rare_of(self.seen.batches)
+        residual, running = estimate.exact_terms[1:], self.numbers["running"]
+        if running.shape[0]:
+            rare = self.rare_of(seen.batches)
             if rare and not self.settled:  # from the averages that the estimator starts with
                 self._replace(self.estimator.terms(self.estimator.running("exact"))[1:], None)
             if rare:
-                self.move(rare.follow(self.running, residual), rare)
+                self.move(rare.follow(running, residual), rare)
             else:
-                self.running.lerp_(residual, 1 - self.memory)
+                running.lerp_(residual, 1 - self.memory)
                 self.move(residual)
         for i in self._tables:
             self._ascend_rows(i, self._row_part(i), estimate.rows[i])
-        self.follow(self.seen.batches)
+        self.follow(seen.batches)
 
-    @torch.no_grad()
     def move(self, residual: Tensor, rare: Rare | None = None) -> None:
         """One step of the averages' multipliers along residuals.
 
@@ -316,18 +331,19 @@ class Lagrangian(MultiplierState):
             residual: (entries,), in the order of the parts.
             rare: the rare entries that these are residuals of.
         """
-        values, pace = self.values, self.pace if rare is None else rare.paced(self.pace, self.rate)
-        steps = self.scales * pace
+        own = self.numbers
+        values, low, pace = own["values"], own["low"], own["pace"]
+        steps = own["scales"] * (pace if rare is None else rare.paced(pace, self.rate))
         if rare is not None:
-            moved = torch.maximum(values + steps * self.rate * residual, self.low)
+            moved = torch.maximum(values + steps * self.rate * residual, low)
             steps = rare.joined(steps, moved.sign().abs(), self.most, self.limits)
         if self.rule is None:
             values.addcmul_(steps * self.rate, residual)
         else:
             move = Move("averages", values, residual, steps, self.rate, self.units, None, self._weighted)
             values.copy_(self.rule.moved(self.past, move))
-        torch.maximum(values, self.low, out=values)
-        if self._turn is not None or self._weighted:
+        torch.maximum(values, low, out=values)
+        if self._turns:
             values.copy_(self._turned(values, self.rate * steps))
 
     def rare_of(self, batches: Mapping[str, Rows]) -> Rare:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -157,6 +157,11 @@ class MultiplierState(nn.Module):
         }
         for name, start in starts.items():
             self.register_buffer(name, start.to(dtype=dtype, device=device))
+
+    @property
+    def numbers(self) -> dict[str, Tensor]:
+        """All buffers by name, which torch looks for in several places when they are asked for one by one."""
+        return cast("dict[str, Tensor]", self._buffers)
 
     def table(self, part: Part) -> Tensor:
         """The multipliers of a constraint per row, times the number of rows."""
