@@ -277,11 +277,12 @@ class Separable:
     def __call__(self, parameters: Sequence[Tensor], batched: Sequence[bool], batch: int) -> Closed:
         """The solution of a batch; the arguments of `Inner.solutions`."""
         functions = self.functions
-        zero = self.weights.new_zeros(batch, functions.size)
+        weights = self.weights.to(parameters[0].device) if parameters else self.weights
+        zero = weights.new_zeros(batch, functions.size)
         q = functions.batch(grad(functions.objective), batched)(zero, *parameters)
         low, high = (torch.as_tensor(v, device=q.device) for v in (functions.low, functions.high))
         if self.key is None:
-            loose = -q / self.weights
+            loose = -q / weights
             edge = torch.minimum((loose - low).abs(), (loose - high).abs()).amin(-1)
             kinked = edge <= 1e-9 * (1 + q.abs().amax(-1))
             return Closed(loose.clamp(low, high), {}, torch.ones_like(kinked), kinked)
@@ -289,7 +290,7 @@ class Separable:
         b = -self._coefficients(0, self._residual, parameters, batched, zero)
         a = self._coefficients(1, grad(self._residual), parameters, batched, zero)
         x, multiplier, feasible, kinked = knapsack(
-            self.weights,
+            weights,
             q,
             a,
             b,

@@ -259,3 +259,56 @@ def test_methods_on_all_rows(method, device):
     exact = problem.solve("cvxpy", progress=False).objective
     w.value = np.zeros(3)
     assert problem.solve(method, device=device, progress=False).objective == pytest.approx(exact, rel=1e-6)
+
+
+# ------------------------------------------------------------------------------------ inner problems
+FACTOR = torch.randn(4, 4, generator=torch.Generator().manual_seed(2)).double()
+KINDS = {
+    "simplex": (lambda x, y: cn.sum_squares(x - y), lambda x: cn.sum(x) == 1, {"nonneg": True}),
+    "box": (lambda x, y: cn.sum_squares(x - y), None, {"bounds": (-0.5, 0.5)}),
+    "ball": (lambda x, y: cn.sum_squares(x - y), lambda x: cn.norm(x) <= 1, {}),
+    "quadratic": (lambda x, y: cn.sum_squares(FACTOR @ x - y), lambda x: FACTOR @ x <= 0.4, {}),
+    "cone": (lambda x, y: cn.norm(FACTOR @ x - y) + cn.sum_squares(x), lambda x: cn.sum(x) == 0, {}),
+    "nonlinear": (lambda x, y: cn.sum(torch.exp(x)) - cn.sum(x * y) + cn.sum_squares(x), None, {}),
+    "a model": (
+        lambda x, y: cn.sum_squares(x - y) + cn.sum(x * cn.Model(nn.Linear(4, 4).double(), "m", frozen=True)(y)),
+        lambda x: cn.sum(x) == 1, {},
+    ),
+    "integers": (lambda x, y: cn.sum(x * y), lambda x: cn.sum(x) >= 3, {"bounds": (0, 2), "integer": True}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("device", [CUDA])
+@pytest.mark.parametrize("name", KINDS)
+def test_solutions_and_gradients_of_inner_problems(name, device):
+    objective, constraint, kind = KINDS[name]
+    torch.manual_seed(0)
+    x, y = cn.Variable(4, "x", **kind), cn.Parameter("y", shape=4)
+    problem = cn.minimize(objective(x, y))
+    problem = problem if constraint is None else problem.subject_to(c=constraint(x))
+    layer = cn.layer(problem, inputs=y, outputs="value" if name == "integers" else x)
+    given = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)).double()
+    found = []
+    for where in ("cpu", device, "cpu"):
+        leaf = given.to(where).requires_grad_(True)
+        value = layer(leaf)
+        assert value.device.type == where
+        (slope,) = torch.autograd.grad(value.square().sum(), leaf)
+        found.append((value.detach().cpu(), slope.cpu()))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(found[0], found[2])
+
+
+@pytest.mark.parametrize("device", [CUDA])
+def test_fixed_points(device):
+    z, b = cn.Variable(4, "z"), cn.Parameter("b", shape=4)
+    cell = nn.Linear(4, 4).double().to(device)
+    layer = cn.fixed_point(z == 0.3 * torch.tanh(cn.Model(cell, "cell")(z)) + b)
+    given = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)).double().to(device)
+    leaf = given.requires_grad_(True)
+    found = layer(leaf)
+    assert found.device.type == device
+    torch.testing.assert_close(found, 0.3 * torch.tanh(cell(found)) + leaf)
+    found.square().sum().backward()
+    assert torch.isfinite(leaf.grad).all()
+    assert all(p.grad is not None for p in cell.parameters())
