@@ -263,6 +263,7 @@ def test_methods_on_all_rows(method, device):
 
 # ------------------------------------------------------------------------------------ inner problems
 FACTOR = torch.randn(4, 4, generator=torch.Generator().manual_seed(2)).double()
+LINEAR = nn.Linear(4, 4).double()
 KINDS = {
     "simplex": (lambda x, y: cn.sum_squares(x - y), lambda x: cn.sum(x) == 1, {"nonneg": True}),
     "box": (lambda x, y: cn.sum_squares(x - y), None, {"bounds": (-0.5, 0.5)}),
@@ -271,7 +272,7 @@ KINDS = {
     "cone": (lambda x, y: cn.norm(FACTOR @ x - y) + cn.sum_squares(x), lambda x: cn.sum(x) == 0, {}),
     "nonlinear": (lambda x, y: cn.sum(torch.exp(x)) - cn.sum(x * y) + cn.sum_squares(x), None, {}),
     "a model": (
-        lambda x, y: cn.sum_squares(x - y) + cn.sum(x * cn.Model(nn.Linear(4, 4).double(), "m", frozen=True)(y)),
+        lambda x, y: cn.sum_squares(x - y) + cn.sum(x * cn.Model(LINEAR, "m", frozen=True)(y)),
         lambda x: cn.sum(x) == 1, {},
     ),
     "integers": (lambda x, y: cn.sum(x * y), lambda x: cn.sum(x) >= 3, {"bounds": (0, 2), "integer": True}),
