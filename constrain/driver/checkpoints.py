@@ -75,10 +75,15 @@ def checkpoints_of(
     """The checkpoints of a run, None when none were asked for.
 
     Raises:
-        ModelingError: E185 for a file that is no checkpoint, E186 for one of another problem.
+        ModelingError: E141 for a folder that does not exist, E185 for a file that is no checkpoint,
+            E186 for one of another problem.
     """
     if to is None and source is None:
         return None
+    if to is not None and not Path(to.path).absolute().parent.is_dir():
+        folder = str(Path(to.path).parent)
+        text = f"checkpoint={str(to.path)!r}: there is no folder {folder!r}"
+        raise ModelingError("E141", text, fix=f"Path({folder!r}).mkdir(parents=True), or another path")
     own = _description(evaluator, solver)
     if source is None:
         return Checkpoints(to, own)

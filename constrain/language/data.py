@@ -289,6 +289,24 @@ class Data:
         node = known.get((column, line))  # many constraints of one line share it
         if node is not None and node.data is self:
             return language("expr").Expr(node)
+        self._known(column)
+        unfit = refusal(self.example(column))
+        if unfit is not None:
+            raise DataError("E167", f"{self.name}.{column} holds {unfit[0]}", at=here(), fix=unfit[1])
+        node = known[column, line] = n.Column(self, column, loc=line)
+        return language("expr").Expr(node)
+
+    def _named(self, column: Any) -> str:
+        """The name of a column, which is given by it or as `D.sex`."""
+        if isinstance(column, language("expr").Expr) and isinstance(column.node, n.Column):
+            column = column.node.name
+        if not isinstance(column, str):
+            raise language("refusals").no_column_name(self, column)
+        self._known(column)
+        return column
+
+    def _known(self, column: str) -> None:
+        """Refuses a name that no column has (E106)."""
         if column not in self._columns:
             raise UnknownColumnError(
                 "E106",
@@ -296,11 +314,6 @@ class Data:
                 at=here(),
                 fix=f"one of {', '.join(self._columns)}",
             )
-        unfit = refusal(self.example(column))
-        if unfit is not None:
-            raise DataError("E167", f"{self.name}.{column} holds {unfit[0]}", at=here(), fix=unfit[1])
-        node = known[column, line] = n.Column(self, column, loc=line)
-        return language("expr").Expr(node)
 
     def row_shape(self, column: str) -> tuple[int, ...]:
         """Shape of one row of a column."""
@@ -324,8 +337,9 @@ class Data:
         """The column as it was given.
 
         Raises:
-            DataError: E166 for a stream, whose rows are not in memory.
+            DataError: E106 for an unknown column, E166 for a stream, whose rows are not in memory.
         """
+        self._known(column)
         return self._columns[column]
 
     def example(self, column: str) -> Any:
@@ -343,7 +357,9 @@ class Data:
         return tuple(attribute("constrain.runtime.columns:level_codes")(self, columns)[1])
 
     @keywords
-    def split(self, fraction: float, seed: int = 0, by: str | Sequence[str] = ()) -> tuple[Data, Data]:
+    def split(
+        self, fraction: float, seed: int = 0, by: str | Expr | Sequence[str | Expr] = ()
+    ) -> tuple[Data, Data]:
         """Two samples of different rows at random, such as a training sample and a hold-out.
 
             train, test = D.split(0.3, seed=0, by="sex")
@@ -356,9 +372,10 @@ class Data:
             by: a column or several: the second gets this share (rounded) of each level, or combination.
 
         Raises:
-            DataError: E112 when one of the two would have no rows, E166 for a stream.
+            DataError: E106 for an unknown column, E112 when one of the two would have no rows, E166 for a
+                stream.
         """
-        names = (by,) if isinstance(by, str) else tuple(by)
+        names = tuple(self._named(column) for column in (by if isinstance(by, (list, tuple)) else (by,)))
         parts = attribute("constrain.runtime.columns:split_rows")(self, fraction, seed, names)
         pick = attribute("constrain.runtime.columns:pick")
         first, second = ({c: pick(self.values(c), rows) for c in self.columns} for rows in parts)

@@ -182,7 +182,7 @@ def check_positions(data: str, rows: int, index: Any, weight: Any) -> None:
     if not count:
         raise _no_batch(f"a batch of {data!r} without rows", data)
     for place in ends:
-        if not -rows <= place < rows:
+        if not 0 <= place < rows:
             raise _no_batch(f"{data!r} has {rows} rows and no row {place}", data)
     if weight is not None:
         given = torch.as_tensor(weight)
@@ -202,7 +202,7 @@ def _within(index: Any, rows: int) -> bool:
     if index.dtype is not torch.int64 or index.dim() != 1 or not index.shape[0]:
         return False
     low, high = torch.aminmax(index)
-    return -rows <= low.item() and high.item() < rows
+    return low.item() >= 0 and high.item() < rows
 
 
 def _positions(data: str, rows: int, index: Any) -> Tensor:

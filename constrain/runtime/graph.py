@@ -284,7 +284,7 @@ class TrainingStep:
         if graph not in ("auto", "off", "recorded", "compiled"):  # pyright: ignore[reportUnnecessaryContains]
             fix = 'one of "auto", "off", "recorded", "compiled"'
             raise ModelingError("E141", f"no graph is called {graph!r}", fix=fix)
-        check_optimizer(optimizer, "the optimizer of a training step")
+        check_optimizer(optimizer, "the optimizer of a training step", lagrangian.primal_parameters())
         self.lagrangian = lagrangian
         self.optimizer = optimizer
         mode: Mode = "compiled" if graph == "compiled" else "recorded"

@@ -9,7 +9,9 @@ import torch
 from constrain.errors import ModelingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
 
 __all__ = ["FRACTION", "NONNEGATIVE", "POSITIVE", "WHOLE", "Limit", "check_limits", "check_optimizer"]
 
@@ -43,12 +45,14 @@ def check_limits(record: object, **limits: Limit) -> None:
             )
 
 
-def check_optimizer(optimizer: object, made_by: str) -> None:
+def check_optimizer(optimizer: object, made_by: str, decisions: Sequence[Tensor] = ()) -> None:
     """Refuses what is no optimizer of torch, or one that needs the loss as a function or sparse gradients.
 
     Args:
         optimizer: what is to move the decisions.
         made_by: where it comes from, in words.
+        decisions: tensors of which it has to have one at least; of an optimizer that was made for others it
+            would go unnoticed that nothing learns.
 
     Raises:
         ModelingError: E141.
@@ -62,3 +66,7 @@ def check_optimizer(optimizer: object, made_by: str) -> None:
     if not isinstance(optimizer, torch.optim.Optimizer):
         text = f"{made_by} is a {type(optimizer).__name__}, which is no optimizer of torch"
         raise ModelingError("E141", text, fix="torch.optim.Adam(f.module.parameters(), lr=1e-3)")
+    held = {id(t) for group in optimizer.param_groups for t in group["params"]}
+    if decisions and held.isdisjoint(map(id, decisions)):
+        text = f"{made_by} holds no decision of the problem: nothing would be learned"
+        raise ModelingError("E141", text, fix="torch.optim.Adam(lagrangian.primal_parameters(), lr=1e-3)")

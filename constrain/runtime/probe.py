@@ -130,7 +130,12 @@ def _applied(node: n.Call, module: nn.Module, state: Mapping[str, Tensor], input
 
     with _untouched(module), in_evaluation(module.modules()):
         floating = _floating(state)
-        return rowwise.on_features(run, *given, dtype=floating) if node.features else run(*given)
+        try:
+            return rowwise.on_features(run, *given, dtype=floating) if node.features else run(*given)
+        except Exception as error:  # forward may raise anything, such as a division by zero here
+            if isinstance(error, (ModelingError, *_FAILURES)):
+                raise
+            raise NotImplementedError(f"{type(error).__name__}: {error}") from error
 
 
 def floating_arguments(node: n.Call) -> tuple[bool, ...]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from constrain.errors import DataError
 from constrain.solution import records
 
 if TYPE_CHECKING:
@@ -84,6 +85,10 @@ def save(solution: Solution, folder: str | Path) -> Path:
     `arrays.npz` too. `problem.json` has the structure of the problem when it is at hand.
     """
     target = Path(folder)
+    if target.is_file():
+        raise DataError(
+            "E144", f"{target} is a file, and a solution is stored in a folder", fix="another name"
+        )
     target.mkdir(parents=True, exist_ok=True)
     encoder = _Encoder()
     body: dict[str, Any] = {}

@@ -230,7 +230,7 @@ class Training:
         self.optimizer = (
             self.scheme.optimizer(self.tensors, self._usual_lr()) if make is None else make(self.tensors)
         )
-        check_optimizer(self.optimizer, "what optimizer= makes")
+        check_optimizer(self.optimizer, "what optimizer= makes", self.tensors)
         own = options.scheduler
         self.schedule: Any = (
             half_cosine(self.optimizer, self.total) if own is None else schedule_of(own, self.optimizer)

@@ -168,7 +168,12 @@ def schedule_of(make: Callable[[torch.optim.Optimizer], Any], optimizer: torch.o
     if not callable(make):  # pyright: ignore[reportUnnecessaryComparison]
         text = f"scheduler={make!r} is not a function of the optimizer"
         raise ModelingError("E141", text, fix="scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 100)")
-    found = make(optimizer)
+    try:
+        found = make(optimizer)
+    except TypeError as error:  # such as a class that needs more than the optimizer
+        text = f"scheduler= cannot be called with the optimizer alone: {error}"
+        fix = "scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 100)"
+        raise ModelingError("E141", text, fix=fix) from error
     if isinstance(found, torch.optim.lr_scheduler.ReduceLROnPlateau):
         raise ModelingError(
             "E141",

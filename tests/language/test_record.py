@@ -271,7 +271,7 @@ def test_numbers_of_other_libraries_become_plain(value, kind, space):
 def test_unknown_shapes_may_be_squeezed(space):
     class Odd(nn.Module):
         def forward(self, x):
-            return x if x.sum() > 0 else -x
+            return x / (1 // int(x.any()))  # takes no rows of zeros
 
     e = cn.Model(Odd(), "odd")(space.D.x)
     assert e.shape is None
