@@ -1,14 +1,15 @@
 """The last candidates of a training run: the average of late iterates, and iterates on the constraints.
 
-A candidate is judged on all rows like any iterate, and kept where it is better than what was kept before.
+A candidate is judged on all rows like any iterate, and kept where it is better than what was kept before. An
+iterate that holds every constraint may do so by chance, far within them: what noise of batches threw there. So
+steps onto the constraints (`correction.py`) start from the iterate that was kept, and also from the last one,
+where that has the better objective.
 
 A rate changes by whole rows. Training on batches stops some rows to one side of a bound or to the other, and
 the tolerance of a run, a part of the spread of one row, is a few rows of a large sample. So bounds on rates
-are held to the last row here: the step onto the constraints (`correction.py`), whose length follows the slope
-of surrogates, is searched along for the shortest part or multiple of it at which they hold exactly. Where
-none does, the next step aims within the bounds by what was missed, then by twice that, and so on. It starts
-from the iterate that was kept, and also from the last one, where that has the better objective: which iterate
-happens to hold its rates, of those that cross a bound from epoch to epoch, is chance.
+are held to the last row here: the step onto the constraints, whose length follows the slope of surrogates, is
+searched along for the shortest part or multiple of it at which they hold exactly. Where none does, the next
+step aims within the bounds by what was missed, then by twice that, and so on.
 
 A point that holds them may lie far within a bound that has a multiplier: that was bought with the objective.
 Steps down the objective lead back to the bounds, as far as everything still holds exactly.
@@ -78,7 +79,7 @@ def finish(judge: IterateJudge, method: Method) -> None:
     decisions.restore(judge.kept.state)
     end.correct(judge.kept.words)
     decisions.restore(last)
-    if end.rates and end.promises():
+    if end.promises():
         end.correct("the last iterate")
     if end.rates and judge.kept.rank[0] < 0:
         decisions.restore(judge.kept.state)
