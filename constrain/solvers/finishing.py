@@ -1,7 +1,7 @@
 """The last candidates of a training run: the average of late iterates, and iterates on the constraints.
 
-A candidate is judged on all rows like any iterate, and kept where it is better than what was kept before. An
-iterate that holds every constraint may do so by chance, far within them: what noise of batches threw there. So
+A candidate is judged on all rows like any iterate, and kept where it is better than what was kept before.
+An iterate that holds every constraint may do so by chance: noise of batches threw it far within them. So
 steps onto the constraints (`correction.py`) start from the iterate that was kept, and also from the last one,
 where that has the better objective.
 
