@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from constrain.runtime.rows import Condition
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -46,7 +48,7 @@ def totals(evaluator: Evaluator, job: Job, values: Sequence[Tensor], rows: Rows)
     """
     population = evaluator.populations[job.data]
     wide = [evaluator.accumulator(value) for value in values[: len(job.moments)]]
-    members = [population.members(population.strata[key], rows) for key in job.strata]
+    members = [Condition(*population.members(population.strata[key], rows)) for key in job.strata]
     return evaluator.reduce_all(job, wide, rows, 1.0, conditions=members)
 
 

@@ -58,6 +58,8 @@ def _refuse_other(population: Population, given: Any) -> None:
 
 def _by_name(evaluator: Evaluator, batch: Any) -> dict[str, Any]:
     """What was given for each sample (E140 for what is no batch)."""
+    if isinstance(batch, Batch):
+        return {batch.data.name: batch}
     if isinstance(batch, Mapping):
         return dict(cast("Mapping[str, Any]", batch))
     listed: list[Any] = [*batch] if isinstance(batch, (list, tuple)) else [batch]  # type: ignore[reportUnknownVariableType]

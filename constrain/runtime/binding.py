@@ -28,7 +28,7 @@ from constrain.runtime.columns import (
     refuse_missing,
 )
 from constrain.runtime.encoding import Encoder, Kind, codes_column, finite_rows, tensor_of
-from constrain.runtime.rows import Gathered, Index, Rows, picked
+from constrain.runtime.rows import Condition, Gathered, Index, Rows, picked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,6 +71,7 @@ class Stratum:
         by: names of the group columns.
         places: where the groups are levels that the problem lists, the place of each row's level among them,
             -1 for others, among given columns; else None.
+        factor: (levels,) the weights of their rows, where all rows of a level count alike; else None.
     """
 
     codes: Tensor | None
@@ -81,6 +82,7 @@ class Stratum:
     event: Callable[[Mapping[str, Tensor]], Tensor] | None = None
     by: tuple[str, ...] = ()
     places: Callable[[Mapping[str, Tensor]], Tensor] | None = None
+    factor: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,12 @@ class Population:
         if rows.weight is not None:
             weight = rows.weight if weight is None else weight * rows.weight.to(weight.dtype)
         return weight, codes
+
+    def condition(self, stratum: Stratum, rows: Rows) -> Condition:
+        """`conditions` with fewer operations: one factor per level where all of its rows count alike."""
+        if stratum.factor is None or stratum.codes is None or rows.index is None or rows.weight is not None:
+            return Condition(*self.conditions(stratum, rows))
+        return Condition(None, picked(stratum.codes, rows.index), stratum.factor)
 
     def members(self, stratum: Stratum, rows: Rows) -> tuple[Tensor | None, Tensor | None]:
         """What each row of a full pass counts in sums that are divided by `stratum.counts`, and its level.
@@ -373,7 +381,9 @@ class Population:
         if mask is not None or codes is not None or self.base is not None:
             per_row = counts if codes is None else counts[codes]
             weight = torch.where(ones != 0, ones * self.rows / per_row, torch.zeros_like(ones)).to(self.dtype)
-        self.strata[given, names] = Stratum(codes, levels, mask, counts, weight, event, names, places)
+        alike = self.base is None and (mask is None or (not mask.is_meta and bool(mask.all())))
+        factor = (self.rows / counts.clamp(min=1)).to(self.dtype) if codes is not None and alike else None
+        self.strata[given, names] = Stratum(codes, levels, mask, counts, weight, event, names, places, factor)
 
     def places(self, group: n.Among) -> Callable[[Mapping[str, Tensor]], Tensor]:
         """Finds the place of each row's level among the listed ones, -1 for others, in given columns.

@@ -251,11 +251,12 @@ class Estimator(nn.Module):
             for k, i in enumerate(job.parts):
                 rows[i] = (values[size + k], second[size + k].detach(), values[k - parts])
         terms, flat = self._terms(primal, groups, "primal")
-        judged, exact_flat = terms.detach(), flat.detach()
+        judged, primal_flat = terms.detach(), flat.detach()
+        exact_flat = primal_flat
         if rates:
             with torch.no_grad():
                 judged, exact_flat = self._terms(exact, groups, "exact")
-        return Estimate(terms, judged, rows, (flat.detach(), exact_flat), self.layout)
+        return Estimate(terms, judged, rows, (primal_flat, exact_flat), self.layout)
 
     def _of_step(self, job: Job, batch: Rows, mode: str) -> list[Any]:
         """Values of evaluation mode, and where they have gradients those of training mode."""

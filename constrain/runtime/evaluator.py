@@ -35,6 +35,7 @@ from constrain.runtime.failures import explain, refuse_training
 from constrain.runtime.functional import eager
 from constrain.runtime.modes import Modes
 from constrain.runtime.pieces import Flattened, entries
+from constrain.runtime.rows import Condition
 from constrain.runtime.surrogates import update_spreads
 from constrain.runtime.tails import set_thresholds
 
@@ -49,8 +50,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Conditions", "Evaluator", "Outer", "RowTerm"]
 
-Conditions = list[tuple[Tensor | None, Tensor | None]]
-"""Weight and level code of each row, per stratum of a job; None for no condition, no groups."""
+Conditions = list[Condition]
+"""What rows count in averages, per stratum of a job."""
 
 CHUNK = 32_768
 """Rows per chunk of a full pass."""
@@ -343,8 +344,7 @@ class Evaluator:
         moment = self.program.moments[i]
         population = self.populations[moment.data]
         stratum = population.stratum(moment.given, moment.by)
-        weight, codes = population.conditions(stratum, rows)
-        return self._segments(self.real(integrand), weight, codes, stratum, over)
+        return self._segments(self.real(integrand), population.condition(stratum, rows), stratum, over)
 
     def reduce_all(
         self,
@@ -364,32 +364,33 @@ class Evaluator:
             rows: the rows that they were computed on.
             over: number that sums are divided by.
             half: only these of the rows.
-            centers: per moment a value u; weighted means become mean(weight * (integrand - u)) + u.
+            centers: per moment a value u; means of conditions become mean(weight * (integrand - u)) + u.
             conditions: of the rows, when they are known.
         """
         population = self.populations[job.data]
         conditions = self.conditions(job, rows) if conditions is None else conditions
         if half is not None:
-            conditions = [(_some(weight, half), _some(codes, half)) for weight, codes in conditions]
+            conditions = [Condition(_some(w, half), _some(codes, half), f) for w, codes, f in conditions]
         result: list[Any] = [None] * len(job.moments)
-        for (key, places), (weight, codes) in zip(job.strata.items(), conditions, strict=True):
+        for (key, places), condition in zip(job.strata.items(), conditions, strict=True):
             stratum = population.strata[key]
             integrands = [self.real(values[p]) for p in places]
             if half is not None:
                 integrands = [x[half] for x in integrands]
-            own = None if centers is None or weight is None else [centers[p] for p in places]
+            plain = condition.weight is None and condition.factor is None
+            own = None if centers is None or plain else [centers[p] for p in places]
             if len(places) == 1:
                 u = None if own is None else own[0]
-                result[places[0]] = self._segments(integrands[0], weight, codes, stratum, over, u)
+                result[places[0]] = self._segments(integrands[0], condition, stratum, over, u)
                 continue
             count = integrands[0].shape[0]
             kind = integrands[0].dtype
             for x in integrands[1:]:
                 kind = torch.promote_types(kind, x.dtype)
             flat = torch.cat([x.reshape(count, -1).to(kind) for x in integrands], 1)
-            lead = 0 if codes is None else 1
+            lead = 0 if condition.codes is None else 1
             u = None if own is None else torch.cat([c.reshape((*c.shape[:lead], -1)) for c in own], -1)
-            sums = self._segments(flat, weight, codes, stratum, over, u)
+            sums = self._segments(flat, condition, stratum, over, u)
             widths = [x[0].numel() if count else 1 for x in integrands]
             pieces = cast("tuple[Tensor, ...]", sums.split(widths, -1))
             for p, x, piece in zip(places, integrands, pieces, strict=True):
@@ -397,9 +398,9 @@ class Evaluator:
         return result
 
     def conditions(self, job: Job, rows: Rows) -> Conditions:
-        """Weights and level codes of some rows, one pair per stratum of the job."""
+        """What some rows count, per stratum of the job."""
         population = self.populations[job.data]
-        return [population.conditions(population.strata[key], rows) for key in job.strata]
+        return [population.condition(population.strata[key], rows) for key in job.strata]
 
     def real(self, integrand: Tensor) -> Tensor:
         """An integrand in a precision in which it can be averaged."""
@@ -410,13 +411,13 @@ class Evaluator:
     @staticmethod
     def _segments(
         values: Tensor,
-        weight: Tensor | None,
-        codes: Tensor | None,
+        condition: Condition,
         stratum: Stratum,
         over: float,
         center: Tensor | None = None,
     ) -> Tensor:
         """Sums of weight * values over the rows of each level, or over all rows, divided by `over`."""
+        weight, codes, factor = condition
         if center is not None:
             center = center if center.dtype is values.dtype else center.to(values.dtype)
             values = values - (center if codes is None else center.index_select(0, codes))
@@ -436,6 +437,13 @@ class Evaluator:
             return sums if center is None else sums + center
         zeros = values.new_zeros((len(stratum.levels), *values.shape[1:]))
         sums = zeros.index_add(0, codes, values)
+        if factor is not None:
+            factor = factor if factor.dtype is values.dtype else factor.to(values.dtype)
+            if values.dim() > 1:
+                factor = factor.reshape((-1, *(1 for _ in range(values.dim() - 1))))
+            if center is not None:
+                return torch.addcmul(center, sums, factor, value=1 / over)
+            sums = sums * factor
         return sums / over if center is None else torch.add(center, sums, alpha=1 / over)
 
     # -------------------------------------------------------------------------------------- full data

@@ -337,11 +337,14 @@ class Lagrangian(MultiplierState):
         if rare is not None:
             moved = torch.maximum(values + steps * self.rate * residual, low)
             steps = rare.joined(steps, moved.sign().abs(), self.most, self.limits)
-        if self.rule is None:
-            values.addcmul_(steps * self.rate, residual)
-        else:
-            move = Move("averages", values, residual, steps, self.rate, self.units, None, self._weighted)
+        rate = self.rate
+        if self.rule is not None:
+            move = Move("averages", values, residual, steps, rate, self.units, None, self._weighted)
             values.copy_(self.rule.moved(self.past, move))
+        elif isinstance(rate, Tensor):  # while a step is recorded
+            values.addcmul_(steps * rate, residual)
+        else:
+            values.addcmul_(steps, residual, value=rate)
         torch.maximum(values, low, out=values)
         if self._turns:
             values.copy_(self._turned(values, self.rate * steps))

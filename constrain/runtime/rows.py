@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Gathered", "Index", "Rows", "picked"]
+__all__ = ["Condition", "Gathered", "Index", "Rows", "picked"]
 
 Index = Tensor | slice
 """Positions of some rows in their sample."""
@@ -67,3 +68,17 @@ class Rows:
     def every_other(self) -> slice:
         """Positions of the first of two interleaved half batches."""
         return slice(0, 2 * (self.count // 2), 2)
+
+
+class Condition(NamedTuple):
+    """What some rows count in averages over a condition and groups.
+
+    Attributes:
+        weight: (count,) of each row, None where all are one.
+        codes: (count,) level of each row, None without groups.
+        factor: (levels,) of the sum over each level, None where all are one.
+    """
+
+    weight: Tensor | None
+    codes: Tensor | None
+    factor: Tensor | None = None
