@@ -216,6 +216,7 @@ class Infeasibility:
         """The diagnosis as a page that needs no network, written to `path` when one is given."""
         page = str(reports("page").infeasibility_page(self))
         if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).write_text(page, encoding="utf-8")
         return page
 

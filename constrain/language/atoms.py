@@ -174,9 +174,12 @@ def _linear(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
 def _classes(shapes: tuple[Shape, ...], _options: Mapping[str, Any]) -> Shape:
     scores, target = shapes[0], shapes[1]
     if len(scores) != 1:
+        one = "F.binary_cross_entropy_with_logits for one score and two classes"
+        words = "F.nll_loss(torch.log_softmax(scores, -1).transpose(-1, -2), label"
+        several = f'{words}, reduction="none") for a label at every position of a row'
         raise ShapeProblem(
             f"cross_entropy needs one score per class and row, got a row of shape {scores}",
-            "F.binary_cross_entropy_with_logits for one score and two classes",
+            several if len(scores) == 2 else one,
         )
     if target not in ((), scores):
         raise ShapeProblem(f"the target of cross_entropy has row shape {target}; expected () or {scores}")

@@ -39,7 +39,7 @@ def report(solution: Solution, path: str | Path | None = None, format: str | Non
         format: `text`, `markdown`, `json` or `html`.
 
     Raises:
-        ModelingError: E142 for a format that does not exist.
+        ModelingError: E142 for a format that does not exist, or a folder in the place of a file.
         RouteError: E202 when the package that adds it cannot be loaded.
     """
     suffix = "" if path is None else Path(path).suffix.lower()
@@ -52,7 +52,10 @@ def report(solution: Solution, path: str | Path | None = None, format: str | Non
             f"reports come as text, markdown, json or html; there is no {chosen!r}{suggest(chosen, known)}",
             fix='format="html"',
         )
+    if path is not None and Path(path).is_dir():
+        raise ModelingError("E142", f"{path} is a folder, and a report is a file", fix='"report.html" in it')
     result = str(view(solution))
     if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(result if result.endswith("\n") else result + "\n", encoding="utf-8")
     return result

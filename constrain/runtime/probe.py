@@ -165,9 +165,13 @@ def floating_arguments(node: n.Call) -> tuple[bool, ...]:
     return as_they_are
 
 
+def _columns(node: n.Node) -> list[n.Column]:
+    return [x for x in n.postorder(node) if isinstance(x, n.Column)]
+
+
 def _is_whole(node: n.Node) -> bool:
     """Whether an expression may have whole numbers: columns of these, perhaps rearranged."""
-    columns = [x for x in n.postorder(node) if isinstance(x, n.Column)]
+    columns = _columns(node)
     moved = all(
         isinstance(x, (n.Column, n.Opaque)) or (isinstance(x, n.Apply) and x.atom in _REARRANGING)
         for x in n.postorder(node)
@@ -253,8 +257,8 @@ def _dtype(arg: n.Node, floating: torch.dtype) -> torch.dtype:
             value = data.example(name)
         case n.Array(symbol=symbol):
             value = symbol.value
-        case _:
-            return floating
+        case _:  # columns that were rearranged, as the labels of a `gather`, keep their type
+            return _dtype(_columns(arg)[0], floating) if _is_whole(arg) else floating
     series = as_series(value)
     frame = as_frame(value) if series is None else None
     if series is not None or frame is not None:

@@ -163,7 +163,9 @@ def test_a_suffix_of_no_format_is_refused(linear, tmp_path):
     with pytest.raises(cn.ModelingError, match=r"\[E142\].*there is no 'pdf'"):
         linear.report(tmp_path / "report.pdf")
     assert not list(tmp_path.iterdir())
-    for name in ("report", "report.txt"):
+    with pytest.raises(cn.ModelingError, match=r"\[E142\].*is a folder"):
+        linear.report(tmp_path)
+    for name in ("report", "report.txt", "new/folder/report.txt"):
         linear.report(tmp_path / name)
         assert (tmp_path / name).read_text() == str(linear) + "\n"
 

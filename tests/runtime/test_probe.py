@@ -265,6 +265,8 @@ FUNCTIONS = {
     "F.nll_loss(D.x, D.c, reduction='none')": (),
     "F.nll_loss(D.x, D.listed, reduction='none')": (),
     "torch.logical_xor(D.b, D.b)": (),
+    "torch.gather(D.x, -1, D.c[..., None])": (1,),
+    "torch.gather(D.series, -1, torch.stack([D.c, D.c], -1)[..., None, :])": (1, 2),
     "torch.flatten(D.image, 1)": (192,),
     "torch.hypot(w, w)": (3,),
     "torch.outer(w, w)": (3, 3),
