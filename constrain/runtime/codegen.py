@@ -74,6 +74,7 @@ class Tables:
         arrays: `ArraySymbol`s.
         moments: `Moment` nodes.
         margins: nodes, the margins of events.
+        events: by event with a surrogate the places of its margins.
     """
 
     variables: Table = field(default_factory=Table)
@@ -82,6 +83,7 @@ class Tables:
     arrays: Table = field(default_factory=Table)
     moments: Table = field(default_factory=Table)
     margins: Table = field(default_factory=Table)
+    events: dict[n.Node, set[int]] = field(default_factory=dict[n.Node, set[int]])
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,14 @@ class Generated:
         source: of the function.
         operations: number of its lines that compute something.
         nodes: the expression of every name in it.
+        margins: places of the margins whose spreads it reads.
     """
 
     function: Callable[..., list[Any]]
     source: str
     operations: int
     nodes: Mapping[str, n.Node]
+    margins: Sequence[int] = ()
 
     def node_at(self, line: int) -> n.Node | None:
         """The expression that a line of the source, counted from 1, is part of."""
@@ -298,11 +302,17 @@ class _Writer:
     # ---- surrogates
     def _surrogate(self, event: n.Node, surrogate: Surrogate, mode: Mode) -> str:
         """What the primal gradient sees in place of the indicator of an event."""
+        places = self.tables.events.setdefault(event, set())
+
+        def spread(margin: n.Node, name: str) -> str:
+            place = self.tables.margins.place(margin)
+            places.add(place)
+            kind = type_of(margin)  # spreads of rows need the axes of one row
+            numbers = kind.rows is None or kind.shape == ()
+            return f"s[{place}]" if numbers else f"surrogates.along(s[{place}], {name})"
+
         writer = surrogates.EventWriter(
-            surrogate,
-            emit=self.emit,
-            value=lambda node: self.ref(node, mode),
-            spread=lambda margin: f"s[{self.tables.margins.place(margin)}]",
+            surrogate, emit=self.emit, value=lambda node: self.ref(node, mode), spread=spread
         )
         return writer.write(event)
 
@@ -351,4 +361,5 @@ def generate(name: str, tables: Tables, outputs: Sequence[tuple[n.Node | None, M
     source = "\n".join([header, *body]) + "\n"
     namespace: dict[str, Any] = writer.scope
     exec(_compiled(source, f"<constrain:{name}>"), namespace)  # our own generated source
-    return Generated(namespace[name], source, len(lines), writer.nodes)
+    margins = sorted({int(place) for place in re.findall(r"\bs\[(\d+)\]", source)})
+    return Generated(namespace[name], source, len(lines), writer.nodes, margins)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from constrain.language import nodes as n
 from constrain.language.types import type_of
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from constrain.language.data import Data
     from constrain.lowering.program import Program
 
-__all__ = ["Functions", "Job"]
+__all__ = ["Functions", "Job", "StratumKey"]
+
+StratumKey: TypeAlias = "tuple[n.Node | None, tuple[str, ...]]"
+"""A condition, and the names of group columns."""
 
 
 @dataclass
@@ -34,9 +37,7 @@ class Job:
     data: Data
     moments: list[int]
     parts: list[int]
-    strata: dict[tuple[n.Node | None, tuple[str, ...]], list[int]] = field(
-        default_factory=dict[tuple["n.Node | None", tuple[str, ...]], list[int]]
-    )
+    strata: dict[StratumKey, list[int]] = field(default_factory=dict["StratumKey", list[int]])
 
 
 class Functions:
@@ -49,6 +50,7 @@ class Functions:
         tables: what the generated code refers to by position; complete after `prepare`.
         jobs: one per sample.
         margins: per sample, the margins of the indicators that have a surrogate (after `prepare`).
+        conditions: of every margin the samples, conditions and groups that rates of it are over.
     """
 
     def __init__(self, program: Program) -> None:
@@ -57,6 +59,7 @@ class Functions:
         self.tables.moments.extend(program.moments)
         self.jobs = _plan(program)
         self.margins: dict[Data, Generated] = {}
+        self.conditions: list[list[tuple[Data, StratumKey]]] = []
         self._made: dict[tuple[str, str], Generated] = {}
         self._outer: dict[tuple[str, tuple[int, ...] | None], Generated] = {}
 
@@ -73,6 +76,28 @@ class Functions:
                 (x if type_of(x).rows is job.data else None, "exact") for x in self.tables.margins
             ]
             self.margins[job.data] = generate("margins", self.tables, mine)
+        self.conditions = self._conditions()
+
+    def _conditions(self) -> list[list[tuple[Data, StratumKey]]]:
+        """Of every margin the conditions and groups of the averages in which it occurs, by sample."""
+        found: list[dict[tuple[Data, StratumKey], None]] = [{} for _ in self.tables.margins]
+        margins: dict[int, list[int]] = {}  # of integrands, which many averages share
+        for job in self.jobs:
+            for key, places in job.strata.items():
+                for integrand in (self.program.moments[job.moments[p]].integrand for p in places):
+                    if key == (None, ()):
+                        continue
+                    if id(integrand) not in margins:
+                        margins[id(integrand)] = self._margins_of(integrand, job.data)
+                    for k in margins[id(integrand)]:
+                        found[k][job.data, key] = None
+        return [list(own) for own in found]
+
+    def _margins_of(self, integrand: n.Node, data: Data) -> list[int]:
+        """Places of the margins of an integrand that have a value per row."""
+        events = (x.event for x in n.postorder(integrand) if isinstance(x, n.Indicator) and x.surrogate)
+        places = {k for event in events for k in self.tables.events.get(event, ())}
+        return [k for k in sorted(places) if type_of(self.tables.margins[k]).rows is data]
 
     @cached_property
     def _alike(self) -> bool:

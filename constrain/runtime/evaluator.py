@@ -36,15 +36,15 @@ from constrain.runtime.functional import eager
 from constrain.runtime.modes import Modes
 from constrain.runtime.pieces import Flattened, entries
 from constrain.runtime.rows import Condition
-from constrain.runtime.surrogates import update_spreads
 from constrain.runtime.tails import set_thresholds
+from constrain.runtime.widths import Widths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from constrain.language.data import Data
     from constrain.lowering.program import Program
-    from constrain.runtime.binding import Index, Stratum
+    from constrain.runtime.binding import Stratum
     from constrain.runtime.codegen import Generated
     from constrain.runtime.decisions import Decisions
 
@@ -115,7 +115,8 @@ class Evaluator:
         for job in self.jobs:
             self._bind(job, replaced.get(job.data.name, job.data), reference)
         self.functions.prepare()
-        self.scales = torch.ones(len(self.tables.margins), dtype=dtype, device=self.device)
+        self.widths = Widths(self)
+        self.scales = torch.ones(self.widths.size, dtype=dtype, device=self.device)
         self.modes.begin(self)
         if reference is not None:
             self.scales = reference.scales
@@ -137,7 +138,8 @@ class Evaluator:
         other.functions.prepare()
         held = [(symbol, self.held(symbol)) for symbol in other.tables.arrays]
         other._arrays = [other._constant(symbol) if own is None else own for symbol, own in held]
-        other.scales = self.scales[[self.tables.margins.index(margin) for margin in other.tables.margins]]
+        other.widths = Widths(other)
+        other.scales = self.widths.copied(self.scales, other.widths)
         return other
 
     @property
@@ -261,6 +263,7 @@ class Evaluator:
             moments = [self.program.moments[i] for i in job.moments]
             moved = [m for m in moments if m.given is not None and n.mentions(m.given, n.Knob)]
             self._add_strata(self.populations[job.data], moved)
+        self.widths.forget()
         set_thresholds(self, decisions=False)
 
     def follow_parameters(self) -> None:
@@ -280,7 +283,7 @@ class Evaluator:
         columns: Mapping[str, Tensor],
         moments: Sequence[Any],
         population: Population | None,
-        index: Index | None = None,
+        rows: Rows | None = None,
         *,
         training: bool = False,
     ) -> list[Any]:
@@ -294,14 +297,16 @@ class Evaluator:
             self._named = (variables, modules, flat, self._knob_tensors, self._constants())
             self._size = size
         code = None if population is None else population.level_code
-        known = (*self._named, moments, self.scales, self.dtype, self.number, code)
+        used = generated.margins
+        widths = self.widths.read(self.scales, used, population, rows) if used else self.scales
+        known = (*self._named, moments, widths, self.dtype, self.number, code)
         with self.modes.during(self, training=training):
             try:
                 return generated.function(columns, *known)
             except Exception as error:  # whatever torch or a module of the user raises
                 if training:
                     refuse_training(error, generated, columns, self.modes.models)
-                explain(error, generated, known, columns, population, index)
+                explain(error, generated, known, columns, population, None if rows is None else rows.index)
                 raise
 
     def held(self, symbol: n.ArraySymbol) -> Tensor | None:
@@ -312,7 +317,7 @@ class Evaluator:
     def compute(self, generated: Generated, rows: Rows, data: Data, training: bool = False) -> list[Any]:
         """Outputs of a generated function on some rows of a sample."""
         own = self.populations[data]
-        return self._run(generated, rows.columns, [], own, rows.index, training=training)
+        return self._run(generated, rows.columns, [], own, rows, training=training)
 
     def rows(self, job: Job, rows: Rows, mode: str, training: bool = False) -> list[Any]:
         """Outputs of a sample's generated function on some rows, with models as in steps or as in use."""
@@ -370,14 +375,14 @@ class Evaluator:
         population = self.populations[job.data]
         conditions = self.conditions(job, rows) if conditions is None else conditions
         if half is not None:
-            conditions = [Condition(_some(w, half), _some(codes, half), f) for w, codes, f in conditions]
+            conditions = [Condition(_some(w, half), _some(codes, half), a) for w, codes, a in conditions]
         result: list[Any] = [None] * len(job.moments)
         for (key, places), condition in zip(job.strata.items(), conditions, strict=True):
             stratum = population.strata[key]
             integrands = [self.real(values[p]) for p in places]
             if half is not None:
                 integrands = [x[half] for x in integrands]
-            plain = condition.weight is None and condition.factor is None
+            plain = condition.weight is None and not condition.alike
             own = None if centers is None or plain else [centers[p] for p in places]
             if len(places) == 1:
                 u = None if own is None else own[0]
@@ -417,7 +422,7 @@ class Evaluator:
         center: Tensor | None = None,
     ) -> Tensor:
         """Sums of weight * values over the rows of each level, or over all rows, divided by `over`."""
-        weight, codes, factor = condition
+        weight, codes, alike = condition
         if center is not None:
             center = center if center.dtype is values.dtype else center.to(values.dtype)
             values = values - (center if codes is None else center.index_select(0, codes))
@@ -437,13 +442,12 @@ class Evaluator:
             return sums if center is None else sums + center
         zeros = values.new_zeros((len(stratum.levels), *values.shape[1:]))
         sums = zeros.index_add(0, codes, values)
-        if factor is not None:
-            factor = factor if factor.dtype is values.dtype else factor.to(values.dtype)
+        if alike:
+            factors = stratum.factors(over)
+            factors = factors if factors.dtype is values.dtype else factors.to(values.dtype)
             if values.dim() > 1:
-                factor = factor.reshape((-1, *(1 for _ in range(values.dim() - 1))))
-            if center is not None:
-                return torch.addcmul(center, sums, factor, value=1 / over)
-            sums = sums * factor
+                factors = factors.reshape((-1, *(1 for _ in range(values.dim() - 1))))
+            return sums * factors if center is None else torch.addcmul(center, sums, factors)
         return sums / over if center is None else torch.add(center, sums, alpha=1 / over)
 
     # -------------------------------------------------------------------------------------- full data
@@ -556,14 +560,11 @@ class Evaluator:
             decisions: set the thresholds that are hidden decisions as well.
         """
         set_thresholds(self, decisions=decisions)
-        if not self.tables.margins:
+        if not self.tables.margins or self.device.type == "meta":
             return
         if self._widest is None:
             self._widest = torch.zeros_like(self.scales)
-        with torch.no_grad():
-            for data, generated in self.functions.margins.items():
-                margins = self.compute(generated, self.populations[data].spread(rows), data)
-                update_spreads(self.scales, self._widest, margins)
+        self.widths.measure(self.scales, self._widest, rows)
 
 
 def _some(values: Tensor | None, chosen: slice) -> Tensor | None:

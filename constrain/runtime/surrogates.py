@@ -35,12 +35,16 @@ if TYPE_CHECKING:
 __all__ = [
     "LEAST_SPREAD",
     "EventWriter",
+    "along",
     "chosen_class",
     "class_margin",
     "hinge",
+    "measured",
+    "measured_by_level",
     "nearest",
     "power",
     "robust_spread",
+    "shrunk",
     "sigmoid",
     "update_spreads",
 ]
@@ -49,6 +53,10 @@ LEAST_SPREAD = 0.25
 """Least spread of a margin that its surrogate follows, as a fraction of the largest one it has had."""
 NEAREST = 0.02
 """The share of rows that lies within a quarter of a spread of the threshold."""
+SEEN = 32.0
+"""Rows of a condition among those that are measured from which on its own spread is taken."""
+FEW = 16
+"""Groups up to which the rows of one after the other are measured."""
 
 Width = float | Tensor
 
@@ -71,6 +79,13 @@ def power(margin: Tensor, width: Width, order: float, core: float) -> Tensor:
     u = (margin / width).clamp(-1, 1)
     outside = u.abs().clamp(min=core) ** (1 / order) * torch.sign(u.detach())
     return (1 + torch.where(u.abs() > core, outside, u * core ** (1 / order - 1))) / 2
+
+
+def along(width: Width, margin: Tensor) -> Width:
+    """Widths, a number or one per row, that broadcast to a margin (rows, ...)."""
+    if not isinstance(width, Tensor) or not width.dim():
+        return width
+    return width.reshape(-1, *(1 for _ in range(margin.dim() - 1)))
 
 
 def class_margin(scores: Tensor, label: Tensor | float) -> Tensor:
@@ -161,8 +176,57 @@ def nearest(margin: Tensor, share: float = NEAREST) -> Tensor:
     return flat.kthvalue(max(1, math.ceil(share * flat.numel()))).values
 
 
-def update_spreads(spreads: Tensor, widest: Tensor, margins: Sequence[Tensor | None]) -> None:
-    """Measures the spread of every margin anew, in place: what the widths of surrogates are parts of.
+def measured(margin: Tensor) -> Tensor:
+    """(2,) the robust spread of margins, and how far from 0 the nearest ones reach."""
+    return torch.stack([robust_spread(margin), nearest(margin)])
+
+
+def measured_by_level(margin: Tensor, codes: Tensor, levels: int) -> Tensor:
+    """(levels, 2) the same of every group of rows; not defined for those without rows.
+
+    Args:
+        margin: (rows, ...).
+        codes: (rows,) the group of each row.
+        levels: number of groups.
+    """
+    if levels <= FEW:
+        pieces = (margin[codes == level] for level in range(levels))
+        none = margin.new_zeros(2, dtype=torch.float32)
+        return torch.stack([measured(piece) if piece.numel() else none for piece in pieces])
+    values = margin.detach().reshape(len(codes), -1).float()
+    codes = codes.repeat_interleave(values.shape[1])
+    values = values.reshape(-1)
+    counts = torch.bincount(codes, minlength=levels)
+    starts = counts.cumsum(0) - counts
+
+    def at(values: Tensor, place: Tensor) -> Tensor:
+        """The value at this place among the sorted ones of each group."""
+        order = values.argsort()
+        order = order[codes[order].argsort(stable=True)]
+        return values[order[(starts + place.clamp(min=0)).clamp(max=len(values) - 1)]]
+
+    middle = (counts - 1) // 2
+    spread = 1.4826 * at((values - at(values, middle)[codes]).abs(), middle)
+    sizes = values.abs()
+    largest = values.new_zeros(levels).scatter_reduce(0, codes, sizes, "amax")
+    near = at(sizes, (NEAREST * counts).ceil().long().clamp(min=1) - 1)
+    return torch.stack([torch.maximum(spread, 1e-3 * largest + 1e-6), near], 1)
+
+
+def shrunk(found: Tensor, counts: Tensor, whole: Tensor) -> Tensor:
+    """What was measured of groups, which of a group with few rows is mostly that of all rows.
+
+    Args:
+        found: (levels, 2) of `measured_by_level`.
+        counts: (levels,) rows of each group among those that were measured.
+        whole: (2,) of all rows.
+    """
+    own = (counts / SEEN).clamp(max=1.0)[:, None]
+    return torch.lerp(whole.square().expand_as(found), found.square(), own.to(found)).sqrt()
+
+
+def update_spreads(spreads: Tensor, widest: Tensor, found: Tensor) -> None:
+    """Sets what the widths of surrogates are parts of from what was measured, in place.
 
     It is the robust standard deviation with two floors. A quarter of the largest one seen: margins that
     shrink together with the width of their surrogate would go on shrinking. And four times the distance to
@@ -170,16 +234,15 @@ def update_spreads(spreads: Tensor, widest: Tensor, margins: Sequence[Tensor | N
     own deviation, a surrogate that is no wider than a part of that deviation has no gradient anywhere.
 
     Args:
-        spreads: (margins,) what surrogates use.
-        widest: (margins,) largest spreads so far.
-        margins: values over the data, any shape each; None for a margin of another sample.
+        spreads: (n,) what surrogates use.
+        widest: (n,) largest spreads so far.
+        found: (n, 2) robust spread and distance of each.
     """
     with torch.no_grad():
-        for i, margin in enumerate(margins):
-            if margin is not None:
-                widest[i] = torch.maximum(widest[i], robust_spread(margin).to(spreads.dtype))
-                least = torch.maximum(LEAST_SPREAD * widest[i], 4 * nearest(margin).to(spreads.dtype))
-                spreads[i] = torch.maximum(robust_spread(margin).to(spreads.dtype), least)
+        robust, near = found.to(spreads.dtype).unbind(1)
+        widest.copy_(torch.maximum(widest, robust))
+        least = torch.maximum(LEAST_SPREAD * widest, 4 * near)
+        spreads.copy_(torch.maximum(robust, least))
 
 
 # ------------------------------------------------------------------------------------ generated code
@@ -191,13 +254,13 @@ class EventWriter:
         surrogate: the form.
         emit: writes a line `NAME = code` and returns NAME; lines nobody uses are dropped later.
         value: name of the value of a node that is written already.
-        spread: code of the spread of a margin.
+        spread: code of the spread of a margin, whose value has this name.
     """
 
     surrogate: Surrogate
     emit: Callable[[str], str]
     value: Callable[[n.Node], str]
-    spread: Callable[[n.Node], str]
+    spread: Callable[[n.Node, str], str]
 
     def write(self, event: n.Node) -> str:
         """Name of the surrogate of an event that depends on decisions.
@@ -244,7 +307,7 @@ class EventWriter:
         if self.surrogate.scale is not None:
             width = repr(float(self.surrogate.scale))
         else:
-            width = f"{float(self.surrogate.part)!r} * {self.spread(measured)}"
+            width = f"{float(self.surrogate.part)!r} * {self.spread(measured, margin)}"
         holds, fails = self._form(margin, width), self._form(f"-{margin}", width)
         return (fails, holds) if node.op == "!=" else (holds, fails)
 

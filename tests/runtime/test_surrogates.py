@@ -438,12 +438,13 @@ def test_the_spread_is_the_robust_standard_deviation():
 def test_a_spread_never_falls_below_a_quarter_of_the_largest():
     spreads, widest = torch.ones(2), torch.zeros(2)
     margin = torch.randn(1000, generator=torch.Generator().manual_seed(0))
-    functions.update_spreads(spreads, widest, [margin, None])
+    own = (spreads[:1], widest[:1])
+    functions.update_spreads(*own, functions.measured(margin)[None])
     first = float(spreads[0])
-    functions.update_spreads(spreads, widest, [margin * 1e-3, None])
+    functions.update_spreads(*own, functions.measured(margin * 1e-3)[None])
     assert float(spreads[0]) == pytest.approx(first / 4)
     assert float(spreads[1]) == 1.0
-    functions.update_spreads(spreads, widest, [margin * 10, None])
+    functions.update_spreads(*own, functions.measured(margin * 10)[None])
     assert float(spreads[0]) == pytest.approx(10 * first)
 
 
@@ -465,7 +466,9 @@ def test_margins_far_on_one_side_keep_a_gradient():
 def test_a_threshold_inside_of_the_margins_has_their_own_spread(quantile):
     margin = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
     spreads, widest = torch.ones(1), torch.zeros(1)
-    functions.update_spreads(spreads, widest, [margin - torch.quantile(margin, quantile)])
+    functions.update_spreads(
+        spreads, widest, functions.measured(margin - torch.quantile(margin, quantile))[None]
+    )
     assert float(spreads[0]) == pytest.approx(1.0, rel=0.03)
 
 
