@@ -338,7 +338,7 @@ def test_a_shape_that_is_not_known_is_refused():
             self.w = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
 
         def forward(self, x):
-            return x * self.w if float(x.sum()) > 0 else x * self.w * 2
+            return x * self.w / (1 // int(x.any()))  # takes no rows of zeros
 
     f = cn.Model(Odd(), "f")
     p = cn.minimize(cn.sum_squares(f)).subject_to(c=(E(f(data().x)) >= 1).relax(cost=cn.linear(1.0)))
