@@ -120,4 +120,4 @@ def add_rows(table: Tensor, index: Index, change: Tensor, *, nonneg: bool) -> No
         return
     table.index_add_(0, index, change)
     if nonneg:
-        table[index] = table[index].clamp(min=0)
+        table.index_copy_(0, index, table.index_select(0, index).clamp_(min=0))

@@ -71,7 +71,7 @@ class Stratum:
         by: names of the group columns.
         places: where the groups are levels that the problem lists, the place of each row's level among them,
             -1 for others, among given columns; else None.
-        factor: (levels,) the weights of their rows, where all rows of a level count alike; else None.
+        alike: whether every row counts, those of a level alike.
     """
 
     codes: Tensor | None
@@ -82,7 +82,17 @@ class Stratum:
     event: Callable[[Mapping[str, Tensor]], Tensor] | None = None
     by: tuple[str, ...] = ()
     places: Callable[[Mapping[str, Tensor]], Tensor] | None = None
-    factor: Tensor | None = None
+    alike: bool = False
+    _factors: dict[float, Tensor] = field(default_factory=dict[float, Tensor])
+
+    def factors(self, over: float) -> Tensor:
+        """(levels,) weight of a row of each level over a number, made once for each number."""
+        known = self._factors.get(over)
+        if known is None:
+            assert self.weight is not None  # there are levels
+            found = self.counts.sum() / (self.counts.clamp(min=1) * over)
+            known = self._factors[over] = found.to(self.weight.dtype)
+        return known
 
 
 @dataclass(frozen=True)
@@ -212,10 +222,10 @@ class Population:
         return weight, codes
 
     def condition(self, stratum: Stratum, rows: Rows) -> Condition:
-        """`conditions` with fewer operations: one factor per level where all of its rows count alike."""
-        if stratum.factor is None or stratum.codes is None or rows.index is None or rows.weight is not None:
+        """`conditions` without weights where all rows of a level count alike."""
+        if not stratum.alike or stratum.codes is None or rows.index is None or rows.weight is not None:
             return Condition(*self.conditions(stratum, rows))
-        return Condition(None, picked(stratum.codes, rows.index), stratum.factor)
+        return Condition(None, picked(stratum.codes, rows.index), alike=True)
 
     def members(self, stratum: Stratum, rows: Rows) -> tuple[Tensor | None, Tensor | None]:
         """What each row of a full pass counts in sums that are divided by `stratum.counts`, and its level.
@@ -381,9 +391,9 @@ class Population:
         if mask is not None or codes is not None or self.base is not None:
             per_row = counts if codes is None else counts[codes]
             weight = torch.where(ones != 0, ones * self.rows / per_row, torch.zeros_like(ones)).to(self.dtype)
-        alike = self.base is None and (mask is None or (not mask.is_meta and bool(mask.all())))
-        factor = (self.rows / counts.clamp(min=1)).to(self.dtype) if codes is not None and alike else None
-        self.strata[given, names] = Stratum(codes, levels, mask, counts, weight, event, names, places, factor)
+        alike = codes is not None and self.base is None
+        alike = alike and (mask is None or (not mask.is_meta and bool(mask.all())))
+        self.strata[given, names] = Stratum(codes, levels, mask, counts, weight, event, names, places, alike)
 
     def places(self, group: n.Among) -> Callable[[Mapping[str, Tensor]], Tensor]:
         """Finds the place of each row's level among the listed ones, -1 for others, in given columns.

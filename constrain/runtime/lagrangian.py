@@ -30,6 +30,7 @@ from constrain.runtime.graph import TrainingStep
 from constrain.runtime.largest import WEIGHT_STEP, Largest, on_simplex
 from constrain.runtime.multipliers import function_values, over_distribution
 from constrain.runtime.rare import Rare
+from constrain.runtime.rows import picked
 from constrain.runtime.slacks import Slacks
 from constrain.runtime.state import MultiplierState
 from constrain.runtime.steps import FASTER, LEAST_PACE, SLOWER, Scales
@@ -284,7 +285,7 @@ class Lagrangian(MultiplierState):
                 f"the rows of this batch have no positions, and {part.constraint!r} has a multiplier per row",
                 fix="a multiplier function, multipliers={...}, or rows with positions",
             )
-        return self.table(part)[rows.index]
+        return picked(self.table(part), rows.index)
 
     def batches(self, batch: Batches) -> dict[str, Rows]:
         """The rows of a batch by sample name, on the device.
@@ -360,26 +361,27 @@ class Lagrangian(MultiplierState):
     def _ascend_rows(self, i: int, part: Part, values: RowValues) -> None:
         """A step of the multipliers of the rows in the batch; no other row is touched."""
         _, residual, mask = values
-        rows = self._rows(part)
-        step = self.rate * self.row_scales[i]
+        rows, step = self._rows(part), self.numbers["row_scales"][i]
         if part.constraint in self.functions:
-            change = masked(weighted(residual * step, rows), mask)
             function: Any = self.functions[part.constraint]
-            function.ascend(rows.columns, change / rows.count)
+            change = (self.gain or self.rate) * step * residual
+            if part.kind == "<=":  # a multiplier of 0 rests, however far the row is within its bound
+                change = torch.maximum(change, -function(rows.columns).detach().to(change))
+            function.ascend(rows.columns, masked(weighted(change, rows), mask) / rows.count)
             return
         value = self.table(part)
         # a row is met once per epoch: its step is as large as an average's together
         scale = _capped(value.shape[0] / rows.count, self.rate)
         if self.rule is not None:
             error = masked(weighted(residual, rows), mask).to(value.dtype)
-            index, steps = rows.index, self.row_scales[i] * scale
+            index, steps = rows.index, step * scale
             assert index is not None  # checked in forward
             units = steps * self.row_spreads[i]
             move = Move(part.key, value[index], error, steps, self.rate, units, index)
             moved = self.rule.moved(self.past, move)
             value[index] = moved.clamp(min=0) if part.kind == "<=" else moved
             return
-        change = masked(weighted(residual * (step * scale), rows), mask).to(value.dtype)
+        change = masked(weighted(residual * (step * (self.rate * scale)), rows), mask).to(value.dtype)
         assert rows.index is not None  # checked in forward
         add_rows(value, rows.index, change, nonneg=part.kind == "<=")
 

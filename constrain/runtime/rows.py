@@ -76,9 +76,9 @@ class Condition(NamedTuple):
     Attributes:
         weight: (count,) of each row, None where all are one.
         codes: (count,) level of each row, None without groups.
-        factor: (levels,) of the sum over each level, None where all are one.
+        alike: all rows of a level count alike, as much as the stratum tells, instead of `weight`.
     """
 
     weight: Tensor | None
     codes: Tensor | None
-    factor: Tensor | None = None
+    alike: bool = False

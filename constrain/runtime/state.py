@@ -134,6 +134,7 @@ class MultiplierState(nn.Module):
         per_row = self.evaluator.program.per_row
         self._tables: list[int] = list(per_row)
         self._row_parts = {part.key: part for part in per_row.values()}
+        self._positions = {part.key: i for i, part in per_row.items()}
         for k, stack in enumerate(stacks, start=1):
             if k in places and stack.part.kind == "<=":
                 low[places[k] - 1] = 0.0
@@ -171,7 +172,7 @@ class MultiplierState(nn.Module):
 
     def _at(self, part: Part) -> int:
         """The position of a part that is a constraint per row."""
-        return next(i for i, own in self.evaluator.program.per_row.items() if own.key == part.key)
+        return self._positions[part.key]
 
     def _row_part(self, i: int) -> Part:
         """A part that is a constraint per row, by its position."""
