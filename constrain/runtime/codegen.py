@@ -25,6 +25,7 @@ from constrain.language.types import type_of
 from constrain.lowering.dependence import depends_on_decisions
 from constrain.lowering.rules import is_share
 from constrain.runtime import declared, probe, rowwise, surrogates
+from constrain.runtime.whole import Whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -129,6 +130,7 @@ class _Writer:
         self.sensitive: dict[int, bool] = {}
         self.leaves: dict[str, str] = {}
         self.inner: set[n.Node] = set()
+        self.whole = Whole()
 
     # ---- helpers
     def emit(self, code: str) -> str:
@@ -262,7 +264,10 @@ class _Writer:
         if node.atom == "div" and isinstance(node.args[0], n.Moment) and is_share(node.args[1]):
             return self.emit(f"rowwise.conditional({refs[0]}, {refs[1]})")
         if infix is not None:
-            return self.emit(f"{refs[0]} {infix} {refs[1]}")
+            exact = self.whole.shifted(node, refs, infix)
+            first, second = self.whole.arguments(node, refs)
+            return self.emit(f"{first} {infix} {second}" if exact is None else exact)
+        refs = self.whole.arguments(node, refs)
         if atom.declared is None and not atom.torch.startswith("rowwise."):
             refs = [self._tensor(r, x) for r, x in zip(refs, node.args, strict=True)]
             return self.emit(f"{atom.torch}({', '.join(refs)})")
@@ -297,7 +302,8 @@ class _Writer:
         if isinstance(rhs, n.Array) and isinstance(rhs.symbol.value, str) and isinstance(node.lhs, n.Column):
             code = f"code({node.lhs.name!r}, {rhs.symbol.value!r})"
             return self.emit(f"c[{node.lhs.name!r}] {node.op} {code}")
-        return self.emit(f"{self.ref(node.lhs, mode)} {node.op} {self.ref(rhs, mode)}")
+        first, second = self.whole.compared(node, [self.ref(node.lhs, mode), self.ref(rhs, mode)])
+        return self.emit(f"{first} {node.op} {second}")
 
     # ---- surrogates
     def _surrogate(self, event: n.Node, surrogate: Surrogate, mode: Mode) -> str:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from constrain.language.symbols import Model
 
-__all__ = ["call_shape", "floating_arguments", "opaque_shape", "takes_features"]
+__all__ = ["call_shape", "floating_arguments", "has_whole_numbers", "opaque_shape", "takes_features"]
 
 MOST_TRIED = 4
 """Arguments with whole numbers up to which it is tried which of them have to be floating."""
@@ -163,6 +163,11 @@ def floating_arguments(node: n.Call) -> tuple[bool, ...]:
                 continue
             return tuple(i in chosen for i in range(len(kinds)))
     return as_they_are
+
+
+def has_whole_numbers(node: n.Column | n.Array) -> bool:
+    """Whether a column or an array has whole numbers, or truth values."""
+    return not _dtype(node, torch.float32).is_floating_point
 
 
 def _columns(node: n.Node) -> list[n.Column]:
