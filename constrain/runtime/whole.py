@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Whole"]
 
-_STAY = frozenset(
-    "abs add count_nonzero index max maximum min minimum mul neg relu reshape sign square stack sub sum "
-    "sum_squares trace transpose where".split()
-)
+_ARITHMETIC = ("abs", "add", "maximum", "minimum", "mul", "neg", "relu", "sign", "square", "sub")
+_OF_ENTRIES = ("count_nonzero", "max", "min", "sum", "sum_squares", "trace", "where")
+_ARRANGED = ("index", "reshape", "stack", "transpose")
+_STAY = frozenset((*_ARITHMETIC, *_OF_ENTRIES, *_ARRANGED))
 """Functions whose value is whole where all arguments are."""
 _POSITIONS = frozenset(("cross_entropy", "take"))
 """Functions whose last argument are labels or positions, which stay what they are."""
