@@ -80,7 +80,8 @@ class Curved:
         """From the solutions of the last call, where Newton's method alone is enough for all rows."""
         if self._last is None or len(self._last) != batch or self.structure.kind != "cone":
             return None
-        found = self._finished(self._last, parameters, batched)
+        last = self._last.to(parameters[0].device) if parameters else self._last
+        found = self._finished(last, parameters, batched)
         if not bool(found.ok.all()):
             return None
         self._last = found.x.detach()
@@ -126,6 +127,7 @@ class Curved:
         if not corners:
             return x
         evaluate = self.functions.of(*corners.values())
+        self.functions.place(x.device)
 
         def values(row: Tensor, *theta: Tensor) -> tuple[Tensor, ...]:
             return tuple(evaluate(row, theta))

@@ -68,6 +68,17 @@ class Operation:
         return torch.Tag.nondeterministic_seeded in self.function.tags
 
     @property
+    def on_host(self) -> bool:
+        """Whether it makes a tensor on the CPU, whatever it is made of."""
+        schema = self.function._schema  # pyright: ignore[reportPrivateUsage]
+        if not any(a.name == "device" for a in schema.arguments):
+            return False
+        device = self.kwargs.get("device")
+        if device is None:  # that of what it is made of
+            return next(values([self.args, self.kwargs]), None) is None
+        return torch.device(device).type == "cpu"
+
+    @property
     def acts(self) -> bool:
         """Whether it does something even where nobody needs its results (those that check have none)."""
         return self.changes or self.random or self.made is None

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from constrain.runtime.captured import capturable, captured
 from constrain.runtime.machine import compiled
 from constrain.runtime.trace import record
 
@@ -42,6 +43,8 @@ class Replayed:
         self._recording: Recording | None = None
         self._replay: Replay | None = None
         self._compiled: Replay | None = None
+        self._captured: Replay | None = None
+        self._capturable = True
         self.reads: list[Tensor] = []
         self._places: list[int] = []
         self._confirmations = 0
@@ -63,14 +66,14 @@ class Replayed:
 
     def __call__(self, arguments: Sequence[Tensor]) -> Any:
         """What the function does, and returns."""
-        run = self._compiled or self._replay
+        run = self._captured or self._compiled or self._replay
         assert run is not None  # after `confirm`
         return run(arguments)
 
     def drop(self) -> None:
         """Forgets the function, which is recorded anew."""
-        self._recording = self._replay = self._compiled = None
-        self.reads, self._places = [], []
+        self._recording = self._replay = self._compiled = self._captured = None
+        self.reads, self._places, self._capturable = [], [], True
 
     def confirm(self, function: Callable[..., Any], arguments: Sequence[Tensor]) -> None:
         """Records the function if it is not recorded yet, and sees that a replay does the same.
@@ -92,6 +95,7 @@ class Replayed:
             recording.confirm(replay, function, arguments)
             if self.mode == "compiled":
                 self._confirm_compiled(recording, function, arguments)
+            self._confirm_captured(recording, function, arguments)
         except BaseException:
             self.drop()
             raise
@@ -105,10 +109,29 @@ class Replayed:
         """Machine code for it that does the same; the replay where there is none and it was not asked for."""
         try:
             if self._compiled is None:
-                shared = [t for t in recording.changed if id(t) not in self._own]
-                self._compiled = compiled(recording.graph, arguments, shared)
+                self._compiled = compiled(recording.graph, arguments, self._shared(recording))
             recording.confirm(self._compiled, function, arguments, rounds=True)
         except Exception:
             if self.strict:
                 raise
             self.mode, self._compiled = "recorded", None
+
+    def _confirm_captured(
+        self, recording: Recording, function: Callable[..., Any], arguments: Sequence[Tensor]
+    ) -> None:
+        """One launch for all of its kernels, where that does the same; else they are launched one by one."""
+        run, graph = self._compiled or self._replay, recording.graph
+        self._capturable = self._capturable and capturable(graph, arguments, recording.changed)
+        if run is None or not self._capturable:
+            return
+        try:
+            if self._captured is None:
+                with recording.undone():
+                    self._captured = captured(run, arguments, self._shared(recording))
+            recording.confirm(self._captured, function, arguments, rounds=self._compiled is not None)
+        except Exception:  # of CUDA, in many classes
+            self._captured, self._capturable = None, False
+
+    def _shared(self, recording: Recording) -> list[Tensor]:
+        """What it changes that a graph of autograd may hold."""
+        return [t for t in recording.changed if id(t) not in self._own]

@@ -13,6 +13,7 @@ one in every call, shows when a replay is compared with the function: `Recording
 from __future__ import annotations
 
 import random
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,7 +28,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from constrain.runtime.operations import Graph, Operation, Value, values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from constrain.runtime.operations import Replay
 
@@ -128,6 +129,15 @@ class Recording:
     def changed(self) -> list[Tensor]:
         """Of the tensors that it reads those that it changes."""
         return [t for t in self.graph.reads if _memory(t) in self.before.tensors]
+
+    @contextmanager
+    def undone(self) -> Generator[None]:
+        """Puts back what calls of the function or of a replay inside of the block have done."""
+        before = self.before.now()
+        try:
+            yield
+        finally:
+            before.restore()
 
     def confirm(
         self,

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from constrain.runtime import machine
+from constrain.runtime.captured import capturable
+from constrain.runtime.replayed import Replayed
 from constrain.runtime.trace import NotRecorded, record
 
 g = torch.Generator().manual_seed(0)
@@ -136,3 +138,95 @@ def test_numbers_that_disturbed_are_infinite_allow_no_other_function():
     recording = record(step, [x])
     with pytest.raises(NotRecorded):
         recording.confirm(lambda given: step(*given, factor=2.0), step, [x], rounds=True)
+
+
+# ------------------------------------------------------------------------------------------- on CUDA
+without_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+
+
+def moving(device):
+    """A function that changes two tensors, and returns two, one of them a view of what it changes."""
+    weight = torch.linspace(0, 1, 12, dtype=torch.float64, device=device)
+    state = torch.zeros(12, dtype=torch.float64, device=device)
+
+    def step(x):
+        moved = torch.sin(x) * weight
+        state.add_(moved)
+        weight.sub_(0.1 * moved)
+        return moved.sum(), state[:3]
+
+    return step, weight, state
+
+
+def at_once(function, _):
+    """What a CUDA graph does: the kernels run again, on the memory of the first time."""
+    result = function()
+
+    def launch():
+        for own, t in zip(result, function(), strict=True):
+            own.copy_(t)
+
+    return launch, result
+
+
+@pytest.mark.parametrize("mode", ["recorded", "compiled"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, without_gpu])])
+def test_kernels_are_launched_at_once_on_cuda(device, mode, monkeypatch):
+    """Results that later calls leave alone, and changes that are counted."""
+    if device == "cpu":
+        monkeypatch.setattr("constrain.runtime.captured._capture", at_once)
+        monkeypatch.setattr("constrain.runtime.replayed.capturable", lambda *_: True)
+    x = torch.arange(12, dtype=torch.float64, device=device)
+    found = []
+    for replayed in (True, False):
+        step, weight, state = moving(device)
+        run = step
+        if replayed:
+            recorded = Replayed(mode)
+            for _ in range(2):
+                recorded.confirm(step, [x])
+            assert recorded._captured is not None
+            torch.testing.assert_close(state, torch.zeros_like(state))
+
+            def run(t, own=recorded):
+                return own([t])
+
+        versions = weight._version
+        results = [run(x + k) for k in range(4)]
+        assert weight._version > versions
+        found.append([*(pair[0] for pair in results), results[-1][1], weight, state])
+    torch.testing.assert_close(*found)
+
+
+def test_a_capture_that_does_something_else_is_not_used(monkeypatch):
+    """Nor is one that cannot be made; both leave what they have changed as it was."""
+
+    def refused(function, device):
+        function()
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    def forgetful(function, device):
+        return (lambda: None), function()
+
+    monkeypatch.setattr("constrain.runtime.replayed.capturable", lambda *_: True)
+    for capture in (refused, forgetful):
+        monkeypatch.setattr("constrain.runtime.captured._capture", capture)
+        step, weight, _ = moving("cpu")
+        recorded = Replayed("recorded")
+        for _ in range(2):
+            recorded.confirm(step, [torch.ones(12, dtype=torch.float64)])
+        assert recorded._captured is None
+        torch.testing.assert_close(weight, torch.linspace(0, 1, 12, dtype=torch.float64))
+
+
+def test_what_needs_the_host_is_launched_one_by_one():
+    """Tensors of the host, made or read; and random numbers."""
+    x = torch.ones(3)
+    for step in (lambda t: t * x, lambda t: t + torch.zeros(3), lambda t: F.dropout(t, 0.5)):
+        recording = record(step, [x.clone()])
+        assert not capturable(recording.graph, [x], recording.changed)
+    made = record(lambda t: t + torch.zeros(3), [x]).graph.operations
+    assert [x.on_host for x in made] == [True, False]
+    assert not any(
+        x.on_host for x in record(lambda t: t.double() + torch.zeros_like(t), [x]).graph.operations
+    )
