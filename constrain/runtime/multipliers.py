@@ -38,6 +38,10 @@ class MultiplierFunction(nn.Module):
     One multiplier per row needs rows that come back; a function of the row also serves fresh samples of a
     continuous population, streams, and samples whose table would not fit.
 
+    Its target is the multiplier that the decisions see, max(0, multiplier + gain * step * residual): rows far
+    within their bounds rest at 0, and do not outweigh the others (Park and Van Hentenryck, 2023,
+    "Self-supervised primal-dual learning for constrained optimization").
+
     Args:
         value: columns of some rows -> (rows, ...) values, differentiable in `module`.
         module: the model, whose parameters ascend.

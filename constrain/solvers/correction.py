@@ -1,7 +1,7 @@
 """The nearest decisions that hold the constraints: a last correction of what training ends with.
 
 Steps on batches leave a trained point near its constraints and not on them: the rarer a group, the longer its
-average takes to settle. With c the exact residuals of the constraints on averages and J their gradients, on
+average takes to settle. With c the exact residuals of the constraints and J their gradients, of averages on
 all rows, a correction d is the shortest step that meets them to first order,
 
     minimize |d|^2   subject to   c + J d <= 0  (== 0 for equalities),
@@ -9,6 +9,11 @@ all rows, a correction d is the shortest step that meets them to first order,
 whose dual is a least-squares problem with bounds in as many unknowns as there are constraints
 (Gauss-Newton restoration: Nocedal and Wright, 2006, "Numerical Optimization", section 18.3). The gradients of
 rates are those of their surrogates, and c is exact, so the step is repeated.
+
+Where there are constraints per row, a step is as long as what it changes: with G the gradients of residuals
+of rows over the whole sample, |d|^2 stands for |G d|^2 + t |d|^2 with a small t. Weights of a network act on
+all rows, and the least change of weights that mends one row may spoil the others (Amari, 1998, "Natural
+gradient works efficiently in learning").
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ import torch
 from scipy import optimize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -30,6 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_ENTRIES", "correction", "descent"]
 
+_Found = tuple[int, int, bool, float]
+"""Position of a part, place in its residual, whether it is an equality, residual."""
 MOST_ENTRIES = 200
 """Constraints, each of which needs a gradient on all rows, that a correction takes at most."""
 MOST_NUMBERS = 20_000_000
@@ -38,6 +45,8 @@ INDEPENDENT = 1e-5
 """Of the largest singular value of gradients of length 1, the least that counts as another direction."""
 ROUNDING = 1e-14
 """Of the largest price, one that is none."""
+FREE = 1e-5
+"""Length of a step that changes no row, in that of the one that changes them most: t above."""
 
 
 def correction(
@@ -52,7 +61,7 @@ def correction(
     Args:
         evaluator: a program with data.
         tensors: the decisions that may move.
-        room: by position of the parts on averages, the violation that is none.
+        room: by position of the parts, on averages or per row, the violation that is none.
         units: by position what violations are compared in; None takes the room.
         margins: by position how far within its bound a step ends, 0 where there is none.
 
@@ -61,23 +70,23 @@ def correction(
         nothing is violated or their gradients are too much to hold.
     """
     entries = _entries(evaluator, room, room if units is None else units, margins or {})
+    others = _everywhere(evaluator, room)
     size = sum(t.numel() for t in tensors)
-    if not entries or len(entries) * size > MOST_NUMBERS:
+    if not entries or (len(entries) + len(others)) * size > MOST_NUMBERS:
         return None
     own = [i for i, t in enumerate(evaluator.decisions.tensors) if any(t is moved for moved in tensors)]
-    found = evaluator.pull([_entry(i, k) for i, k, _, _ in entries])
-    rows = [torch.cat([gradients[i].double().reshape(-1) for i in own]) for _, gradients in found]
-    jacobian = torch.stack(rows).cpu().numpy()
+    straight = _straight(_jacobian(evaluator, others, own))
+    jacobian = straight(_jacobian(evaluator, [(i, k) for i, k, _, _ in entries], own))
     step = _step(jacobian, np.array([c for *_, c in entries]), [equal for _, _, equal, _ in entries])
     if not np.isfinite(step).all() or not step.any():
         return None
-    return _mover(evaluator, own, step)
+    return _mover(evaluator, own, straight(step))
 
 
 def descent(
     evaluator: Evaluator, tensors: Sequence[Tensor], positions: Sequence[int], worth: float
 ) -> Callable[[float], None] | None:
-    """A projected gradient step of the objective: the constraints on averages hold after it to first order.
+    """A projected gradient step of the objective: the constraints hold after it to first order.
 
     With g the gradient of the objective and t = worth / |g|^2, it is the d that minimizes |d + t g|^2 subject
     to c + J d <= 0 (Bertsekas, 1999, "Nonlinear Programming", section 2.3, with linearized constraints).
@@ -85,37 +94,35 @@ def descent(
     Args:
         evaluator: a program with data.
         tensors: the decisions that may move.
-        positions: of the parts on averages.
+        positions: of the parts, on averages or per row; of rows those nearest to their bounds are held.
         worth: by how much a whole step without constraints lowers the objective, to first order.
 
     Returns:
         Moves by a share of the step, as `correction`; None where there is none, or it is too much to hold.
     """
-    with torch.no_grad():
-        residuals = evaluator.outer(evaluator.moments("exact"), "exact").residuals
-    entries: list[tuple[int, int, bool, float]] = []
-    for i in positions:
-        residual = residuals[i]
-        if residual is not None:
-            equal = evaluator.program.parts[i].kind == "=="
-            values = cast("list[float]", residual.detach().double().reshape(-1).tolist())
-            entries += [(i, k, equal, c) for k, c in enumerate(values)]
+    averages, rows = list[_Found](), list[_Found]()
+    for i, values in _residuals(evaluator, positions).items():
+        equal = evaluator.program.parts[i].kind == "=="
+        kept = rows if i in evaluator.program.per_row else averages
+        kept += [(i, k, equal, c) for k, c in values]
+    rows.sort(key=lambda entry: -entry[-1])
+    entries = averages + rows[: max(MOST_ENTRIES - len(averages), 0)]
+    others = _everywhere(evaluator, positions)
     size = sum(t.numel() for t in tensors)
-    if len(entries) > MOST_ENTRIES or (len(entries) + 1) * size > MOST_NUMBERS:
+    if len(averages) > MOST_ENTRIES or (len(entries) + len(others) + 1) * size > MOST_NUMBERS:
         return None
     own = [i for i, t in enumerate(evaluator.decisions.tensors) if any(t is moved for moved in tensors)]
-    found = evaluator.pull([lambda outer: outer.objective, *(_entry(i, k) for i, k, _, _ in entries)])
-    rows = [
-        torch.cat([gradients[i].double().reshape(-1) for i in own]).cpu().numpy() for _, gradients in found
-    ]
-    square = float(rows[0] @ rows[0])
+    straight = _straight(_jacobian(evaluator, others, own))
+    _, gradients = evaluator.pull([lambda outer: outer.objective])[0]
+    slope = straight(_flat([gradients[i] for i in own]).cpu().numpy())
+    square = float(slope @ slope)
     if not (math.isfinite(square) and square > 0):
         return None
-    down = -worth / square * rows[0]
-    jacobian = np.stack(rows[1:])
+    down = -worth / square * slope
+    jacobian = straight(_jacobian(evaluator, [(i, k) for i, k, _, _ in entries], own))
     equal = [same for _, _, same, _ in entries]
     step = down + _step(jacobian, np.array([c for *_, c in entries]) + jacobian @ down, equal)
-    return _mover(evaluator, own, step) if np.isfinite(step).all() and step.any() else None
+    return _mover(evaluator, own, straight(step)) if np.isfinite(step).all() and step.any() else None
 
 
 def _mover(evaluator: Evaluator, own: Sequence[int], step: NDArray[np.float64]) -> Callable[[float], None]:
@@ -144,24 +151,17 @@ def _entries(
     room: Mapping[int, float],
     units: Mapping[int, float],
     margins: Mapping[int, float],
-) -> list[tuple[int, int, bool, float]]:
+) -> list[_Found]:
     """Part, entry, whether an equality, and residual of what is violated, or would be by a step like that.
 
     Residuals are those of bounds with their margins. Where there are too many, the largest.
     """
-    with torch.no_grad():
-        residuals = evaluator.outer(evaluator.moments("exact"), "exact").residuals
     found: list[tuple[int, int, bool, float, float]] = []
     violated = False
-    for i, limit in room.items():
-        residual = residuals[i]
-        if residual is None:
-            continue
+    for i, values in _residuals(evaluator, room).items():
         equal = evaluator.program.parts[i].kind == "=="
-        values = cast("list[float]", residual.detach().double().reshape(-1).tolist())
-        violated = violated or any((abs(c) if equal else c) > limit for c in values)
-        values = [c + margins.get(i, 0.0) for c in values]
-        found += [(i, k, equal, c, max(units[i], 1e-300)) for k, c in enumerate(values)]
+        violated = violated or any((abs(c) if equal else c) > room[i] for _, c in values)
+        found += [(i, k, equal, c + margins.get(i, 0.0), max(units[i], 1e-300)) for k, c in values]
     worst = max((abs(c) / unit if equal else c / unit for _, _, equal, c, unit in found), default=0.0)
     if not violated or not math.isfinite(worst):
         return []
@@ -171,7 +171,103 @@ def _entries(
     return near[:MOST_ENTRIES]
 
 
-def _size(entry: tuple[int, int, bool, float], units: Mapping[int, float]) -> float:
+def _residuals(evaluator: Evaluator, positions: Iterable[int]) -> dict[int, list[tuple[int, float]]]:
+    """By position of the part the places in its residual and the values there; of rows those it selects."""
+    with torch.no_grad():
+        residuals = evaluator.outer(evaluator.moments("exact"), "exact").residuals
+    found: dict[int, list[tuple[int, float]]] = {}
+    for i in positions:
+        residual, mask = residuals[i], None
+        if residual is None:
+            residual, mask = evaluator.row_residuals(i)
+        values = enumerate(cast("list[float]", residual.detach().double().reshape(-1).tolist()))
+        if mask is None:
+            found[i] = list(values)
+        else:
+            width = residual.numel() // max(len(mask), 1)
+            chosen = cast("list[bool]", mask.reshape(-1).repeat_interleave(width).tolist())
+            found[i] = [(k, c) for k, c in values if chosen[k]]
+    return found
+
+
+def _everywhere(evaluator: Evaluator, positions: Collection[int]) -> list[tuple[int, int]]:
+    """Part and place of constraints per row, spread evenly over all rows."""
+    found: list[tuple[int, int]] = []
+    own = [i for i in evaluator.program.per_row if i in positions]
+    for i, values in _residuals(evaluator, own).items() if own else ():
+        count = min(len(values), max(MOST_ENTRIES // len(own), 1))
+        chosen = np.linspace(0, max(len(values) - 1, 0), count).astype(int)
+        found += [(i, values[k][0]) for k in np.unique(chosen)]
+    return found
+
+
+def _straight(everywhere: NDArray[np.float64]) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """The symmetric map M that makes M d the shortest step for the least |d|.
+
+    Lengths are |G M d|^2 + t |M d|^2 = t |d|^2. With G = U S V' it is
+    M = sqrt(t) (G' G + t)^(-1/2) = 1 - V (1 - sqrt(t / (S^2 + t))) V', which is symmetric, and so maps the
+    gradient of a function of M d to that with respect to d.
+
+    Args:
+        everywhere: (rows, numbers) G.
+    """
+    if not everywhere.any() or not np.isfinite(everywhere).all():
+        return lambda vectors: vectors
+    _, sizes, directions = np.linalg.svd(everywhere, full_matrices=False)
+    free = FREE * float(sizes.max()) ** 2
+    shrunk = 1 - np.sqrt(free / (sizes**2 + free))
+    return lambda vectors: vectors - (vectors @ directions.T * shrunk) @ directions
+
+
+def _jacobian(
+    evaluator: Evaluator, entries: Sequence[tuple[int, int]], own: Sequence[int]
+) -> NDArray[np.float64]:
+    """(entries, numbers) gradients of residuals with respect to these decisions.
+
+    Args:
+        evaluator: a program with data.
+        entries: position of the part, and place in its residual.
+        own: positions of the decisions.
+    """
+    found: dict[tuple[int, int], Tensor] = {}
+    averaged = [entry for entry in entries if entry[0] not in evaluator.program.per_row]
+    pulled = evaluator.pull([_entry(*entry) for entry in averaged]) if averaged else []
+    for entry, (_, gradients) in zip(averaged, pulled, strict=True):
+        found[entry] = _flat([gradients[i] for i in own])
+    tensors = [evaluator.decisions.tensors[i] for i in own]
+    for part in evaluator.program.per_row:
+        places = [k for i, k in entries if i == part]
+        for k, value in zip(places, _of_rows(evaluator, part, places), strict=True):
+            if value.requires_grad:
+                found[part, k] = _flat(
+                    torch.autograd.grad(
+                        value, tensors, retain_graph=True, allow_unused=True, materialize_grads=True
+                    )
+                )
+    nothing = torch.zeros(sum(t.numel() for t in tensors), dtype=torch.float64, device=evaluator.device)
+    rows = [found.get(entry, nothing) for entry in entries]
+    return torch.stack(rows).cpu().numpy() if rows else np.zeros((0, len(nothing)))
+
+
+def _of_rows(evaluator: Evaluator, i: int, places: Sequence[int]) -> Sequence[Tensor]:
+    """Residuals of a constraint per row with their gradients, at places counted row by row."""
+    if not places:
+        return ()
+    part = evaluator.program.per_row[i]
+    job = next(job for job in evaluator.jobs if job.data is part.rows)
+    population, place = evaluator.populations[job.data], len(job.moments) + job.parts.index(i)
+    with torch.no_grad():
+        width = evaluator.rows(job, population.take(slice(0, 1)), "primal")[place].numel()
+    at = torch.tensor(places, device=evaluator.device)
+    values = evaluator.rows(job, population.take(at // width), "primal")[place].reshape(len(places), width)
+    return values.gather(1, (at % width).reshape(-1, 1)).reshape(-1).unbind()
+
+
+def _flat(gradients: Sequence[Tensor]) -> Tensor:
+    return torch.cat([g.detach().double().reshape(-1) for g in gradients])
+
+
+def _size(entry: _Found, units: Mapping[int, float]) -> float:
     """Violation of an entry in its unit, negative within the bound."""
     i, _, equal, c = entry
     return (abs(c) if equal else c) / max(units[i], 1e-300)

@@ -12,7 +12,8 @@ searched along for the shortest part or multiple of it at which they hold exactl
 step aims within the bounds by what was missed, then by twice that, and so on.
 
 A point that holds them may lie far within a bound that has a multiplier: that was bought with the objective.
-Steps down the objective lead back to the bounds, as far as everything still holds exactly.
+Steps down the objective lead back to the bounds, as far as everything still holds exactly. So they do where
+there are constraints per row, of which a step onto those that are violated moves the others too.
 """
 
 from __future__ import annotations
@@ -45,11 +46,13 @@ HALVINGS = 4
 ROUNDING = 1e-9
 """Violation of a bound on rates, in spreads, that is none."""
 MOVED = ", moved onto its constraints,"
-RETURNS, TRIALS = 4, 7
-"""Most steps from within the bounds on rates back to them, and multiples that are tried of each."""
+RETURNS, RETURNS_OF_ROWS, TRIALS = 4, 12, 7
+"""Most steps from within the bounds on rates back to them, and of rows; multiples that are tried of each."""
+LITTLE = 1e-3
+"""Of the objective, what a step back to bounds of rows has to gain for another one."""
 WORTHLESS = 1e-6
 """Of the objective, what room at bounds on rates may be worth without being used."""
-RETURNED = ", moved back to its bounds on rates,"
+RETURNED = ", moved back to its bounds"
 
 
 def bounds_on_rates(parts: Sequence[Part]) -> frozenset[int]:
@@ -81,7 +84,7 @@ def finish(judge: IterateJudge, method: Method) -> None:
     decisions.restore(last)
     if end.promises():
         end.correct("the last iterate")
-    if end.rates and judge.kept.rank[0] < 0:
+    if (end.rates or end.rowwise) and judge.kept.rank[0] < 0:
         decisions.restore(judge.kept.state)
         end.go_back(judge.kept.words)
     decisions.restore(last)
@@ -117,6 +120,7 @@ class _End:
 
     Attributes:
         rates: positions of the bounds on rates.
+        rowwise: whether there are constraints per row.
     """
 
     def __init__(self, judge: IterateJudge, method: Method) -> None:
@@ -124,6 +128,7 @@ class _End:
         self.method = method
         self.evaluator = judge.evaluator
         self.rates = bounds_on_rates(judge.parts)
+        self.rowwise = any(part.rows is not None for part in judge.parts)
 
     def look(self) -> _Point:
         """Judges the decisions as they are."""
@@ -157,12 +162,13 @@ class _End:
             margin = max(2 * margin, here.excess)
 
     def go_back(self, words: str) -> None:
-        """Steps down the objective from decisions within the bounds on rates, while everything holds exactly.
+        """Steps down the objective from decisions within bounds on rates or rows, while everything holds.
 
         The first step is as long as what the room there is worth by the multipliers of the run.
         """
-        words, here = words.removesuffix(",") + RETURNED, self.look()
-        for _ in range(RETURNS):
+        here = self.look()
+        words = words.removesuffix(",") + RETURNED + (" on rates," if self.rates else ",")
+        for _ in range(RETURNS if self.rates else RETURNS_OF_ROWS):
             judge = self.judge
             outer = judge.at_largest(self.evaluator.moments("exact"))
             worth = self._worth(outer)
@@ -171,19 +177,22 @@ class _End:
             with judge.slacks.settled(outer.residuals):
                 move = descent(self.evaluator, self._moved(), list(self._units()), worth)
             found = None if move is None else self._down(move, here, words)
-            if found is None:
+            little = 0.0 if self.rates else LITTLE * abs(here.objective)
+            if found is None or here.objective - found.objective < little:
                 return
             here = found
 
     def _worth(self, outer: Outer) -> float:
-        """The room at bounds on rates, each times its multiplier."""
+        """The room at bounds on rates and rows, each times its multiplier."""
         averaged, worth = self.judge.averaged(self.method), 0.0
-        for i in self.rates:
-            residual = outer.residuals[i]
+        for i in self._units():
             price = averaged.get(self.judge.parts[i].key)
-            if residual is not None and price is not None:
+            residual, rowwise = outer.residuals[i], i in self.evaluator.program.per_row
+            if rowwise:
+                residual, _ = self.evaluator.row_residuals(i)
+            if residual is not None and price is not None and (rowwise or i in self.rates):
                 room = -residual.detach().double().cpu().reshape(-1).numpy()
-                worth += float((room.clip(min=0.0) * price.reshape(-1)).sum())
+                worth += float((room.clip(min=0.0) * price.reshape(-1))[price.reshape(-1) != 0].sum())
         return worth
 
     def _down(self, move: Callable[[float], None], start: _Point, words: str) -> _Point | None:
@@ -192,7 +201,8 @@ class _End:
         for _ in range(TRIALS):
             move(share)
             point = self.look()
-            holds = point.excess == 0 and point.violation <= max(start.violation, ROUNDING)
+            most = max(start.violation, ROUNDING) if self.rates else math.inf
+            holds = point.excess == 0 and point.violation <= most
             if holds and point.objective < best.objective:
                 best, low = point, share
                 self.judge.keep(point.rank, words)
@@ -208,11 +218,11 @@ class _End:
         return list(judge.largest.others(judge.slacks.others(self.evaluator.decisions.tensors)))
 
     def _units(self) -> dict[int, float]:
-        """By position of the constraints on averages the unit of their violation."""
+        """By position of the constraints the unit of their violation; of streams those on averages."""
         return {
             i: self.method.spreads.get(part.key, 1.0)
             for i, part in enumerate(self.judge.parts)
-            if part.rows is None and part.constraint != EPIGRAPH
+            if part.constraint != EPIGRAPH and (part.rows is None or not part.rows.streamed)
         }
 
     def _step(self, margin: float) -> Callable[[float], None] | None:

@@ -266,8 +266,8 @@ def test_state_is_kept_by_name_and_copied(kit):
         torch.testing.assert_close(two.state_dict()[key], value)
 
 
-def test_a_multiplier_function_approaches_the_table():
-    """The median of three starts of the function."""
+@pytest.mark.parametrize("seed", range(3))
+def test_a_multiplier_function_approaches_the_table(seed):
     rng = np.random.default_rng(0)
     t = torch.tensor(np.sort(rng.uniform(size=64)))
     D = cn.Data("d", t=t[:, None], y=torch.sin(3 * t))
@@ -275,23 +275,18 @@ def test_a_multiplier_function_approaches_the_table():
     value = w[0] + w[1] * D.t[..., 0] + w[2] * D.t[..., 0] ** 2
     made = cn.minimize(cn.sum_squares(w)).subject_to(fit=forall(D, value >= D.y))
     exact = made.solve("cvxpy", progress=False)
-    found = []
-    for seed in range(3):
-        torch.manual_seed(seed)
-        net = torch.nn.Sequential(
-            torch.nn.Linear(1, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1), torch.nn.Flatten(0)
-        )
-        functions = {"fit": cn.Model(net.double(), "lam")(D.t)}
-        w.value = None
-        found.append(
-            made.solve(
-                "lagrangian", multipliers=functions, batch=64, epochs=3000, lr=1e-2, seed=seed, progress=False
-            )
-        )
-    median = np.median([float(solution.objective) for solution in found])
-    assert median == pytest.approx(float(exact.objective), rel=0.05)
-    assert np.median([float(np.max(solution["fit"].violation)) for solution in found]) < 0.05
-    assert min(float(np.min(solution["fit"].multiplier)) for solution in found) >= 0
+    torch.manual_seed(seed)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(1, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1), torch.nn.Flatten(0)
+    )
+    functions = {"fit": cn.Model(net.double(), "lam")(D.t)}
+    w.value = None
+    found = made.solve(
+        "lagrangian", multipliers=functions, batch=64, epochs=1000, lr=1e-2, seed=seed, progress=False
+    )
+    assert float(found.objective) == pytest.approx(float(exact.objective), rel=0.05)
+    assert float(np.max(found["fit"].violation)) < 0.05
+    assert float(np.min(found["fit"].multiplier)) >= 0
 
 
 @pytest.mark.parametrize(
@@ -333,8 +328,8 @@ def test_a_multiplier_function_takes_fresh_points(kit):
     found = made.solve(
         "lagrangian", multipliers={"positive": lam(x)}, batch=64, epochs=30, lr=1e-2, progress=False
     )
-    assert float(found.objective) == pytest.approx(1 / 6, rel=0.3)
-    assert float(np.max(found["positive"].violation)) < 0.2
+    assert float(found.objective) == pytest.approx(1 / 6, rel=0.15)
+    assert float(np.max(found["positive"].violation)) < 0.05
     points = np.asarray(x.node.data.values("x")).reshape(-1)
     expected = 2 * np.maximum(1 - 2 * points, 0)
     assert np.corrcoef(found["positive"].multiplier, expected)[0, 1] > 0.6

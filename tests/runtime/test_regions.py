@@ -263,7 +263,7 @@ def test_a_relation_at_every_point_trains_with_a_multiplier_function_on_fresh_po
     solution = p.solve("lagrangian", multipliers=functions, epochs=30, batch=128, seed=0, progress=False)
     multiplier, points = solution["cap"].multiplier, x.region.values("x")
     assert multiplier.shape == (64,)
-    assert float(solution.objective) == pytest.approx(1 / 24, abs=1e-2)
+    assert float(solution.objective) == pytest.approx(1 / 24, abs=3e-3)
     assert float(multiplier.sum()) == pytest.approx(1 / 4, rel=0.15)
     assert float(multiplier[points > 0.6].sum()) < 0.05
 
