@@ -88,6 +88,8 @@ def ratio(work: Callable[[], object], base: Callable[[], object], device: str) -
 def main() -> None:
     """Prints one line per problem and way of making the step."""
     device = sys.argv[1] if len(sys.argv) > 1 else "cuda"
+    if device == "cuda" and not torch.cuda.is_available():
+        sys.exit("torch finds no NVIDIA GPU here; `python -m benchmarks` measures steps on the CPU")
     print(f"{torch.cuda.get_device_name() if device == 'cuda' else device}, torch {torch.__version__}")
     for label, make, batch in (("32-64-1", network, 256), ("32-2048x4-1", _wide, 4096)):
         for count in (1, 5, 1000):
@@ -98,7 +100,9 @@ def main() -> None:
             base = plain(make(), D, batch, device)
             for graph in ("off", "recorded", "compiled"):
                 found, each = ratio(constrained(problem, net, D, batch, device, graph), base, device)
-                print(f"{label:<12} batch {batch:<5} {count:>5} constraints {graph:<9} {found}  of {each:.3f} ms")
+                print(
+                    f"{label:<12} batch {batch:<5} {count:>5} constraints {graph:<9} {found}  of {each:.3f} ms"
+                )
 
 
 if __name__ == "__main__":
