@@ -1,4 +1,4 @@
-"""`python -m benchmarks.accelerator [cuda]`: cost of constraints per step on an accelerator, by the wall clock.
+"""`python -m benchmarks.accelerator [cuda]`: what constraints cost per step, by wall clock.
 
 One step is forward, backward, Adam and, with constraints, the multipliers; batches are positions that are on
 the device already. Rounds of both steps alternate, and each waits for the device at its end.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     import constrain as cn
 
+Graph = Literal["off", "recorded", "compiled"]
+GRAPHS: tuple[Graph, ...] = ("off", "recorded", "compiled")
 BATCHES, ROUNDS, REPEATS = 64, 7, 200
 
 
@@ -59,7 +61,7 @@ def plain(net: nn.Module, D: cn.Data, batch: int, device: str) -> Callable[[], N
 
 
 def constrained(
-    problem: cn.Problem, net: nn.Module, D: cn.Data, batch: int, device: str, graph: str
+    problem: cn.Problem, net: nn.Module, D: cn.Data, batch: int, device: str, graph: Graph
 ) -> Callable[[], object]:
     """The constrained step; `graph` as in `solve`."""
     lagrangian = problem.compile(device=device)
@@ -98,11 +100,10 @@ def main() -> None:
             if count == 1000:
                 problem = block(D, net)
             base = plain(make(), D, batch, device)
-            for graph in ("off", "recorded", "compiled"):
+            for graph in GRAPHS:
                 found, each = ratio(constrained(problem, net, D, batch, device, graph), base, device)
-                print(
-                    f"{label:<12} batch {batch:<5} {count:>5} constraints {graph:<9} {found}  of {each:.3f} ms"
-                )
+                what = f"{label:<12} batch {batch:<5} {count:>5} constraints {graph:<9}"
+                print(f"{what} {found}  of {each:.3f} ms")
 
 
 if __name__ == "__main__":
