@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from constrain.runtime.compiled import Job
     from constrain.runtime.evaluator import Evaluator
 
-__all__ = ["averages", "means", "totals"]
+__all__ = ["averages", "means", "row_residuals", "totals"]
 
 
 def averages(evaluator: Evaluator, mode: str = "exact") -> list[Tensor]:
@@ -62,3 +62,20 @@ def means(evaluator: Evaluator, job: Job, sums: Sequence[Tensor]) -> list[Tensor
             more = found[place].dim() - counts.dim()
             found[place] = found[place] / counts.reshape(counts.shape + (1,) * more)
     return found
+
+
+def row_residuals(evaluator: Evaluator, i: int, mode: str) -> tuple[Tensor, Tensor | None]:
+    """Residuals of part `i`, a constraint per row, for all rows; and the mask of the rows it selects."""
+    part = evaluator.program.per_row[i]
+    job = next(j for j in evaluator.jobs if j.data is part.rows)
+    place = len(job.moments) + job.parts.index(i)
+    found: list[Tensor] = []
+    masks: list[Tensor] = []
+    with torch.no_grad():
+        for rows in evaluator.populations[job.data].chunks(evaluator.chunk):
+            values = evaluator.rows(job, rows, mode)
+            found.append(values[place])
+            mask = values[len(values) - len(job.parts) + job.parts.index(i)]
+            if mask is not None:
+                masks.append(mask)
+    return torch.cat(found), torch.cat(masks) if masks else None

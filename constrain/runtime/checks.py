@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from constrain.language.data import Data
     from constrain.lowering.program import Program
-    from constrain.runtime.binding import Population
+    from constrain.runtime.binding import Population, Rows
+    from constrain.runtime.compiled import Job
     from constrain.runtime.evaluator import Evaluator
 
 _BINARY = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
@@ -50,17 +51,24 @@ def check_left_out(evaluator: Evaluator) -> None:
     Such a row adds nothing to the average, but back-propagation through it gives NaN.
     """
     moments = evaluator.program.moments
+
+    def look(job: Job, rows: Rows, values: Sequence[Tensor]) -> None:
+        population = evaluator.populations[job.data]
+        for i, value in zip(job.moments, values, strict=False):
+            event = population.stratum(moments[i].given, moments[i].by).event
+            if event is not None:
+                _refuse_left_out(moments[i], value, ~event(rows.columns))
+
+    if evaluator.known is not None:
+        evaluator.known.look(look)
+        return
     for job in evaluator.jobs:
         population = evaluator.populations[job.data]
-        strata = [population.stratum(m.given, m.by) for m in (moments[i] for i in job.moments)]
-        if evaluator.device.type == "meta" or not any(s.event is not None for s in strata):
+        if evaluator.device.type == "meta" or all(population.strata[key].event is None for key in job.strata):
             continue
         with torch.no_grad():
             for rows in population.chunks(evaluator.chunk):
-                values = evaluator.rows(job, rows, "exact")
-                for i, stratum, value in zip(job.moments, strata, values, strict=False):
-                    if stratum.event is not None:
-                        _refuse_left_out(moments[i], value, ~stratum.event(rows.columns))
+                look(job, rows, evaluator.rows(job, rows, "exact"))
 
 
 def _refuse_left_out(moment: n.Moment, value: Tensor, left_out: Tensor) -> None:

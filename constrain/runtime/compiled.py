@@ -100,7 +100,7 @@ class Functions:
         return [k for k in sorted(places) if type_of(self.tables.margins[k]).rows is data]
 
     @cached_property
-    def _alike(self) -> bool:
+    def alike(self) -> bool:
         """Whether values and what stands for them in gradients are the same: nothing has a surrogate."""
         return not any(
             (isinstance(x, n.Indicator) and x.surrogate) or (isinstance(x, n.Pinned) and x.primal is not None)
@@ -108,7 +108,7 @@ class Functions:
         )
 
     def _mode(self, mode: str) -> str:
-        return "primal" if mode == "exact" and self._alike else mode
+        return "primal" if mode == "exact" and self.alike else mode
 
     def rows(self, job: Job, mode: str) -> Generated:
         """Integrands, residuals per row and row masks of a sample; `mode` is "primal", "exact" or "both"."""

@@ -17,7 +17,7 @@ from constrain.errors import DataError
 from constrain.language import nodes as n
 from constrain.language.types import type_of
 from constrain.lowering.families import Numbers
-from constrain.runtime.averages import averages
+from constrain.runtime.averages import averages, row_residuals
 from constrain.runtime.binding import (
     Population,
     Request,
@@ -33,6 +33,7 @@ from constrain.runtime.compiled import Functions, Job
 from constrain.runtime.derivatives import RowTerm, hessian, pull
 from constrain.runtime.failures import explain, refuse_training
 from constrain.runtime.functional import eager
+from constrain.runtime.known import known_of
 from constrain.runtime.modes import Modes
 from constrain.runtime.pieces import Flattened, entries
 from constrain.runtime.rows import Condition
@@ -117,6 +118,7 @@ class Evaluator:
         self.functions.prepare()
         self.widths = Widths(self)
         self.scales = torch.ones(self.widths.size, dtype=dtype, device=self.device)
+        self.known = known_of(self)
         self.modes.begin(self)
         if reference is not None:
             self.scales = reference.scales
@@ -139,13 +141,9 @@ class Evaluator:
         held = [(symbol, self.held(symbol)) for symbol in other.tables.arrays]
         other._arrays = [other._constant(symbol) if own is None else own for symbol, own in held]
         other.widths = Widths(other)
+        other.known = known_of(other)
         other.scales = self.widths.copied(self.scales, other.widths)
         return other
-
-    @property
-    def acting(self) -> frozenset[str]:
-        """Names of the samples on which models act differently in training mode, as they are now."""
-        return self.modes.acting(self)
 
     @property
     def source(self) -> str:
@@ -264,6 +262,8 @@ class Evaluator:
             moved = [m for m in moments if m.given is not None and n.mentions(m.given, n.Knob)]
             self._add_strata(self.populations[job.data], moved)
         self.widths.forget()
+        if self.known is not None:
+            self.known.forget()
         set_thresholds(self, decisions=False)
 
     def follow_parameters(self) -> None:
@@ -300,14 +300,16 @@ class Evaluator:
         used = generated.margins
         widths = self.widths.read(self.scales, used, population, rows) if used else self.scales
         known = (*self._named, moments, widths, self.dtype, self.number, code)
-        with self.modes.during(self, training=training):
-            try:
+        try:
+            if not self.modes.acting(self):
                 return generated.function(columns, *known)
-            except Exception as error:  # whatever torch or a module of the user raises
-                if training:
-                    refuse_training(error, generated, columns, self.modes.models)
-                explain(error, generated, known, columns, population, None if rows is None else rows.index)
-                raise
+            with self.modes.during(self, training=training):
+                return generated.function(columns, *known)
+        except Exception as error:  # whatever torch or a module of the user raises
+            if training:
+                refuse_training(error, generated, columns, self.modes.models)
+            explain(error, generated, known, columns, population, None if rows is None else rows.index)
+            raise
 
     def held(self, symbol: n.ArraySymbol) -> Tensor | None:
         """The tensor that generated code reads for a constant, to be written to; None when it reads none."""
@@ -321,7 +323,8 @@ class Evaluator:
 
     def rows(self, job: Job, rows: Rows, mode: str, training: bool = False) -> list[Any]:
         """Outputs of a sample's generated function on some rows, with models as in steps or as in use."""
-        return self.compute(self.functions.rows(job, mode), rows, job.data, training)
+        generated, own = self.functions.rows(job, mode), self.populations[job.data]
+        return self._run(generated, rows.columns, [], own, rows, training=training)
 
     def outer(self, moments: Sequence[Tensor], mode: str) -> Outer:
         """The outer functions at given moments."""
@@ -379,15 +382,15 @@ class Evaluator:
         result: list[Any] = [None] * len(job.moments)
         for (key, places), condition in zip(job.strata.items(), conditions, strict=True):
             stratum = population.strata[key]
-            integrands = [self.real(values[p]) for p in places]
-            if half is not None:
-                integrands = [x[half] for x in integrands]
             plain = condition.weight is None and not condition.alike
-            own = None if centers is None or plain else [centers[p] for p in places]
             if len(places) == 1:
-                u = None if own is None else own[0]
-                result[places[0]] = self._segments(integrands[0], condition, stratum, over, u)
+                (p,) = places
+                integrand = self.real(values[p] if half is None else values[p][half])
+                u = None if centers is None or plain else centers[p]
+                result[p] = self._segments(integrand, condition, stratum, over, u)
                 continue
+            integrands = [self.real(values[p] if half is None else values[p][half]) for p in places]
+            own = None if centers is None or plain else [centers[p] for p in places]
             count = integrands[0].shape[0]
             kind = integrands[0].dtype
             for x in integrands[1:]:
@@ -457,7 +460,7 @@ class Evaluator:
 
     def moments(self, mode: str = "exact") -> list[Tensor]:
         """All moments on the full data, accumulated in float64 and returned so."""
-        return averages(self, mode)
+        return averages(self, mode) if self.known is None else self.known.moments(mode)
 
     def full(self, mode: str = "exact") -> Outer:
         """Outer values on the full data, without gradient."""
@@ -467,19 +470,8 @@ class Evaluator:
 
     def row_residuals(self, i: int, mode: str = "exact") -> tuple[Tensor, Tensor | None]:
         """Residuals of part `i`, a constraint per row, for all rows; and the mask of the rows it selects."""
-        part = self.program.per_row[i]
-        job = next(j for j in self.jobs if j.data is part.rows)
-        place = len(job.moments) + job.parts.index(i)
-        found: list[Tensor] = []
-        masks: list[Tensor] = []
-        with torch.no_grad():
-            for rows in self.populations[job.data].chunks(self.chunk):
-                values = self.rows(job, rows, mode)
-                found.append(values[place])
-                mask = values[len(values) - len(job.parts) + job.parts.index(i)]
-                if mask is not None:
-                    masks.append(mask)
-        return torch.cat(found), torch.cat(masks) if masks else None
+        known = None if self.known is None else self.known.row_residuals(i, mode)
+        return row_residuals(self, i, mode) if known is None else known
 
     def sides(self, moments: Sequence[Tensor] | None = None) -> list[tuple[Tensor, ...]]:
         """Exact (lhs, rhs, ...) of every form as written; per-row forms give one value per row.
