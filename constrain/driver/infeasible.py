@@ -29,9 +29,11 @@ from constrain.diagnostics.infeasibility import (
 from constrain.diagnostics.names import part_label
 from constrain.diagnostics.point import bound_scale, read_point
 from constrain.driver.elastic import Trained, opened, relations, restored
+from constrain.driver.linear import System
 from constrain.driver.options import check_options, check_parameters
 from constrain.driver.refutation import certificate, write
 from constrain.driver.setup import lowered, place, prepare
+from constrain.driver.structure import conflicts
 from constrain.errors import ModelingError, RouteError
 from constrain.inner import Call
 from constrain.language import nodes as n
@@ -39,7 +41,7 @@ from constrain.language.problem import Problem
 from constrain.language.relations import unwrapped
 from constrain.lowering.classify import classify
 from constrain.runtime.decisions import precision
-from constrain.solution.records import Status
+from constrain.solution.records import Status, Warn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,9 +51,10 @@ if TYPE_CHECKING:
     from constrain.language.data import Data
     from constrain.lowering.classify import Facts
     from constrain.lowering.program import Program
+    from constrain.runtime.evaluator import Evaluator
     from constrain.solution import Solution
 
-__all__ = ["diagnose_infeasible", "with_conflict"]
+__all__ = ["diagnose_infeasible", "with_conflict", "with_exclusion"]
 
 TOLERANCE = 1e-6
 """Total violation, in the units of the constraints, that counts as none."""
@@ -218,6 +221,21 @@ def with_conflict(
     if not found.feasible:
         return told_of
     return replace(told_of, status=Status.LIMIT, objective=solution.train.objective)
+
+
+def with_exclusion(solution: Solution, evaluator: Evaluator) -> Solution:
+    """A solution that misses constraints, with W202 where they exclude each other, whatever the decisions.
+
+    That is proven by a linear program over averages, as in `problem.check()`: no longer run helps.
+    """
+    parts = [part for part in evaluator.program.parts if part.rows is None]
+    if len({part.constraint for part in parts}) < 2:
+        return solution
+    with torch.no_grad():
+        residuals = evaluator.full().residuals
+    system = System(evaluator, [() if r is None else tuple(r.shape) for r in residuals])
+    told = [Warn("W202", "conflict", f"{f.message}; {f.fix}") for f in conflicts(system)]
+    return replace(solution, warnings=(*told, *solution.warnings)) if told else solution
 
 
 def _valued(problem: Problem, asked: _Asked) -> Infeasibility | None:

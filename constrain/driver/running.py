@@ -16,7 +16,7 @@ from constrain.diagnostics.judge import Facts as JudgeFacts
 from constrain.diagnostics.judge import build_solution
 from constrain.driver.blocks import merged
 from constrain.driver.checkpoints import checkpoints_of
-from constrain.driver.infeasible import with_conflict
+from constrain.driver.infeasible import with_conflict, with_exclusion
 from constrain.driver.installed import backend_options
 from constrain.driver.last_layers import with_exact_block
 from constrain.driver.polish import polish as finish
@@ -334,6 +334,8 @@ class Run:
             seed=self.seed,
             options={k: v for k, v in options.items() if v is not None},
         )
+        if solution.status in (Status.LIMIT, Status.LIKELY_INFEASIBLE):
+            solution = with_exclusion(solution, setup.evaluator)
         if solution.status in (Status.INFEASIBLE, Status.LIKELY_INFEASIBLE):
             return with_conflict(solution, self.program.problem, self.data, self.params)
         return solution

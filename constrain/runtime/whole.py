@@ -46,8 +46,10 @@ class Whole:
         whole = [self(x) for x in values]
         if node.atom in _POSITIONS or not any(whole) or (node.atom in _STAY and all(whole)):
             return list(refs)
-        told = [False] * (len(node.args) - len(values)) + whole
-        return [f"real({ref}, dtype)" if w else ref for ref, w in zip(refs, told, strict=True)]
+        moved = {id(x) for x, w in zip(values, whole, strict=True) if w and not isinstance(x, n.Constant)}
+        return [
+            f"real({ref}, dtype)" if id(x) in moved else ref for ref, x in zip(refs, node.args, strict=True)
+        ]
 
     def shifted(self, node: n.Apply, refs: Sequence[str], infix: str) -> str | None:
         """Whole numbers plus or minus a floating number that is whole: exact in any floating type."""

@@ -1,4 +1,4 @@
-"""The eleven named traps: each provoked and named, each with a healthy twin that stays silent."""
+"""The named traps: each provoked and named, each with a healthy twin that stays silent."""
 
 import warnings
 
@@ -244,3 +244,26 @@ def test_overfit_constraint():
     needed = float(message.split("by about ")[1].split(" ")[0])
     assert needed == pytest.approx(0.5 + 1.97 * np.std(D.values("y"), ddof=1) / 16, rel=1e-2)
     assert "C312" not in codes(held(-0.5))
+
+
+# ------------------------------------------------------------------------------------------- conflict
+def excluded(first, second):
+    f = cn.Model(torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Flatten(0)).double(), "f")
+    score = f(D.z[..., None])
+    sides = {"first": first(score), "second": second(score)}
+    return run(cn.minimize(E((score - D.y) ** 2)).subject_to(**sides), method="lagrangian", epochs=2, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (lambda s: E(s) >= 0.8, lambda s: E(s, by=D.g) <= 0.6),
+        (lambda s: P(s > 0) >= 0.8, lambda s: P(s > 0, by=D.g) <= 0.6),
+    ],
+)
+def test_a_run_that_misses_a_conflict_says_that_no_longer_one_would_help(first, second):
+    told = named(excluded(first, second), "W202")
+    assert told.startswith("conflict: first and second exclude each other")
+    assert ".relax(cost=...)" in told
+    apart = excluded(first, lambda s: E(s, by=D.g) <= 90.0)
+    assert "W202" not in codes(apart)
