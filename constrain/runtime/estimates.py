@@ -229,19 +229,19 @@ class Estimator(nn.Module):
         """
         if self._read is not self.evaluator.parameter_version:
             self._read_affine()
-        groups = self._plan(frozenset(name for name, rows in batches.items() if rows.whole))
-        rates, rows = self.rates, dict[int, RowValues]()
-        acting = self.evaluator.acting if step and torch.is_grad_enabled() else ()
+        groups = self._plan(frozenset([name for name, rows in batches.items() if rows.whole]))
+        rates, rows, evaluator = self.rates, dict[int, RowValues](), self.evaluator
+        acting = evaluator.modes.acting(evaluator) if step and torch.is_grad_enabled() else ()
         primal = self._empty()
         exact = self._empty() if rates else primal
-        for job in self.evaluator.jobs:
+        for job in evaluator.jobs:
             batch = batches[job.data.name]
             mode = "both" if rates else "primal"
             if job.data.name in acting:
                 values = self._of_step(job, batch, mode)
             else:
-                values = self.evaluator.rows(job, batch, mode)
-            conditions = self.evaluator.conditions(job, batch)
+                values = evaluator.rows(job, batch, mode)
+            conditions = evaluator.conditions(job, batch)
             size, parts = len(job.moments), len(job.parts)
             second = values[size + parts : 2 * (size + parts)] if rates else values
             self._average(job, batch, values, primal, "primal", groups, conditions)
@@ -473,7 +473,7 @@ class Estimator(nn.Module):
     def learn(self, primal: Tensor, exact: Tensor, batches: Mapping[str, Rows]) -> None:
         """Moves the running averages towards those of batches, as vectors."""
         weights, own = self.weights(batches), self.exact
-        own.lerp_(exact.to(own.dtype), weights)
+        own.lerp_(exact if exact.dtype is own.dtype else exact.to(own.dtype), weights)
         if self.rates:
             own = self.primal
             own.lerp_(primal.to(own.dtype), weights)

@@ -97,8 +97,10 @@ class Modes:
         of the modules change, such as a rate of dropout that is raised during the training. An empty name
         stands for models that are called outside of rows, which are in evaluation mode always.
         """
-        flags = self.flags
+        flags = tuple([m.training for m in self.modules])
         found = self._known.get(flags)
+        if found is not None and (found or not self._rates):
+            return found
         if not any(flags) or not self._ready:
             return frozenset() if found is None else found
         rates = [] if found else [entries.get(key) for entries, key in self._rates]

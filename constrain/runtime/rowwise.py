@@ -454,7 +454,8 @@ def stack(*parts: Tensor, lead: Lead) -> Tensor:
 
 
 def _broadcast(tensors: Sequence[Tensor]) -> list[Tensor]:
-    if all(t.shape == tensors[0].shape for t in tensors):
+    first = tensors[0].shape
+    if all([t.shape == first for t in tensors]):  # a list is quicker than a generator for so few
         return list(tensors)
     return list(cast("tuple[Tensor, ...]", torch.broadcast_tensors(*tensors)))
 

@@ -27,7 +27,7 @@ class BySizes:
 
 def sizes(batches: Mapping[str, Rows]) -> tuple[tuple[str, int, bool, bool], ...]:
     """What the weights of batches depend on."""
-    return tuple((name, r.count, r.whole, r.stratified) for name, r in batches.items())
+    return tuple([(name, r.count, r.whole, r.stratified) for name, r in batches.items()])
 
 
 def visit_weight(visits: Tensor, least: float, most: float) -> Tensor:
