@@ -69,6 +69,11 @@ MISTAKES = {
         lambda: SOLVE(optimizer=lambda _: torch.optim.Adam(fit()[1].parameters())),
         r"E141\] what optimizer= makes holds no decision",
     ),
+    "a Lagrangian in another type": (
+        lambda: problem.compile().float(),
+        "E123.*is not moved",
+    ),
+    "a Lagrangian elsewhere": (lambda: problem.compile().to("meta"), "E123.*to meta"),
     "a schedule that needs more": (lambda: SOLVE(scheduler=STEP_LR), r"E141.*step_size"),
     "a negative position": (lambda: D.rows([3, -1]), r"E140\] 'd' has 120 rows and no row -1"),
     "a negative position in a tensor": (lambda: D.rows(torch.tensor([-1])), "E140.*no row -1"),
@@ -99,6 +104,12 @@ def test_a_solution_is_saved_into_a_folder(tmp_path):
     Path(tmp_path / "run").write_text("")
     with pytest.raises(cn.DataError, match=r"E144\].*is a file"):
         problem.solve(progress=False).save(tmp_path / "run")
+
+
+def test_a_lagrangian_stays_where_it_is():
+    lagrangian = problem.compile()
+    assert lagrangian.to("cpu") is lagrangian
+    assert lagrangian.double().eval().train() is lagrangian
 
 
 def test_a_sample_is_split_by_a_column():

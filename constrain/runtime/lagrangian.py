@@ -492,6 +492,18 @@ class Lagrangian(MultiplierState):
         torch.minimum(self.pace, self.limits / self.scales, out=self.pace)
         self.before.copy_(residual)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Of `to`, `double` and others: multipliers stay beside the data, which are not moved (E123)."""
+        moved = fn(self.values)
+        if moved.dtype is not self.values.dtype or moved.device != self.values.device:
+            own = f"on {self.values.device}, with multipliers in {self.values.dtype}"
+            raise ModelingError(
+                "E123",
+                f"a Lagrangian {own}, is not moved to {moved.device} and {moved.dtype}: its data would stay",
+                fix="module.to(...) of the models, then problem.compile(device=..., dtype=...)",
+            )
+        return super()._apply(fn, recurse)
+
     def extra_repr(self) -> str:
         """Settings, for `print`."""
         return f"rate={self.rate}, gain={self.gain}, memory={self.memory}"
