@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar, TypeAlias
 
 from constrain.errors import ModelingError
+from constrain.language.keywords import keywords
 from constrain.language.location import here
 
 __all__ = ["DEFAULT", "Hinge", "Power", "Sigmoid", "Surrogate", "surrogate_of"]
@@ -198,6 +199,11 @@ class Power:
     def __repr__(self) -> str:
         return _source(self)
 
+
+# of wrong arguments the message says which there are
+Sigmoid.__init__ = keywords(Sigmoid.__init__)
+Hinge.__init__ = keywords(Hinge.__init__)
+Power.__init__ = keywords(Power.__init__)
 
 Surrogate: TypeAlias = Sigmoid | Hinge | Power
 """The forms there are."""
