@@ -4,7 +4,7 @@ Binding takes two passes over all rows. The first counts rows and missing values
 text columns (`census.Census`); the second counts conditions and groups (`census.Tally`), and keeps some rows
 for what only needs an impression of the sample: scales of surrogates and steps. Every later full pass reads
 all rows once, in the memory of a batch, and is compared with the first: a sample is a set of rows, which a
-pass may permute and must not change.
+pass may permute and must not change. What it came to is remembered (`known.py`).
 
 One pass would not do. A condition is computed on encoded rows, and only all rows tell how to encode one:
 codes are places among all levels of a text column, which may first occur in the last batch, and a column of
