@@ -65,6 +65,27 @@ def test_an_absent_group_contributes_nothing(kit):
     )
 
 
+@pytest.mark.parametrize("estimator", ["batch", "halves"])
+def test_groups_whose_rows_count_alike_need_no_weights_per_row(kit, estimator):
+    """One factor per level, or a weight per row: the same averages and gradients."""
+    D, module = kit.sample(), kit.network()
+    s = cn.Model(module, "f")(D.x)
+    listed = {f"in{k}": E(s * D.y, given=D.group == f"g{k}") <= 0.1 for k in range(4)}
+    problem = cn.minimize(E(s**2)).subject_to(**listed, pair=E(cn.stack(s, s**2), by=D.group) <= 0.1)
+    evaluator = kit.compiled(problem).evaluator
+    strata = [x for p in evaluator.populations.values() for x in p.strata.values() if x.codes is not None]
+    assert all(stratum.alike for stratum in strata)
+    found = []
+    for alike in (True, False):
+        for stratum in strata:
+            stratum.alike = alike
+        terms = kit.estimate(evaluator, {"sample": torch.arange(31)}, estimator).terms
+        weights = torch.linspace(1.0, 2.0, len(terms), dtype=terms.dtype)
+        found.append([terms, *torch.autograd.grad(weights @ terms, list(module.parameters()))])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+
+
 @pytest.mark.parametrize("center", [0.0, 0.3, -2.0])
 def test_moments_of_a_subset_are_weighted_by_known_shares(kit, center):
     """E(g | A) on a batch divides by the share of A in the data, not in the batch; centered at any number."""
