@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from constrain.lowering.program import Part
     from constrain.runtime.evaluator import Evaluator, Outer
 
 __all__ = ["MOST_ENTRIES", "correction", "descent"]
@@ -172,11 +173,17 @@ def _entries(
 
 
 def _residuals(evaluator: Evaluator, positions: Iterable[int]) -> dict[int, list[tuple[int, float]]]:
-    """By position of the part the places in its residual and the values there; of rows those it selects."""
+    """By position of the part the places in its residual and the values there; of rows those it selects.
+
+    Of constraints per row that are the same the first one stands for all.
+    """
     with torch.no_grad():
         residuals = evaluator.outer(evaluator.moments("exact"), "exact").residuals
     found: dict[int, list[tuple[int, float]]] = {}
+    first = {_content(part): i for i, part in reversed(evaluator.program.per_row.items())}
     for i in positions:
+        if residuals[i] is None and first[_content(evaluator.program.per_row[i])] != i:
+            continue
         residual, mask = residuals[i], None
         if residual is None:
             residual, mask = evaluator.row_residuals(i)
@@ -190,12 +197,18 @@ def _residuals(evaluator: Evaluator, positions: Iterable[int]) -> dict[int, list
     return found
 
 
+def _content(part: Part) -> Any:
+    """What a constraint per row says."""
+    return part.kind, part.rows, part.residual, part.where
+
+
 def _everywhere(evaluator: Evaluator, positions: Collection[int]) -> list[tuple[int, int]]:
     """Part and place of constraints per row, spread evenly over all rows."""
     found: list[tuple[int, int]] = []
     own = [i for i in evaluator.program.per_row if i in positions]
-    for i, values in _residuals(evaluator, own).items() if own else ():
-        count = min(len(values), max(MOST_ENTRIES // len(own), 1))
+    residuals = _residuals(evaluator, own) if own else {}
+    for i, values in residuals.items():
+        count = min(len(values), max(MOST_ENTRIES // len(residuals), 1))
         chosen = np.linspace(0, max(len(values) - 1, 0), count).astype(int)
         found += [(i, values[k][0]) for k in np.unique(chosen)]
     return found
