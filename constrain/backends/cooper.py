@@ -18,6 +18,7 @@ this module shields from:
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from constrain.errors import ModelingError
 from constrain.runtime.lagrangian import Lagrangian
+from constrain.solvers.primal_dual import LEAST_RATE, RATE
 from constrain.solvers.sampling import BatchSampler
 from constrain.solvers.training import IterateJudge, default_optimizer, epochs_or_default, half_cosine, train
 
@@ -116,15 +118,18 @@ class CompiledProblem(cooper.ConstrainedMinimizationProblem):
     def dual_groups(self, rate: float, sizes: Mapping[str, int], *, rows: bool) -> list[dict[str, Any]]:
         """Parameter groups of a dual optimizer, by part key, with learning rates in the constraints' units.
 
+        `"first"` is the rate as measured, from which a schedule may go down.
+
         Args:
             rate: dimensionless step.
             sizes: rows per batch, by sample name.
             rows: the groups of constraints per row (their gradients are sparse), or those of all others.
         """
         chosen = sorted((part for part in self.parts if (part.rows is not None) == rows), key=lambda p: p.key)
+        rates = {part.key: self.step(part, rate, sizes) for part in chosen}
         return [
-            {"params": [self._multiplier(part).weight], "lr": self.step(part, rate, sizes), "key": part.key}
-            for part in chosen
+            {"params": [self._multiplier(p).weight], "lr": rates[p.key], "first": rates[p.key], "key": p.key}
+            for p in chosen
         ]
 
     def step(self, part: Part, rate: float, sizes: Mapping[str, int]) -> float:
@@ -250,7 +255,8 @@ class CooperSolver:
             sample.
         optimizer: `optimizer(parameters)` makes the primal optimizer; None is Adam with `lr`.
         lr: learning rate of the default optimizer; decays to zero along a half cosine with every optimizer.
-        dual_lr: step of the multipliers, dimensionless.
+        dual_lr: step of the multipliers, dimensionless. None takes 1.2 / sqrt(steps of the run), whose
+            integral part decays with the learning rate, to a twentieth.
         gain: proportional gain of Cooper's nuPI optimizer for the multipliers, dimensionless; 0 is plain
             gradient ascent, which is also what constraints per row and the augmented formulation use.
         formulation: `"lagrangian"` or `"augmented"`.
@@ -267,7 +273,7 @@ class CooperSolver:
     batch: Mapping[str, int] | int | None = None
     optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer] | None = None
     lr: float = 3e-3
-    dual_lr: float = 0.02
+    dual_lr: float | None = None
     gain: float = 0.1
     formulation: Literal["lagrangian", "augmented"] = "lagrangian"
     penalty: float = 1.0
@@ -316,7 +322,7 @@ class _Training:
         self.warmup = 0 if multipliers else options.warmup
         self.generator = torch.Generator().manual_seed(options.seed)
         evaluator.refresh_scales()
-        self.lagrangian = Lagrangian(evaluator, rate=options.dual_lr, gain=0.0)
+        self.lagrangian = Lagrangian(evaluator, gain=0.0)
         self.lagrangian.calibrate(self.generator)
         self.lagrangian.set_multipliers(multipliers or {})
         self.cmp = CompiledProblem(self.lagrangian, options.formulation, options.penalty)
@@ -329,7 +335,9 @@ class _Training:
         self.primal = default_optimizer(tensors, options.lr) if make is None else make(tensors)
         self.primal.register_step_post_hook(self._project)
         self.epochs = epochs_or_default(options.epochs, self.sampler.per_epoch)
-        self.schedule = half_cosine(self.primal, self.epochs * self.sampler.per_epoch)
+        self.total = self.epochs * self.sampler.per_epoch
+        self.rate = RATE / math.sqrt(max(self.total, 1)) if options.dual_lr is None else options.dual_lr
+        self.schedule = half_cosine(self.primal, self.total)
         self.duals = self._duals()
         if self.duals:
             self.optimizer = SCHEMES[options.scheme](self.cmp, self.primal, self.duals)
@@ -344,21 +352,21 @@ class _Training:
     def _duals(self) -> list[torch.optim.Optimizer]:
         """One optimizer for averaged constraints and one, for sparse gradients, for constraints per row."""
         options = self.options
-        averaged = self.cmp.dual_groups(options.dual_lr, self.sampler.sizes, rows=False)
-        rowwise = self.cmp.dual_groups(options.dual_lr, self.sampler.sizes, rows=True)
+        averaged = self.cmp.dual_groups(self.rate, self.sampler.sizes, rows=False)
+        rowwise = self.cmp.dual_groups(self.rate, self.sampler.sizes, rows=True)
         found: list[torch.optim.Optimizer] = []
         if averaged and options.gain and options.formulation == "lagrangian":
             device = self.evaluator.device
             # with several groups nuPI takes a gain only as a tensor of shape (1,), on the multipliers' device
-            gain = torch.tensor([options.gain / options.dual_lr], device=device)
+            gain = torch.tensor([options.gain / self.rate], device=device)
             one = torch.ones(1, device=device)
             memory = self.lagrangian.memory
             make: Any = cooper.optim.nuPI  # its annotation leaves parameter groups out
-            found.append(make(averaged, lr=options.dual_lr, Kp=gain, Ki=one, ema_nu=memory, maximize=True))
+            found.append(make(averaged, lr=self.rate, Kp=gain, Ki=one, ema_nu=memory, maximize=True))
         elif averaged:
-            found.append(torch.optim.SGD(averaged, lr=options.dual_lr, maximize=True))
+            found.append(torch.optim.SGD(averaged, lr=self.rate, maximize=True))
         if rowwise:
-            found.append(torch.optim.SGD(rowwise, lr=options.dual_lr, maximize=True, foreach=False))
+            found.append(torch.optim.SGD(rowwise, lr=self.rate, maximize=True, foreach=False))
         return found
 
     @property
@@ -381,6 +389,7 @@ class _Training:
         """One pass over the largest sample, or what is left of it."""
         self.cmp.resting = epoch < self.warmup
         for _ in range(self.steps - epoch * self.sampler.per_epoch, self.sampler.per_epoch):
+            self._pace()
             self.optimizer.roll(compute_cmp_state_kwargs={"batch": self.sampler.draw()})
             self.schedule.step()
             self.steps += 1
@@ -395,7 +404,25 @@ class _Training:
         parts = {part.key: part for part in self.cmp.parts}
         for optimizer in self.duals:
             for group in optimizer.param_groups:
-                group["lr"] = self.cmp.step(parts[group["key"]], self.options.dual_lr, self.sampler.sizes)
+                group["first"] = group["lr"] = self.cmp.step(
+                    parts[group["key"]], self.rate, self.sampler.sizes
+                )
+
+    def _pace(self) -> None:
+        """Integral steps of the multipliers decay with the learning rate; proportional parts keep their size.
+
+        At rest, multipliers move by the noise of batches in proportion to their steps. Who sets `dual_lr` has
+        it all along.
+        """
+        if self.options.dual_lr is not None:
+            return
+        factor = max(LEAST_RATE, 0.5 * (1 + math.cos(math.pi * self.steps / self.total)))
+        for optimizer in self.duals:
+            for group in optimizer.param_groups:
+                if "Ki" in group:  # nuPI: the rate scales both parts
+                    group["lr"], group["Ki"] = group["first"], torch.full_like(group["Kp"], factor)
+                else:
+                    group["lr"] = factor * group["first"]
 
     def multipliers(self) -> dict[str, Tensor]:
         """Multipliers by part key."""
