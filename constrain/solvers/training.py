@@ -165,14 +165,13 @@ def schedule_of(make: Callable[[torch.optim.Optimizer], Any], optimizer: torch.o
     Raises:
         ModelingError: E141 for one that needs a value at every step, or something that is no schedule.
     """
+    fix = "scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 100)"
     if not callable(make):  # pyright: ignore[reportUnnecessaryComparison]
-        text = f"scheduler={make!r} is not a function of the optimizer"
-        raise ModelingError("E141", text, fix="scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 100)")
+        raise ModelingError("E141", f"scheduler={make!r} is not a function of the optimizer", fix=fix)
     try:
         found = make(optimizer)
     except TypeError as error:  # such as a class that needs more than the optimizer
         text = f"scheduler= cannot be called with the optimizer alone: {error}"
-        fix = "scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 100)"
         raise ModelingError("E141", text, fix=fix) from error
     if isinstance(found, torch.optim.lr_scheduler.ReduceLROnPlateau):
         raise ModelingError(
@@ -181,11 +180,8 @@ def schedule_of(make: Callable[[torch.optim.Optimizer], Any], optimizer: torch.o
             fix="scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=1000)",
         )
     if not callable(getattr(found, "step", None)):
-        raise ModelingError(
-            "E141",
-            f"scheduler= makes a {type(found).__name__}, which is no schedule of learning rates",
-            fix="scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 100)",
-        )
+        text = f"scheduler= makes a {type(found).__name__}, which is no schedule of learning rates"
+        raise ModelingError("E141", text, fix=fix)
     return found
 
 
