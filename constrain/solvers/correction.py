@@ -76,7 +76,7 @@ def correction(
     if not entries or (len(entries) + len(others)) * size > MOST_NUMBERS:
         return None
     own = [i for i, t in enumerate(evaluator.decisions.tensors) if any(t is moved for moved in tensors)]
-    straight = _straight(_jacobian(evaluator, others, own))
+    straight = _straight(_jacobian(evaluator, others, own), np.array([i for i, _ in others]))
     jacobian = straight(_jacobian(evaluator, [(i, k) for i, k, _, _ in entries], own))
     step = _step(jacobian, np.array([c for *_, c in entries]), [equal for _, _, equal, _ in entries])
     if not np.isfinite(step).all() or not step.any():
@@ -113,7 +113,7 @@ def descent(
     if len(averages) > MOST_ENTRIES or (len(entries) + len(others) + 1) * size > MOST_NUMBERS:
         return None
     own = [i for i, t in enumerate(evaluator.decisions.tensors) if any(t is moved for moved in tensors)]
-    straight = _straight(_jacobian(evaluator, others, own))
+    straight = _straight(_jacobian(evaluator, others, own), np.array([i for i, _ in others]))
     _, gradients = evaluator.pull([lambda outer: outer.objective])[0]
     slope = straight(_flat([gradients[i] for i in own]).cpu().numpy())
     square = float(slope @ slope)
@@ -214,7 +214,9 @@ def _everywhere(evaluator: Evaluator, positions: Collection[int]) -> list[tuple[
     return found
 
 
-def _straight(everywhere: NDArray[np.float64]) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+def _straight(
+    everywhere: NDArray[np.float64], parts: NDArray[np.int64]
+) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
     """The symmetric map M that makes M d the shortest step for the least |d|.
 
     Lengths are |G M d|^2 + t |M d|^2 = t |d|^2. With G = U S V' it is
@@ -222,10 +224,14 @@ def _straight(everywhere: NDArray[np.float64]) -> Callable[[NDArray[np.float64]]
     gradient of a function of M d to that with respect to d.
 
     Args:
-        everywhere: (rows, numbers) G.
+        everywhere: (rows, numbers) G, up to the units of its parts: the steepest row of each has length 1.
+        parts: (rows,) position of the part of each.
     """
     if not everywhere.any() or not np.isfinite(everywhere).all():
         return lambda vectors: vectors
+    lengths = np.linalg.norm(everywhere, axis=1)
+    steepest = np.array([lengths[parts == i].max() for i in parts])
+    everywhere = everywhere / np.where(steepest > 0, steepest, 1.0)[:, None]
     _, sizes, directions = np.linalg.svd(everywhere, full_matrices=False)
     free = FREE * float(sizes.max()) ** 2
     shrunk = 1 - np.sqrt(free / (sizes**2 + free))
