@@ -25,7 +25,7 @@ from constrain.language.types import type_of
 from constrain.lowering.dependence import depends_on_decisions
 from constrain.lowering.rules import is_share
 from constrain.runtime import declared, probe, rowwise, surrogates
-from constrain.runtime.whole import Whole
+from constrain.runtime.whole_numbers import WholeNumbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -130,7 +130,7 @@ class _Writer:
         self.sensitive: dict[int, bool] = {}
         self.leaves: dict[str, str] = {}
         self.inner: set[n.Node] = set()
-        self.whole = Whole()
+        self.whole = WholeNumbers()
 
     # ---- helpers
     def emit(self, code: str) -> str:

@@ -97,7 +97,7 @@ class Modes:
         of the modules change, such as a rate of dropout that is raised during the training. An empty name
         stands for models that are called outside of rows, which are in evaluation mode always.
         """
-        flags = tuple([m.training for m in self.modules])
+        flags = self.flags
         found = self._known.get(flags)
         if found is not None and (found or not self._rates):
             return found

@@ -22,7 +22,6 @@ SOURCES = {
         "d", [{"x": X[i : i + 100], "g": G[i : i + 100], "h": H[i : i + 100]} for i in range(0, ROWS, 100)]
     ),
 }
-"""Per rate: how it is written, given the scores, and the rows that it is over, by level."""
 RATES = {
     "plain": (lambda D, s: P(s > 0), [np.ones(ROWS, dtype=bool)]),
     "given": (lambda D, s: P(s > 0, given=D.x[..., 1] > 0.3), [SELECTED]),
@@ -37,6 +36,7 @@ RATES = {
     ),
     "of all rows": (lambda D, s: P(s**2 >= 0, by=D.g), None),
 }
+"""Per rate: how it is written, given the scores, and by level the rows that it is over; None: it is 1."""
 
 
 def evaluator(problem, dtype, chunk):

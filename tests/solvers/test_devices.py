@@ -127,7 +127,7 @@ def test_schemes(scheme, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_streams_mixtures_and_reports(device):
+def test_streams_and_reports(device):
     """What follows a training reads values back from the device."""
     source = torch.utils.data.TensorDataset(*columns().values())
     D = cn.Data.from_dataset("sample", source, ("x", "y", "group"), batch=60)

@@ -15,7 +15,7 @@ from constrain.runtime.probe import has_whole_numbers
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Whole"]
+__all__ = ["WholeNumbers"]
 
 _ARITHMETIC = ("abs", "add", "maximum", "minimum", "mul", "neg", "relu", "sign", "square", "sub")
 _OF_ENTRIES = ("count_nonzero", "max", "min", "sum", "sum_squares", "trace", "where")
@@ -30,7 +30,7 @@ _NEAREST = {">": math.floor, "<=": math.floor, ">=": math.ceil, "<": math.ceil}
 """The whole number with which a comparison of whole numbers says the same as with a number between two."""
 
 
-class Whole:
+class WholeNumbers:
     """Which expressions have whole numbers, and how code of an expression takes them."""
 
     def __init__(self) -> None:
