@@ -24,7 +24,15 @@ __all__ = ["averages", "means", "row_residuals", "totals"]
 
 
 def averages(evaluator: Evaluator, mode: str = "exact") -> list[Tensor]:
-    """All moments of a program on the full data, in one pass over every sample."""
+    """All moments of a program on the full data, in one pass over every sample.
+
+    Args:
+        evaluator: a program with data.
+        mode: "exact", or "primal" for the values that gradients see (surrogates of rates).
+
+    Returns:
+        One tensor per moment, (levels, ...) with groups, in float64 where the device has it.
+    """
     found: list[Any] = [None] * len(evaluator.program.moments)
     with torch.no_grad():
         for job in evaluator.jobs:
@@ -65,7 +73,10 @@ def means(evaluator: Evaluator, job: Job, sums: Sequence[Tensor]) -> list[Tensor
 
 
 def row_residuals(evaluator: Evaluator, i: int, mode: str) -> tuple[Tensor, Tensor | None]:
-    """Residuals of part `i`, a constraint per row, for all rows; and the mask of the rows it selects."""
+    """Residuals (rows, ...) of part `i`, a constraint per row; and the mask (rows,) of the rows it selects.
+
+    The mask is None where the part is about all rows; `mode` is that of `averages`.
+    """
     part = evaluator.program.per_row[i]
     job = next(j for j in evaluator.jobs if j.data is part.rows)
     place = len(job.moments) + job.parts.index(i)

@@ -367,5 +367,6 @@ def generate(name: str, tables: Tables, outputs: Sequence[tuple[n.Node | None, M
     source = "\n".join([header, *body]) + "\n"
     namespace: dict[str, Any] = writer.scope
     exec(_compiled(source, f"<constrain:{name}>"), namespace)  # our own generated source
+    # read from the source, from which lines that nobody uses are gone
     margins = sorted({int(place) for place in re.findall(r"\bs\[(\d+)\]", source)})
     return Generated(namespace[name], source, len(lines), writer.nodes, margins)

@@ -40,8 +40,9 @@ class Values:
     """What one pass came to, exactly or with surrogates.
 
     Attributes:
-        moments: all averages.
-        rows: by position of a part per row its residuals, and the mask of the rows that it selects.
+        moments: all averages, in order; (levels, ...) with groups.
+        rows: by position of a part per row its residuals (rows, ...), and the mask (rows,) of the rows that
+            it selects, None for all.
     """
 
     moments: list[Tensor]

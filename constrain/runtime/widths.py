@@ -85,7 +85,14 @@ class Widths:
     def read(
         self, spreads: Tensor, used: Sequence[int], population: Population | None, rows: Rows | None
     ) -> Tensor | dict[int, Tensor]:
-        """What generated code reads: by place of a margin its spread, or (rows,) one of each row."""
+        """What generated code reads: by place of a margin its spread, or (rows,) one of each row.
+
+        Args:
+            spreads: (size,) all of them.
+            used: places of the margins that the code reads.
+            population: the sample that it runs on; None for an outer function, which has no rows.
+            rows: of the sample, in the same case None.
+        """
         if self._plain:
             return spreads
         return {k: self._of_margin(spreads, k, population, rows) for k in used}
