@@ -19,6 +19,7 @@ gradient works efficiently in learning").
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -26,7 +27,7 @@ import torch
 from scipy import optimize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -38,6 +39,8 @@ __all__ = ["MOST_ENTRIES", "correction", "descent"]
 
 _Found = tuple[int, int, bool, float]
 """Position of a part, place in its residual, whether it is an equality, residual."""
+_Residuals = dict[int, "tuple[NDArray[np.int64], NDArray[np.float64]]"]
+"""By position of a part the places in its residual and the values there."""
 MOST_ENTRIES = 200
 """Constraints, each of which needs a gradient on all rows, that a correction takes at most."""
 MOST_NUMBERS = 20_000_000
@@ -70,8 +73,9 @@ def correction(
         A function that moves the decisions to this share of the step, from where they were; None where
         nothing is violated or their gradients are too much to hold.
     """
-    entries = _entries(evaluator, room, room if units is None else units, margins or {})
-    others = _everywhere(evaluator, room)
+    residuals = _residuals(evaluator, room)
+    entries = _entries(evaluator, residuals, room, room if units is None else units, margins or {})
+    others = _everywhere(evaluator, residuals)
     size = sum(t.numel() for t in tensors)
     if not entries or (len(entries) + len(others)) * size > MOST_NUMBERS:
         return None
@@ -85,7 +89,7 @@ def correction(
 
 
 def descent(
-    evaluator: Evaluator, tensors: Sequence[Tensor], positions: Sequence[int], worth: float
+    evaluator: Evaluator, tensors: Sequence[Tensor], units: Mapping[int, float], worth: float
 ) -> Callable[[float], None] | None:
     """A projected gradient step of the objective: the constraints hold after it to first order.
 
@@ -95,20 +99,20 @@ def descent(
     Args:
         evaluator: a program with data.
         tensors: the decisions that may move.
-        positions: of the parts, on averages or per row; of rows those nearest to their bounds are held.
+        units: by position of the parts, on averages or per row, what residuals are compared in; of rows those
+            nearest to their bounds are held.
         worth: by how much a whole step without constraints lowers the objective, to first order.
 
     Returns:
         Moves by a share of the step, as `correction`; None where there is none, or it is too much to hold.
     """
-    averages, rows = list[_Found](), list[_Found]()
-    for i, values in _residuals(evaluator, positions).items():
-        equal = evaluator.program.parts[i].kind == "=="
-        kept = rows if i in evaluator.program.per_row else averages
-        kept += [(i, k, equal, c) for k, c in values]
-    rows.sort(key=lambda entry: -entry[-1])
-    entries = averages + rows[: max(MOST_ENTRIES - len(averages), 0)]
-    others = _everywhere(evaluator, positions)
+    residuals = _residuals(evaluator, units)
+    per_row = evaluator.program.per_row
+    averages = _listed(evaluator, {i: own for i, own in residuals.items() if i not in per_row})
+    rows = _listed(evaluator, {i: own for i, own in residuals.items() if i in per_row})
+    kept = rows.worst(rows.sizes(units), max(MOST_ENTRIES - len(averages), 0))
+    entries = averages.entries() + kept.entries()
+    others = _everywhere(evaluator, residuals)
     size = sum(t.numel() for t in tensors)
     if len(averages) > MOST_ENTRIES or (len(entries) + len(others) + 1) * size > MOST_NUMBERS:
         return None
@@ -147,8 +151,68 @@ def _mover(evaluator: Evaluator, own: Sequence[int], step: NDArray[np.float64]) 
     return move
 
 
+@dataclass(frozen=True)
+class _Listed:
+    """Entries of constraints, which may be as many as rows.
+
+    Attributes:
+        part: position of the part of each.
+        place: in the residual of its part.
+        equal: whether it is an equality.
+        c: residual.
+    """
+
+    part: NDArray[np.int64]
+    place: NDArray[np.int64]
+    equal: NDArray[np.bool_]
+    c: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.c)
+
+    def sizes(self, units: Mapping[int, float]) -> NDArray[np.float64]:
+        """Violation of each in its unit, negative within the bound."""
+        unit = {i: max(units[i], 1e-300) for i in np.unique(self.part).tolist()}
+        return np.where(self.equal, np.abs(self.c), self.c) / _each(self.part, unit)
+
+    def chosen(self, places: NDArray[Any]) -> _Listed:
+        """Some of them."""
+        return _Listed(self.part[places], self.place[places], self.equal[places], self.c[places])
+
+    def worst(self, sizes: NDArray[np.float64], most: int) -> _Listed:
+        """The largest ones, at most this many, where these are their sizes."""
+        if len(self) <= most:
+            return self
+        return self.chosen(np.argsort(-sizes, kind="stable")[:most])
+
+    def entries(self) -> list[_Found]:
+        """One tuple for each."""
+        columns = (self.part, self.place, self.equal, self.c)
+        return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def _each(parts: NDArray[np.int64], known: Mapping[int, float]) -> NDArray[np.float64]:
+    """The number of the part of each entry."""
+    table = np.zeros(max(known, default=0) + 1)
+    table[list(known)] = list(known.values())
+    return table[parts]
+
+
+def _listed(evaluator: Evaluator, residuals: _Residuals) -> _Listed:
+    """All entries of these parts, in order."""
+    counts = [len(c) for _, c in residuals.values()]
+    equal = [evaluator.program.parts[i].kind == "==" for i in residuals]
+    return _Listed(
+        np.repeat(np.array(list(residuals), dtype=np.int64), counts),
+        np.concatenate([np.zeros(0, dtype=np.int64), *(places for places, _ in residuals.values())]),
+        np.repeat(np.array(equal, dtype=bool), counts),
+        np.concatenate([np.zeros(0), *(c for _, c in residuals.values())]),
+    )
+
+
 def _entries(
     evaluator: Evaluator,
+    residuals: _Residuals,
     room: Mapping[int, float],
     units: Mapping[int, float],
     margins: Mapping[int, float],
@@ -157,29 +221,28 @@ def _entries(
 
     Residuals are those of bounds with their margins. Where there are too many, the largest.
     """
-    found: list[tuple[int, int, bool, float, float]] = []
-    violated = False
-    for i, values in _residuals(evaluator, room).items():
-        equal = evaluator.program.parts[i].kind == "=="
-        violated = violated or any((abs(c) if equal else c) > room[i] for _, c in values)
-        found += [(i, k, equal, c + margins.get(i, 0.0), max(units[i], 1e-300)) for k, c in values]
-    worst = max((abs(c) / unit if equal else c / unit for _, _, equal, c, unit in found), default=0.0)
-    if not violated or not math.isfinite(worst):
+    exact = _listed(evaluator, residuals)
+    own = np.unique(exact.part).tolist()
+    over = np.where(exact.equal, np.abs(exact.c), exact.c) > _each(exact.part, {i: room[i] for i in own})
+    aimed = exact.c + _each(exact.part, {i: margins.get(i, 0.0) for i in own})
+    listed = replace(exact, c=aimed)
+    sizes = listed.sizes(units)
+    worst = float(sizes.max(initial=0.0))
+    if not over.any() or not math.isfinite(worst):
         return []
-    near = [(i, k, equal, c) for i, k, equal, c, unit in found if equal or c / unit > -worst]
-    if len(near) > MOST_ENTRIES:  # the worst ones: the others have their turn in the next step
-        near.sort(key=lambda entry: -_size(entry, units))
-    return near[:MOST_ENTRIES]
+    near = listed.equal | (sizes > -worst)
+    # the worst ones: the others have their turn in the next step
+    return listed.chosen(near).worst(sizes[near], MOST_ENTRIES).entries()
 
 
-def _residuals(evaluator: Evaluator, positions: Iterable[int]) -> dict[int, list[tuple[int, float]]]:
+def _residuals(evaluator: Evaluator, positions: Iterable[int]) -> _Residuals:
     """By position of the part the places in its residual and the values there; of rows those it selects.
 
     Of constraints per row that are the same the first one stands for all.
     """
     with torch.no_grad():
         residuals = evaluator.outer(evaluator.moments("exact"), "exact").residuals
-    found: dict[int, list[tuple[int, float]]] = {}
+    found: _Residuals = {}
     first = {_content(part): i for i, part in reversed(evaluator.program.per_row.items())}
     for i in positions:
         if residuals[i] is None and first[_content(evaluator.program.per_row[i])] != i:
@@ -187,13 +250,12 @@ def _residuals(evaluator: Evaluator, positions: Iterable[int]) -> dict[int, list
         residual, mask = residuals[i], None
         if residual is None:
             residual, mask = evaluator.row_residuals(i)
-        values = enumerate(cast("list[float]", residual.detach().double().reshape(-1).tolist()))
-        if mask is None:
-            found[i] = list(values)
-        else:
-            width = residual.numel() // max(len(mask), 1)
-            chosen = cast("list[bool]", mask.reshape(-1).repeat_interleave(width).tolist())
-            found[i] = [(k, c) for k, c in values if chosen[k]]
+        values = residual.detach().double().reshape(-1).cpu().numpy()
+        places = np.arange(len(values))
+        if mask is not None:
+            width = len(values) // max(len(mask), 1)
+            places = np.flatnonzero(mask.reshape(-1).repeat_interleave(width).cpu().numpy())
+        found[i] = places, values[places]
     return found
 
 
@@ -202,15 +264,15 @@ def _content(part: Part) -> Any:
     return part.kind, part.rows, part.residual, part.where
 
 
-def _everywhere(evaluator: Evaluator, positions: Collection[int]) -> list[tuple[int, int]]:
+def _everywhere(evaluator: Evaluator, residuals: _Residuals) -> list[tuple[int, int]]:
     """Part and place of constraints per row, spread evenly over all rows."""
     found: list[tuple[int, int]] = []
-    own = [i for i in evaluator.program.per_row if i in positions]
-    residuals = _residuals(evaluator, own) if own else {}
-    for i, values in residuals.items():
-        count = min(len(values), max(MOST_ENTRIES // len(residuals), 1))
-        chosen = np.linspace(0, max(len(values) - 1, 0), count).astype(int)
-        found += [(i, values[k][0]) for k in np.unique(chosen)]
+    own = [i for i in evaluator.program.per_row if i in residuals]
+    for i in own:
+        places, _ = residuals[i]
+        count = min(len(places), max(MOST_ENTRIES // len(own), 1))
+        chosen = np.linspace(0, max(len(places) - 1, 0), count).astype(int)
+        found += [(i, k) for k in places[np.unique(chosen)].tolist()]
     return found
 
 
@@ -284,12 +346,6 @@ def _of_rows(evaluator: Evaluator, i: int, places: Sequence[int]) -> Sequence[Te
 
 def _flat(gradients: Sequence[Tensor]) -> Tensor:
     return torch.cat([g.detach().double().reshape(-1) for g in gradients])
-
-
-def _size(entry: _Found, units: Mapping[int, float]) -> float:
-    """Violation of an entry in its unit, negative within the bound."""
-    i, _, equal, c = entry
-    return (abs(c) if equal else c) / max(units[i], 1e-300)
 
 
 def _entry(part: int, place: int) -> Callable[[Outer], Tensor]:

@@ -175,7 +175,7 @@ class _End:
             if not worth > WORTHLESS * max(1.0, abs(here.objective)):
                 return
             with judge.slacks.settled(outer.residuals):
-                move = descent(self.evaluator, self._moved(), list(self._units()), worth)
+                move = descent(self.evaluator, self._moved(), self._units(), worth)
             found = None if move is None else self._down(move, here, words)
             little = 0.0 if self.rates else LITTLE * abs(here.objective)
             if found is None or here.objective - found.objective < little:

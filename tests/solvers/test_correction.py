@@ -11,7 +11,7 @@ from constrain import E, P
 from constrain.lowering.lower import lower
 from constrain.runtime.decisions import Decisions
 from constrain.runtime.evaluator import Evaluator
-from constrain.solvers.correction import _step, correction, descent
+from constrain.solvers.correction import MOST_ENTRIES, _entries, _residuals, _step, correction, descent
 
 
 def setting(seed, equal):
@@ -90,13 +90,66 @@ def test_a_step_down_the_objective_is_the_projection_of_a_gradient_step():
     decisions.tensors[0].data.mul_(0.01)
     start = decisions.tensors[0].detach().numpy().copy()
     worth = 4 * float(start @ start)  # the objective is |w|^2: a whole step is minus its gradient
-    move = descent(evaluator, decisions.tensors, [0, 1], worth)
+    move = descent(evaluator, decisions.tensors, {0: 1.0, 1: 1.0}, worth)
     point = cp.Variable(7)
     nearest = cp.Minimize(cp.sum_squares(point - start + 2 * start))
     cp.Problem(nearest, [means @ point <= 0.2, mean @ point >= -0.5]).solve("CLARABEL")
     assert move is not None
     move(1.0)
     assert decisions.tensors[0].detach().numpy() == pytest.approx(point.value, abs=1e-6)
+
+
+def two_bounds_per_row(unit, start):
+    """A regression with two bounds per row on more rows than a step takes, the second one in another unit."""
+    rng = np.random.default_rng(0)
+    D, w = cn.Data("d", x=rng.normal(size=(300, 7))), cn.Variable(7, "w")
+    w.value = start * rng.normal(size=7)
+    score = D.x @ w
+    low = cn.forall(D, unit * (D.x @ (w * w)) >= -0.1 * unit)
+    program = lower(cn.minimize(E((score - 3.0) ** 2)).subject_to(high=cn.forall(D, score <= 0.6), low=low))
+    decisions = Decisions(program, torch.device("cpu"), torch.float64)
+    return Evaluator(program, decisions, dtype=torch.float64), decisions
+
+
+@pytest.mark.parametrize("which", ["correction", "descent"])
+def test_a_step_of_rows_is_the_same_in_other_units(which):
+    """Also where there are more rows than it takes: those nearest to their bounds are chosen in units."""
+    ends = list[np.ndarray]()
+    for unit in (1.0, 1e3, 1e-3):
+        evaluator, decisions = two_bounds_per_row(unit, 1.0 if which == "correction" else 0.1)
+        units = {0: 1.0, 1: unit}
+        if which == "correction":
+            move = correction(evaluator, decisions.tensors, {0: 1e-3, 1: 1e-3 * unit}, units)
+        else:
+            move = descent(evaluator, decisions.tensors, units, 1.0)
+        assert move is not None
+        move(1.0)
+        ends.append(decisions.tensors[0].detach().numpy().copy())
+    for end in ends[1:]:
+        np.testing.assert_allclose(end, ends[0], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_steps_of_rows_aim_at_the_rows_that_are_violated_most(masked):
+    """Of more violated rows than a step takes, and of vectors per row, among the rows that are selected."""
+    rng = np.random.default_rng(1)
+    x, keep = rng.normal(size=(400, 2)), rng.random(400) < 0.5
+    D, w = cn.Data("d", x=x, keep=keep.astype(float)), cn.Variable(2, "w", bounds=(-2.0, 2.0))
+    w.value = np.array([3.0, -1.0]) / 2
+    values = x * w.value - 0.1
+    bound = cn.forall(D.where(D.keep > 0.5) if masked else D, D.x * w <= 0.1)
+    program = lower(cn.minimize(cn.sum_squares(w)).subject_to(bound=bound))
+    decisions = Decisions(program, torch.device("cpu"), torch.float64)
+    evaluator = Evaluator(program, decisions, dtype=torch.float64)
+    residuals = _residuals(evaluator, [0])
+    places, c = residuals[0]
+    chosen = np.repeat(keep, 2) if masked else np.ones(800, dtype=bool)
+    np.testing.assert_array_equal(places, np.flatnonzero(chosen))
+    np.testing.assert_allclose(c, values.ravel()[chosen], atol=1e-12)
+    entries = _entries(evaluator, residuals, {0: 1e-3}, {0: 1.0}, {})
+    worst = np.sort(c)[::-1][:MOST_ENTRIES]
+    np.testing.assert_allclose([own for *_, own in entries], worst)
+    assert len(entries) == MOST_ENTRIES
 
 
 def test_a_run_that_ends_within_its_bounds_on_rates_comes_back_to_them(monkeypatch):
