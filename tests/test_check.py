@@ -14,6 +14,7 @@ from torch import nn
 import constrain as cn
 from constrain import E, P, forall
 from constrain.driver.batches import absence
+from constrain.driver.linear import System
 from constrain.language.surrogates import Sigmoid
 
 ROWS = 4000
@@ -193,6 +194,23 @@ def test_bounds_of_variables_take_part():
     assert only(apart, "W202").severity == "error"
     fine = cn.minimize(cn.sum(x)).subject_to(a=x[0] - x[1] >= 0.5, b=x[0] + x[1] >= 1.4)
     assert not findings(fine, "W202")
+
+
+def test_few_linear_programs_tell_which_of_many_constraints_exclude_each_other(monkeypatch):
+    """Every training that misses its constraints asks, so that it may not cost the square of their number."""
+    score, asked = torch.sigmoid(f(D.x)), list[int]()
+    bounds = {f"c{k}": E(score * torch.sigmoid(D.x[0] - k)) <= 1.0 for k in range(40)}
+    clash = {"c25": E(score) >= 0.6, "c7": E(score) <= 0.5}
+    least = System.least_violation
+
+    def counted(self, names):
+        asked.append(len(names))
+        return least(self, names)
+
+    monkeypatch.setattr(System, "least_violation", counted)
+    problem = cn.minimize(loss).subject_to(**(bounds | clash))
+    assert only(problem, "W202").constraint == "c7, c25"
+    assert len(asked) < 20
 
 
 # ------------------------------------------------------------------------------------- repetitions
