@@ -21,6 +21,8 @@ from constrain.language.location import here
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from constrain.language.expr import Expr
+
 __all__ = ["DatasetSource", "LoaderSource", "RandomState", "Source", "Stream", "from_dataset", "from_loader"]
 
 Names: TypeAlias = "Sequence[str | None] | Mapping[str, str]"
@@ -395,7 +397,9 @@ class Stream(Data):
             self[column]  # E106, E167
         return tuple(attribute("constrain.runtime.streams:stream_levels")(self, columns))
 
-    def split(self, fraction: float, seed: int = 0, by: str | Sequence[str] = ()) -> tuple[Data, Data]:
+    def split(
+        self, fraction: float, seed: int = 0, by: str | Expr | Sequence[str | Expr] = ()
+    ) -> tuple[Data, Data]:
         """Raises E166: split the dataset, `torch.utils.data.random_split`, and make a stream of each part."""
         del fraction, seed, by
         raise DataError(
