@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
     from constrain.lowering.program import Part
     from constrain.runtime.batches import Batches
-    from constrain.runtime.binding import Rows
     from constrain.runtime.estimates import Estimate
     from constrain.runtime.evaluator import Evaluator
     from constrain.runtime.result import RawResult
+    from constrain.runtime.rows import Rows
     from constrain.solvers.progress import Progress
 
 __all__ = ["CompiledProblem", "CooperSolver", "export"]

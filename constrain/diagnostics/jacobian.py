@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from constrain.diagnostics.point import Point
     from constrain.diagnostics.relaxed import Priced
-    from constrain.runtime.binding import Index
     from constrain.runtime.decisions import Decisions
     from constrain.runtime.evaluator import Evaluator, Outer
+    from constrain.runtime.rows import Index
 
 __all__ = [
     "LIMIT",

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from constrain.runtime.binding import Rows
     from constrain.runtime.compiled import Job
     from constrain.runtime.evaluator import Evaluator
+    from constrain.runtime.rows import Rows
 
 __all__ = ["BATCHES", "ROWS", "boundless", "gradient_noise", "squared_mean"]
 

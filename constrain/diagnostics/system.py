@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from constrain.diagnostics.jacobian import Entry
-    from constrain.runtime.binding import Index
     from constrain.runtime.evaluator import Evaluator, Outer
+    from constrain.runtime.rows import Index
 
 __all__ = ["DENSE", "System"]
 

@@ -16,9 +16,9 @@ from constrain.runtime.rows import Condition
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from constrain.runtime.binding import Rows
     from constrain.runtime.compiled import Job
     from constrain.runtime.evaluator import Evaluator
+    from constrain.runtime.rows import Rows
 
 __all__ = ["averages", "means", "row_residuals", "totals"]
 

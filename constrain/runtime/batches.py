@@ -10,11 +10,12 @@ from torch import Tensor
 
 from constrain.errors import ModelingError
 from constrain.language.data import Batch
-from constrain.runtime.binding import Rows
+from constrain.runtime.rows import Rows
 
 if TYPE_CHECKING:
-    from constrain.runtime.binding import Index, Population
+    from constrain.runtime.binding import Population
     from constrain.runtime.evaluator import Evaluator
+    from constrain.runtime.rows import Index
 
 __all__ = ["Batches", "add_rows", "masked", "rows_by_sample", "weighted"]
 

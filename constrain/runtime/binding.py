@@ -36,11 +36,9 @@ if TYPE_CHECKING:
     from constrain.language.location import Location
 
 __all__ = [
-    "Index",
     "Kind",
     "Population",
     "Request",
-    "Rows",
     "Stratum",
     "as_array",
     "bind_codes",

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
     from constrain.language.data import Data
     from constrain.lowering.program import Program
-    from constrain.runtime.binding import Population, Rows
+    from constrain.runtime.binding import Population
     from constrain.runtime.compiled import Job
     from constrain.runtime.evaluator import Evaluator
+    from constrain.runtime.rows import Rows
 
 _BINARY = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
 """Losses of two classes, whose targets are probabilities."""

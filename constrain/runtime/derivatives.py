@@ -21,9 +21,9 @@ from constrain.runtime.averages import means, totals
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from constrain.runtime.binding import Index, Rows
     from constrain.runtime.compiled import Job
     from constrain.runtime.evaluator import Evaluator, Outer
+    from constrain.runtime.rows import Index, Rows
 
 __all__ = [
     "Linearization",

@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from constrain.lowering.program import Program
-    from constrain.runtime.binding import Rows
     from constrain.runtime.compiled import Job
     from constrain.runtime.evaluator import Conditions, Evaluator, Outer
+    from constrain.runtime.rows import Rows
 
 __all__ = [
     "ESTIMATORS",

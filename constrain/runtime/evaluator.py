@@ -21,7 +21,6 @@ from constrain.runtime.averages import averages, row_residuals
 from constrain.runtime.binding import (
     Population,
     Request,
-    Rows,
     as_array,
     bind_codes,
     bind_population,
@@ -36,7 +35,7 @@ from constrain.runtime.functional import eager
 from constrain.runtime.known import known_of
 from constrain.runtime.modes import Modes
 from constrain.runtime.pieces import Flattened, entries
-from constrain.runtime.rows import Condition
+from constrain.runtime.rows import Condition, Rows
 from constrain.runtime.tails import set_thresholds
 from constrain.runtime.widths import Widths
 

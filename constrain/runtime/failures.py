@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from constrain.language.symbols import Model
-    from constrain.runtime.binding import Index, Population
+    from constrain.runtime.binding import Population
     from constrain.runtime.codegen import Generated
+    from constrain.runtime.rows import Index
 
 __all__ = ["explain", "refuse_training"]
 

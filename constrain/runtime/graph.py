@@ -30,8 +30,8 @@ from constrain.runtime.trace import NotRecorded, undone
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
-    from constrain.runtime.binding import Rows
     from constrain.runtime.lagrangian import Batches, Lagrangian
+    from constrain.runtime.rows import Rows
     from constrain.runtime.surroundings import Watched
 
 __all__ = ["Mode", "NotRecorded", "RecordedStep", "TrainingStep", "cannot_be"]

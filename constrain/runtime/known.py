@@ -9,21 +9,22 @@ values depend on.
 from __future__ import annotations
 
 import hashlib
+import marshal
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from constrain.language import nodes as n
 from constrain.runtime.averages import means, totals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from constrain.runtime.binding import Rows
     from constrain.runtime.compiled import Job
     from constrain.runtime.evaluator import Evaluator
+    from constrain.runtime.rows import Rows
 
     Look = Callable[[Job, Rows, list[Tensor]], None]
 
@@ -32,7 +33,9 @@ __all__ = ["Known", "known_of"]
 POINTS = 16
 """Points whose averages are remembered."""
 LARGEST = 100_000
-"""Rows of a sample up to which residuals per row are remembered."""
+"""Rows of a sample up to which residuals per row are remembered, of ten constraints at most."""
+_OF_MODULES = frozenset(vars(nn.Module()))
+"""Attributes of every module: its mode, hooks, and the parameters and buffers, which are listed apart."""
 
 
 @dataclass
@@ -102,18 +105,20 @@ class Known:
     def _points(self) -> dict[str, bytes]:
         """By mode a hash of all numbers that the values depend on: with surrogates also of their widths."""
         found = hashlib.blake2b(digest_size=16)
-        for tensor in self._state():
-            _add(found, tensor)
+        for value in self._state():
+            _add(found, value)
         exact = found.digest()
         _add(found, self.evaluator.scales)
         return {"exact": exact, "primal": b"primal" + found.digest()}
 
-    def _state(self) -> Iterator[Tensor]:
+    def _state(self) -> Iterator[Any]:
         evaluator = self.evaluator
         yield from (evaluator.decisions.variables[symbol] for symbol in self._variables)
         for model in evaluator.program.models:
             yield from model.module.parameters()
             yield from model.module.buffers()
+            for module in model.module.modules():  # such as a temperature that goes down
+                yield {k: v for k, v in vars(module).items() if k not in _OF_MODULES}
         for symbol in self._numbers:
             tensor = evaluator.held(symbol)
             if tensor is not None:
@@ -154,7 +159,8 @@ class _Sums:
         """Takes integrands and residuals of some rows, and the masks of the rows that parts select."""
         found = totals(self.evaluator, self.job, values, rows)
         self.totals = [a + b for a, b in zip(self.totals, found, strict=True)] if self.totals else found
-        if self.evaluator.populations[self.job.data].rows > LARGEST:
+        most = min(LARGEST, 10 * LARGEST // max(len(self.job.parts), 1))
+        if self.evaluator.populations[self.job.data].rows > most:
             return
         for place, mask in enumerate(masks):
             self.residuals[place].append(values[len(self.job.moments) + place])
@@ -170,11 +176,23 @@ class _Sums:
                 into.rows[i] = torch.cat(residuals), torch.cat(masks) if masks else None
 
 
-def _add(found: Any, tensor: Tensor) -> None:
-    """Adds the numbers of a tensor to a hash."""
-    own = tensor.detach().reshape(-1).cpu().contiguous()
-    found.update(f"{own.dtype} {own.numel()}".encode())
-    found.update(own.view(torch.uint8).numpy().tobytes())
+def _add(found: Any, value: Any) -> None:
+    """Adds to a hash numbers and texts, and those in tensors, arrays, lists and dictionaries."""
+    seen, todo = set[int](), [value]
+    while todo:
+        own = todo.pop()
+        if isinstance(own, Tensor):
+            flat = own.detach().reshape(-1).cpu().contiguous()
+            found.update(f"{flat.dtype} {flat.numel()}".encode())
+            found.update(flat.view(torch.uint8).numpy())
+            continue
+        try:
+            found.update(marshal.dumps(own, 2))  # of this version equal values have equal bytes
+        except ValueError:  # something in it is a tensor, or another object
+            if isinstance(own, (list, tuple, dict)) and id(own) not in seen:
+                seen.add(id(own))
+                held = cast("Mapping[Any, Any]", own).items() if isinstance(own, dict) else own
+                todo += cast("Iterable[Any]", held)
 
 
 def known_of(evaluator: Evaluator) -> Known | None:

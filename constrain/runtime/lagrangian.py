@@ -42,10 +42,10 @@ if TYPE_CHECKING:
     from constrain.lowering.program import Part
     from constrain.runtime.ascent import Ascent
     from constrain.runtime.batches import Batches
-    from constrain.runtime.binding import Rows
     from constrain.runtime.estimates import Estimate, RowValues
     from constrain.runtime.evaluator import Evaluator
     from constrain.runtime.multipliers import MultiplierFunction
+    from constrain.runtime.rows import Rows
 
 __all__ = ["Lagrangian"]
 

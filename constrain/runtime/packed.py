@@ -10,8 +10,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from constrain.runtime.binding import Rows
     from constrain.runtime.evaluator import Evaluator
+    from constrain.runtime.rows import Rows
 
 __all__ = ["Packed", "unpacked"]
 

@@ -29,8 +29,8 @@ from constrain.runtime.visits import VISITS, visit_weight
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from constrain.runtime.binding import Rows
     from constrain.runtime.estimates import Estimator
+    from constrain.runtime.rows import Rows
     from constrain.runtime.steps import Block
 
 __all__ = ["RARE", "Rare"]

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from constrain.errors import DataError
-from constrain.runtime.binding import Population, Rows
+from constrain.runtime.binding import Population
 from constrain.runtime.columns import as_array
+from constrain.runtime.rows import Rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from constrain.runtime.binding import Rows
 from constrain.runtime.multipliers import part_shapes
+from constrain.runtime.rows import Rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from constrain.lowering.program import Part
-    from constrain.runtime.binding import Rows
     from constrain.runtime.estimates import Estimate, Estimator
+    from constrain.runtime.rows import Rows
 
 __all__ = ["FASTER", "LEAST_PACE", "SLOWER", "Block", "Scale", "Scales"]
 

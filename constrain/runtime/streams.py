@@ -26,22 +26,16 @@ from torch import Tensor
 from constrain.errors import DataError, ModelingWarning
 from constrain.language import nodes as n
 from constrain.language.streams import DatasetSource, RandomState, Stream
-from constrain.runtime.binding import (
-    Population,
-    Request,
-    Rows,
-    Stratum,
-    listed_rows,
-    refuse_unknown_columns,
-)
+from constrain.runtime.binding import Population, Request, Stratum, listed_rows, refuse_unknown_columns
 from constrain.runtime.census import Census, Kept, Summary, Tally, count_rows
 from constrain.runtime.columns import read_column, refuse_missing
 from constrain.runtime.encoding import Encoder, Kind, codes_column
+from constrain.runtime.rows import Rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from constrain.runtime.binding import Index
+    from constrain.runtime.rows import Index
 
 __all__ = ["StreamPopulation", "bind_stream", "stream_levels"]
 

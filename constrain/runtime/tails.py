@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
     from constrain.language.data import Data
     from constrain.lowering.program import Program, Tail
-    from constrain.runtime.binding import Population, Rows
+    from constrain.runtime.binding import Population
     from constrain.runtime.evaluator import Evaluator
+    from constrain.runtime.rows import Rows
 
 __all__ = [
     "Sample",

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from constrain.runtime.binding import Rows
+    from constrain.runtime.rows import Rows
 
 __all__ = ["BySizes", "sizes", "visit_weight"]
 

@@ -22,9 +22,10 @@ from constrain.runtime.surrogates import measured, measured_by_level, shrunk, up
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from constrain.runtime.binding import Population, Rows
+    from constrain.runtime.binding import Population
     from constrain.runtime.compiled import StratumKey
     from constrain.runtime.evaluator import Evaluator
+    from constrain.runtime.rows import Rows
 
 __all__ = ["Widths"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from constrain.language import nodes as n
-from constrain.runtime.binding import Index, Rows
+from constrain.runtime.rows import Index, Rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

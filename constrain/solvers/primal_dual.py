@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from constrain.runtime.ascent import Ascent
-    from constrain.runtime.binding import Rows
     from constrain.runtime.evaluator import Evaluator
     from constrain.runtime.result import RawResult
+    from constrain.runtime.rows import Rows
     from constrain.solvers.progress import Progress
     from constrain.solvers.schemes import State
 

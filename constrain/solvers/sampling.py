@@ -18,8 +18,9 @@ from constrain.runtime.streams import StreamPopulation
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from constrain.runtime.binding import Population, Rows
+    from constrain.runtime.binding import Population
     from constrain.runtime.evaluator import Evaluator
+    from constrain.runtime.rows import Rows
 
 __all__ = ["BatchSampler", "Sampling", "Strata", "asked_size", "batch_size", "strata"]
 

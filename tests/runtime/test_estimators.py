@@ -6,8 +6,8 @@ import torch
 
 import constrain as cn
 from constrain import E, P, forall
-from constrain.runtime.binding import Rows
 from constrain.runtime.estimates import Estimator, estimators
+from constrain.runtime.rows import Rows
 from constrain.solvers.sampling import BatchSampler, strata
 
 BATCHES = 1500

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from constrain.runtime.binding import Rows
+    from constrain.runtime.rows import Rows
     from constrain.solvers.primal_dual import Training
 
 __all__ = ["Extragradient", "Optimistic"]

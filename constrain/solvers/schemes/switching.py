@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from constrain.lowering.program import Part
-    from constrain.runtime.binding import Rows
     from constrain.runtime.estimates import Estimate
+    from constrain.runtime.rows import Rows
     from constrain.solvers.primal_dual import Training
 
 __all__ = ["Switching"]
