@@ -20,7 +20,7 @@ from constrain.language import nodes as n
 from constrain.runtime.averages import means, totals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from constrain.runtime.compiled import Job
     from constrain.runtime.evaluator import Evaluator
@@ -118,7 +118,8 @@ class Known:
             yield from model.module.parameters()
             yield from model.module.buffers()
             for module in model.module.modules():  # such as a temperature that goes down
-                yield {k: v for k, v in vars(module).items() if k not in _OF_MODULES}
+                held = cast("dict[str, Any]", vars(module))
+                yield {name: own for name, own in held.items() if name not in _OF_MODULES}
         for symbol in self._numbers:
             tensor = evaluator.held(symbol)
             if tensor is not None:
@@ -178,7 +179,7 @@ class _Sums:
 
 def _add(found: Any, value: Any) -> None:
     """Adds to a hash numbers and texts, and those in tensors, arrays, lists and dictionaries."""
-    seen, todo = set[int](), [value]
+    seen, todo = dict[int, Any](), list[Any]([value])
     while todo:
         own = todo.pop()
         if isinstance(own, Tensor):
@@ -189,10 +190,10 @@ def _add(found: Any, value: Any) -> None:
         try:
             found.update(marshal.dumps(own, 2))  # of this version equal values have equal bytes
         except ValueError:  # something in it is a tensor, or another object
-            if isinstance(own, (list, tuple, dict)) and id(own) not in seen:
-                seen.add(id(own))
-                held = cast("Mapping[Any, Any]", own).items() if isinstance(own, dict) else own
-                todo += cast("Iterable[Any]", held)
+            held, place = own, id(own)
+            if isinstance(own, (list, tuple, dict)) and place not in seen:
+                seen[place] = held  # which keeps its place
+                todo += held.items() if isinstance(own, dict) else held
 
 
 def known_of(evaluator: Evaluator) -> Known | None:

@@ -844,3 +844,35 @@ def test_explain_says_how_batches_of_a_stream_come():
     assert (
         "batches of train are read in the order of its loader: they are not stratified by its groups" in text
     )
+
+
+class Tempered(nn.Module):
+    """A linear score whose temperature is a number, and an offset in a tensor that is no buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 1).double()
+        self.temperature = 1.0
+        self.settings = {"offsets": [torch.zeros((), dtype=torch.float64)]}
+        self.settings["own"] = self.settings  # nothing that a loop could not end in
+
+    def forward(self, x):
+        return self.layer(x)[:, 0] / self.temperature + self.settings["offsets"][0]
+
+
+def test_what_is_remembered_of_a_pass_follows_what_a_model_holds_beside_its_parameters():
+    """A temperature that a callback lowers: a stream has the values that a table has."""
+    values, found = {n: columns()[n] for n in ("x", "y")}, {}
+    for kind in ("table", "stream"):
+        torch.manual_seed(0)
+        module = Tempered()
+        D = table(**values) if kind == "table" else cn.Data.from_dataset("train", Rows(**values), ("x", "y"))
+        problem = cn.minimize(E((cn.Model(module, "f")(D.x) - D.y) ** 2))
+        evaluator = prepare(lower(problem), device=CPU, dtype=torch.float64).evaluator
+        found[kind] = [float(evaluator.full().objective)]
+        module.temperature = 0.5
+        found[kind].append(float(evaluator.full().objective))
+        module.settings["offsets"][0] += 1.0
+        found[kind] += [float(evaluator.full().objective), float(evaluator.full().objective)]
+    assert found["stream"] == pytest.approx(found["table"], rel=1e-12)
+    assert len(set(found["table"])) == 3
