@@ -30,6 +30,7 @@ def test_integer_columns_keep_their_weights_on_batches():
 
 
 def test_models_that_share_parameters_are_refused():
+    torch.manual_seed(0)
     net = nn.Linear(2, 1).double()
     D = cn.Data("d", x=torch.ones(4, 2).double())
     f, r = cn.Model(net, "f"), cn.Model(net, "r", frozen=True)
