@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = ["WholeNumbers"]
 
-_ARITHMETIC = ("abs", "add", "maximum", "minimum", "mul", "neg", "relu", "sign", "square", "sub")
-_OF_ENTRIES = ("count_nonzero", "max", "min", "sum", "sum_squares", "trace", "where")
+_ARITHMETIC = ("abs", "add", "maximum", "minimum", "mul", "neg", "relu", "sign", "sub")
+_OF_ENTRIES = ("count_nonzero", "max", "min", "sum", "trace", "where")
 _ARRANGED = ("index", "reshape", "stack", "transpose")
 _STAY = frozenset((*_ARITHMETIC, *_OF_ENTRIES, *_ARRANGED))
 """Functions whose value is whole where all arguments are."""
+_FACTOR = 10**6
+"""Largest number by which products stay whole: those of columns, and squares, may need more than 64 bits."""
 _POSITIONS = frozenset(("cross_entropy", "take"))
 """Functions whose last argument are labels or positions, which stay what they are."""
 _MOST = 2.0**53
@@ -44,7 +46,7 @@ class WholeNumbers:
         """The arguments of a function; whole numbers as floating ones where its value is not whole."""
         values = node.args[1:] if node.atom == "where" else node.args
         whole = [self(x) for x in values]
-        if node.atom in _POSITIONS or not any(whole) or (node.atom in _STAY and all(whole)):
+        if node.atom in _POSITIONS or not any(whole) or self(node):
             return list(refs)
         moved = {id(x) for x, w in zip(values, whole, strict=True) if w and not isinstance(x, n.Constant)}
         return [
@@ -88,6 +90,9 @@ def _is_whole(node: n.Node, parts: tuple[bool, ...]) -> bool:
         case n.Apply(atom="where"):
             return all(parts[1:])
         case n.Apply(atom=atom):
-            return atom in _STAY and all(parts)
+            fits = atom != "mul" or any(
+                isinstance(x, n.Constant) and abs(x.value) <= _FACTOR for x in node.args
+            )
+            return atom in _STAY and all(parts) and fits
         case _:
             return False

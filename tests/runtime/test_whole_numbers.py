@@ -80,7 +80,8 @@ def test_one_hot_codes_and_single_columns_are_numbers():
 SECONDS = 1_700_000_000 + 7 * np.arange(200)
 COUNTS = np.random.default_rng(0).integers(1, 1000, 200)
 BYTES = np.random.default_rng(1).integers(0, 255, 200).astype(np.uint8)
-W = cn.Data("whole", t=SECONDS, i=COUNTS, u=torch.as_tensor(BYTES), b=(COUNTS > 500).tolist())
+NANOSECONDS = 10**9 * SECONDS  # products are larger than 64 bits hold
+W = cn.Data("whole", t=SECONDS, ns=NANOSECONDS, i=COUNTS, u=torch.as_tensor(BYTES), b=(COUNTS > 500).tolist())
 WRITTEN = {
     "D.t - 1.7e9": SECONDS - 1.7e9,
     "1.7e9 - D.t": 1.7e9 - SECONDS,
@@ -100,6 +101,11 @@ WRITTEN = {
     "torch.exp(-D.i / 500)": np.exp(-COUNTS / 500),
     "cn.mean(cn.stack(D.i, D.u))": (COUNTS + BYTES.astype(float)) / 2,
     "cn.norm(cn.stack(D.i, D.u))": np.hypot(COUNTS, BYTES),
+    "D.ns * D.i / 1e18": NANOSECONDS * COUNTS.astype(float) / 1e18,
+    "D.ns * D.ns / 1e36": (NANOSECONDS / 1e18) ** 2,
+    "cn.square(D.ns) / 1e36": (NANOSECONDS / 1e18) ** 2,
+    "D.ns * 10**9 / 1e27": NANOSECONDS / 1e18,
+    "cn.sum_squares(cn.stack(D.ns, D.i)) / 1e36": (NANOSECONDS / 1e18) ** 2,
     "cn.indicator(D.t > 1.7e9)": SECONDS > 1.7e9,
     "cn.indicator(D.t <= 1700000700.5)": SECONDS <= 1700000700.5,
     "cn.indicator(1700000700.0 >= D.t)": SECONDS <= 1700000700,
