@@ -192,7 +192,7 @@ def _add(found: Any, value: Any) -> None:
         except ValueError:  # something in it is a tensor, or another object
             held, place = own, id(own)
             if isinstance(own, (list, tuple, dict)) and place not in seen:
-                seen[place] = held  # which keeps its place
+                seen[place] = held  # so that no other object gets its id
                 todo += held.items() if isinstance(own, dict) else held
 
 
