@@ -45,7 +45,7 @@ MOST_ENTRIES = 200
 """Constraints, each of which needs a gradient on all rows, that a correction takes at most."""
 MOST_NUMBERS = 20_000_000
 """Constraints times decisions up to which their gradients are held."""
-INDEPENDENT = 1e-5
+INDEPENDENT = 1e-4
 """Of the largest singular value of gradients of length 1, the least that counts as another direction."""
 ROUNDING = 1e-14
 """Of the largest price, one that is none."""
