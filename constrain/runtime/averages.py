@@ -14,13 +14,16 @@ from torch import Tensor
 from constrain.runtime.rows import Condition
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from constrain.runtime.compiled import Job
     from constrain.runtime.evaluator import Evaluator
     from constrain.runtime.rows import Rows
 
 __all__ = ["averages", "means", "row_residuals", "totals"]
+
+MOST_NUMBERS = 20_000_000
+"""Rows times constraints per row that are read in one pass."""
 
 
 def averages(evaluator: Evaluator, mode: str = "exact") -> list[Tensor]:
@@ -72,21 +75,41 @@ def means(evaluator: Evaluator, job: Job, sums: Sequence[Tensor]) -> list[Tensor
     return found
 
 
-def row_residuals(evaluator: Evaluator, i: int, mode: str) -> tuple[Tensor, Tensor | None]:
-    """Residuals (rows, ...) of part `i`, a constraint per row; and the mask (rows,) of the rows it selects.
+def row_residuals(
+    evaluator: Evaluator, parts: Sequence[int], mode: str
+) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    """Residuals of constraints per row for all rows, in as few passes over their samples as memory allows.
 
-    The mask is None where the part is about all rows; `mode` is that of `averages`.
+    Args:
+        evaluator: a program with data.
+        parts: their positions.
+        mode: "exact" or "primal".
+
+    Yields:
+        Position, residuals, and the mask of the rows that it selects; sample by sample.
     """
-    part = evaluator.program.per_row[i]
-    job = next(j for j in evaluator.jobs if j.data is part.rows)
-    place = len(job.moments) + job.parts.index(i)
-    found: list[Tensor] = []
-    masks: list[Tensor] = []
+    for job in evaluator.jobs:
+        own = [i for i in parts if i in job.parts]
+        together = max(MOST_NUMBERS // max(evaluator.populations[job.data].rows, 1), 1)
+        for start in range(0, len(own), together):
+            yield from _row_residuals(evaluator, job, own[start : start + together], mode)
+
+
+def _row_residuals(
+    evaluator: Evaluator, job: Job, parts: Sequence[int], mode: str
+) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    """The same of some constraints of one sample, in one pass."""
+    places = [job.parts.index(i) for i in parts]
+    found: list[list[Tensor]] = [[] for _ in parts]
+    masks: list[list[Tensor]] = [[] for _ in parts]
     with torch.no_grad():
         for rows in evaluator.populations[job.data].chunks(evaluator.chunk):
             values = evaluator.rows(job, rows, mode)
-            found.append(values[place])
-            mask = values[len(values) - len(job.parts) + job.parts.index(i)]
-            if mask is not None:
-                masks.append(mask)
-    return torch.cat(found), torch.cat(masks) if masks else None
+            first = len(values) - len(job.parts)
+            for k, place in enumerate(places):
+                found[k].append(values[len(job.moments) + place])
+                mask = values[first + place]
+                if mask is not None:
+                    masks[k].append(mask)
+    for i, residuals, own in zip(parts, found, masks, strict=True):
+        yield i, torch.cat(residuals), torch.cat(own) if own else None

@@ -40,7 +40,7 @@ from constrain.runtime.tails import set_thresholds
 from constrain.runtime.widths import Widths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from constrain.language.data import Data
     from constrain.lowering.program import Program
@@ -469,8 +469,20 @@ class Evaluator:
 
     def row_residuals(self, i: int, mode: str = "exact") -> tuple[Tensor, Tensor | None]:
         """Residuals of part `i`, a constraint per row, for all rows; and the mask of the rows it selects."""
-        known = None if self.known is None else self.known.row_residuals(i, mode)
-        return row_residuals(self, i, mode) if known is None else known
+        return next((residual, mask) for _, residual, mask in self.all_row_residuals([i], mode))
+
+    def all_row_residuals(
+        self, parts: Iterable[int], mode: str = "exact"
+    ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """Position, `row_residuals` of several constraints per row, in few passes; sample by sample."""
+        left = list[int]()
+        for i in parts:
+            known = None if self.known is None else self.known.row_residuals(i, mode)
+            if known is None:
+                left.append(i)
+            else:
+                yield i, *known
+        yield from row_residuals(self, left, mode)
 
     def sides(self, moments: Sequence[Tensor] | None = None) -> list[tuple[Tensor, ...]]:
         """Exact (lhs, rhs, ...) of every form as written; per-row forms give one value per row.

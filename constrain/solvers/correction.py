@@ -244,12 +244,13 @@ def _residuals(evaluator: Evaluator, positions: Iterable[int]) -> _Residuals:
         residuals = evaluator.outer(evaluator.moments("exact"), "exact").residuals
     found: _Residuals = {}
     first = {_content(part): i for i, part in reversed(evaluator.program.per_row.items())}
+    rowwise = [i for i in positions if residuals[i] is None]
+    rowwise = [i for i in rowwise if first[_content(evaluator.program.per_row[i])] == i]
+    known = {i: (residual, mask) for i, residual, mask in evaluator.all_row_residuals(rowwise)}
     for i in positions:
-        if residuals[i] is None and first[_content(evaluator.program.per_row[i])] != i:
+        residual, mask = known.get(i, (residuals[i], None))
+        if residual is None:  # that of another one
             continue
-        residual, mask = residuals[i], None
-        if residual is None:
-            residual, mask = evaluator.row_residuals(i)
         values = residual.detach().double().reshape(-1).cpu().numpy()
         places = np.arange(len(values))
         if mask is not None:

@@ -185,12 +185,12 @@ class _End:
     def _worth(self, outer: Outer) -> float:
         """The room at bounds on rates and rows, each times its multiplier."""
         averaged, worth = self.judge.averaged(self.method), 0.0
-        for i in self._units():
+        residuals = {i: outer.residuals[i] for i in self._units() if i in self.rates}
+        rowwise = [i for i in self._units() if i in self.evaluator.program.per_row]
+        residuals |= {i: residual for i, residual, _ in self.evaluator.all_row_residuals(rowwise)}
+        for i, residual in residuals.items():
             price = averaged.get(self.judge.parts[i].key)
-            residual, rowwise = outer.residuals[i], i in self.evaluator.program.per_row
-            if rowwise:
-                residual, _ = self.evaluator.row_residuals(i)
-            if residual is not None and price is not None and (rowwise or i in self.rates):
+            if residual is not None and price is not None:
                 room = -residual.detach().double().cpu().reshape(-1).numpy()
                 worth += float((room.clip(min=0.0) * price.reshape(-1))[price.reshape(-1) != 0].sum())
         return worth

@@ -291,15 +291,18 @@ class IterateJudge:
 
     def _worst(self, outer: Outer) -> list[float]:
         """The largest violation of every part."""
-        found: list[float] = []
-        for i, part in enumerate(self.parts):
-            residual = outer.residuals[i]
-            if residual is None:
-                residual, mask = self.evaluator.row_residuals(i)
-                residual = residual if mask is None else residual[mask]
-            over = residual.abs() if part.kind == "==" else residual.clamp(min=0)
+        found = [0.0] * len(self.parts)
+
+        def note(i: int, residual: Tensor) -> None:
+            over = residual.abs() if self.parts[i].kind == "==" else residual.clamp(min=0)
             worst = float(over.amax()) if over.numel() else 0.0
-            found.append(math.inf if math.isnan(worst) else worst)
+            found[i] = math.inf if math.isnan(worst) else worst
+
+        for i, residual in enumerate(outer.residuals):
+            if residual is not None:
+                note(i, residual)
+        for i, residual, mask in self.evaluator.all_row_residuals(self.evaluator.program.per_row):
+            note(i, residual if mask is None else residual[mask])
         return found
 
     def _judge(self, epoch: int, method: Method, moments: list[Tensor]) -> None:

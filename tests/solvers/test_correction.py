@@ -152,6 +152,27 @@ def test_steps_of_rows_aim_at_the_rows_that_are_violated_most(masked):
     assert len(entries) == MOST_ENTRIES
 
 
+@pytest.mark.parametrize("together", [10**9, 700, 1])
+def test_residuals_of_many_constraints_per_row_take_one_pass_where_memory_allows(together, monkeypatch):
+    rng = np.random.default_rng(0)
+    D, w = cn.Data("d", x=rng.normal(size=(300, 3)), keep=rng.random(300) < 0.5), cn.Variable(3, "w")
+    w.value = rng.normal(size=3)
+    some = D.where(D.keep)
+    bounds = {f"c{k}": cn.forall(some if k % 2 else D, D.x @ w <= 0.1 * k) for k in range(5)}
+    program = lower(cn.minimize(cn.sum_squares(w)).subject_to(**bounds))
+    decisions = Decisions(program, torch.device("cpu"), torch.float64)
+    evaluator = Evaluator(program, decisions, dtype=torch.float64)
+    alone = [evaluator.row_residuals(i) for i in range(5)]
+    passes, rows = list[int](), evaluator.rows
+    monkeypatch.setattr("constrain.runtime.averages.MOST_NUMBERS", together)
+    monkeypatch.setattr(evaluator, "rows", lambda *given: (passes.append(1), rows(*given))[1])
+    found = {i: (residual, mask) for i, residual, mask in evaluator.all_row_residuals(range(5))}
+    assert len(passes) == {10**9: 1, 700: 3, 1: 5}[together]
+    for i, (residual, mask) in enumerate(alone):
+        torch.testing.assert_close(found[i][0], residual, rtol=0, atol=0)
+        assert (mask is None) == (found[i][1] is None) == (i % 2 == 0)
+
+
 def test_a_run_that_ends_within_its_bounds_on_rates_comes_back_to_them(monkeypatch):
     """Room at a bound with a multiplier costs: steps back lower the objective and violate nothing."""
     options = {"epochs": 12, "batch": 64}
