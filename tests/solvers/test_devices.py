@@ -114,7 +114,7 @@ def test_a_run_that_is_continued_is_the_uncut_one(name, device, graph, tmp_path)
         np.testing.assert_array_equal(value, resumed[1].multipliers[key])
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", [CUDA])
 @pytest.mark.parametrize(
     "scheme", ["alternating", "extragradient", "optimistic", "penalty", "switching", "tiada"]
 )
