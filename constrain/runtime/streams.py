@@ -133,7 +133,8 @@ class _Feed:
         self.count = count
         self.generator = generator
         seeded = not population.positioned
-        self.state = RandomState(int(torch.randint(2**31, (), generator=generator)) if seeded else 0)
+        seed = int(torch.randint(2**31, (), generator=generator)) if seeded else 0
+        self.state = RandomState(seed, population.stream.source.generators())
         self._left: list[Rows] = []
         self._start: dict[str, Any] = {}
         self._drawn = 0

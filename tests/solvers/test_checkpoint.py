@@ -102,9 +102,9 @@ def dataset():
     return rates(D=cn.Data.from_dataset("sample", table(), ("x", "y", "group")))
 
 
-def loader():
+def loader(generator=None):
     """Rows of a loader that shuffles, in batches of another size than those of the steps."""
-    found = torch.utils.data.DataLoader(table(), batch_size=32, shuffle=True)
+    found = torch.utils.data.DataLoader(table(), batch_size=32, shuffle=True, generator=generator)
     D = cn.Data.from_loader("sample", found, ("x", "y", "group"))
     f = cn.Model(network(), "f")
     loss = F.binary_cross_entropy_with_logits(f(D.x), D.y, reduction="none")
@@ -127,6 +127,7 @@ CASES = {
     "points": ("lagrangian", points),
     "dataset": ("lagrangian", dataset),
     "loader": ("lagrangian", loader),
+    "loader with a generator": ("lagrangian", lambda: loader(torch.Generator().manual_seed(3))),
     "refreshed": ("lagrangian", refreshed),
     "recorded": ("lagrangian", lambda: (rates(), {"graph": "recorded"})),
     "recorded tails": ("lagrangian", lambda: (tails(), {"graph": "recorded"})),
