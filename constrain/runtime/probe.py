@@ -121,7 +121,11 @@ def _trial(
 
 
 def _applied(node: n.Call, module: nn.Module, state: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> Any:
-    """The module on inputs, with other tensors in the place of its own; of inputs without numbers zeros."""
+    """The module on inputs, with other tensors in the place of its own; of inputs without numbers zeros.
+
+    Raises:
+        NotImplementedError: `forward` fails on zeros in a way of its own; nothing is known of the shape then.
+    """
     device = next((t.device for t in state.values()), torch.device("cpu"))
     given = [torch.zeros(x.shape, dtype=x.dtype, device=device) for x in inputs]
 
